@@ -1,0 +1,99 @@
+"""What an audit found: closed lists of codes, and a report that stays small however much is wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamer.records import OUTCOMES
+
+PROBLEMS: dict[str, str] = {
+    "no_dataset": "there is no manifest in this folder",
+    "manifest_unreadable": "a file in manifests/ is not a manifest",
+    "manifest_name": "a manifest is not named WRITER-EPOCH.json after what it says, or is of another dataset",
+    "epoch_gap": "a writer's epochs are not numbered without a gap: a manifest is missing, or not yet projected",
+    "uuid_chain": "a manifest does not name the uuid of its writer's epoch before it",
+    "range_gap": "offsets of a partition between two manifests are in none",
+    "range_overlap": "offsets of a partition are in two manifests",
+    "skipped_outside": "a skipped range is outside its manifest's range",
+    "file_missing": "a file that a manifest names is not there",
+    "file_size": "a file has another length than its manifest says",
+    "file_checksum": "a file has another sha256 than its manifest says",
+    "file_twice": "a file is named by two manifests, or twice",
+    "file_unknown": "a file in shards/, metadata/ or manifests/ belongs to no manifest",
+    "binding": "files differ in what the whole dataset is bound to: dataset, topic, dimension, threshold",
+    "table_unreadable": "a Parquet file cannot be read or lacks a column of the contract",
+    "rows_mismatch": "a file has another number of rows or samples than its manifest says",
+    "counts_mismatch": "a manifest's counts by outcome are not its rows'",
+    "row_outside_range": "a row's (partition, offset) is not in its manifest's ranges, or is in a skipped one",
+    "row_twice": "two rows of an epoch have one (partition, offset)",
+    "row_invalid": "a row contradicts itself: key, outcome, reason, shard, embedding or duplicate_of",
+    "claim_twice": "two rows have one claim position",
+    "tar_unreadable": "a tar cannot be read to its end",
+    "member_missing": "an accepted row's sample, or a member of it, is not in its shard",
+    "member_unknown": "a shard holds a member that no accepted row accounts for",
+    "member_twice": "a shard holds a sample twice",
+    "member_mismatch": "a sample's image bytes, text or json are not what its row says",
+    "duplicate_target": "a duplicate does not name an accepted record that came before it",
+    "similarity": "a duplicate's similarity is not the one of the stored embeddings, or is below the threshold",
+    "pair": "two accepted records are at or above the threshold (checked with --pairs)",
+}
+"""The closed list of problem codes; `dataset verify` exits 1 if there is any."""
+
+NOTES: dict[str, str] = {
+    "staged": "an epoch in .staging that is not (yet) public: of a running writer, or left for the next start to project or remove",
+    "withdrawn_target": "a duplicate names a winner that was withdrawn later: its image could not be had any more",
+}
+"""What a person may want to know of a folder that is right."""
+
+KEPT = 100
+"""Findings of one code that are listed; the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    code: str
+    path: str
+    """From the dataset folder; with ``#KEY`` where it is one row or sample."""
+    detail: str
+
+
+@dataclass(slots=True)
+class Report:
+    records: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    partitions: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Partition → first, next, records, skipped."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Code → how often."""
+    problems: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def problem(self, code: str, path: str, detail: str) -> None:
+        assert code in PROBLEMS, f"this is a bug: {code!r} is not in PROBLEMS"
+        self._keep(self.problems, Finding(code, path, detail))
+
+    def note(self, code: str, path: str, detail: str) -> None:
+        assert code in NOTES, f"this is a bug: {code!r} is not in NOTES"
+        self._keep(self.notes, Finding(code, path, detail))
+
+    def _keep(self, findings: list[Finding], finding: Finding) -> None:
+        self.counts[finding.code] += 1
+        if self.counts[finding.code] <= KEPT:
+            findings.append(finding)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "records": self.records,
+            "outcomes": {**dict.fromkeys(OUTCOMES, 0), **self.outcomes},
+            "partitions": {str(p): facts for p, facts in sorted(self.partitions.items())},
+            "problems": [{"code": f.code, "path": f.path, "detail": f.detail} for f in self.problems],
+            "notes": [{"code": f.code, "path": f.path, "detail": f.detail} for f in self.notes],
+            "counts": dict(self.counts),
+        }

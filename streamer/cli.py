@@ -1,0 +1,75 @@
+"""The command line: one lazily loaded module a verb, and the one place where errors become messages and exit codes.
+
+Data on stdout, talk on stderr; no traceback for a user's mistake. Exit codes: see `streamer.errors`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from streamer.errors import StreamerError
+
+VERBS = {
+    "demo": "The whole line on this machine: embedded broker, real photos, real weights.",
+    "broker": "A real one-node Apache Kafka as a child process.",
+    "run": "The consumer: curates until it is stopped.",
+    "produce": "Folders, WebDataset tars and Parquet as records.",
+    "replay": "Backlog into a new dataset.",
+    "lag": "Per partition: committed, end, records and seconds behind.",
+    "check": "Config, weights, plugins, device, broker, output: one line each.",
+    "dataset": "Exactly-once audit and statistics of an output folder.",
+}
+
+
+class _Verbs(click.Group):
+    """Imports a verb's module when it is used, so that ``--help`` never waits for torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"streamer.commands.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="streamer")
+def command() -> None:
+    """Curates image-text data as it arrives: Kafka in, WebDataset shards and Parquet out, exactly once."""
+
+
+def limit_blas() -> None:
+    """One thread for numpy's matrix products, unless the user says otherwise. Ours are small, and threads that spin for their next part
+    take the cores from decoding. Torch has threads of its own. Before numpy is imported."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def main() -> None:
+    """The console script. Never returns."""
+    limit_blas()
+    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - plugins are found in the working directory
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    try:
+        command.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.Abort:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except StreamerError as error:
+        print(f"streamer: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    sys.exit(0)

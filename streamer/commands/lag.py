@@ -1,0 +1,55 @@
+"""``streamer lag``: how far a dataset is behind its topic."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from streamer.commands.options import read_config, with_config
+from streamer.kafka.admin import Admin
+from streamer.kafka.lag import PartitionLag, measure
+
+
+@click.command()
+@with_config
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def command(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Per partition: committed, end, records and seconds behind. Seconds: the age of the first record that is not committed.
+
+    Records are offsets up to the end, so those that only mark transactions count, too. The running group is not touched.
+    """
+    config = read_config(path, overrides)
+    admin = Admin(config.kafka)
+    rows = measure(config, admin)
+    group = admin.group_state(config.group)
+    if as_json:
+        summary = {
+            "group": config.group, "state": group.state, "members": len(group.members),
+            "records": sum(row.records for row in rows), "seconds": max((row.seconds for row in rows), default=0.0),
+            "partitions": [dataclasses.asdict(row) for row in rows],
+        }  # fmt: skip
+        click.echo(json.dumps(summary))
+        return
+    click.echo(f"group {config.group}: {group.state}, {len(group.members)} members", err=True)
+    Console().print(_table(config.kafka.topic, rows))
+
+
+def _table(topic: str, rows: list[PartitionLag]) -> Table:
+    table = Table(title=topic, title_justify="left", show_footer=True)
+    total, oldest = sum(row.records for row in rows), max((row.seconds for row in rows), default=0.0)
+    for name, footer in (
+        ("partition", "all"),
+        ("committed", ""),
+        ("end", ""),
+        ("records behind", str(total)),
+        ("seconds behind", f"{oldest:.1f}"),
+    ):
+        table.add_column(name, footer, justify="right")
+    for row in rows:
+        committed = "none yet" if row.committed is None else str(row.committed)
+        table.add_row(str(row.partition), committed, str(row.end), str(row.records), f"{row.seconds:.1f}")
+    return table

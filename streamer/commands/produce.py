@@ -1,0 +1,193 @@
+"""``streamer produce``: images and their captions as records (contract, section 4.1: binary mode)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import click
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+
+from streamer.config import Kafka
+from streamer.errors import EXIT_FAILED, ConfigError, DependencyError, StreamerError
+from streamer.kafka.admin import Admin
+from streamer.kafka.client import MESSAGE_BYTES
+from streamer.kafka.sender import Sender, Tally
+from streamer.produce.captions import Captions
+from streamer.produce.entry import Absent, Columns, Unsendable
+from streamer.produce.source import Sources
+
+SHOWN_FAILURES = 50
+_LINE_EVERY_S = 5.0
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of the sources."""
+
+    sent: int = 0
+    nbytes: int = 0
+    seconds: float = 0.0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    absent: int = 0
+
+    def as_json(self) -> str:
+        failed = [{"id": id, "reason": reason} for id, reason in self.failed]
+        counts = {"sent": self.sent, "failed": failed, "absent": self.absent, "bytes": self.nbytes, "seconds": round(self.seconds, 3)}
+        return json.dumps(counts, ensure_ascii=False)
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE...")
+@click.option("--topic", required=True, help="The topic to write to.")
+@click.option("--bootstrap", required=True, metavar="HOST:PORT", help="Kafka's bootstrap servers.")
+@click.option("--create-topic", is_flag=True, help="Makes the topic if it is missing.")
+@click.option("--partitions", type=click.IntRange(1), help="Of the topic that --create-topic makes; default: the broker's.")
+@click.option("--captions", type=click.Path(path_type=Path), metavar="FILE", help="CSV, TSV, JSON lines or Parquet with one row an image.")
+@click.option("--path-column", default="", metavar="NAME", help="Column with the image's path. Default: path, file, file_name, …")
+@click.option("--text-column", default="", metavar="NAME", help="Column with the caption. Default: text, caption, …")
+@click.option("--url-column", default="", metavar="NAME", help="Column with the image's address. Default: url, source_url, …")
+@click.option("--id-column", default="", metavar="NAME", help="Parquet: column with the id.")
+@click.option("--image-column", default="", metavar="NAME", help="Parquet: column with the image's bytes.")
+@click.option("--separator", default="", help="Splits the text column: the first part is the caption, all are the metadata `captions`.")
+@click.option("--all-files", is_flag=True, help="Sends every file as a record of its own, images or not, without sidecars.")
+@click.option(
+    "--key", type=click.Choice(["none", "id"]), default="none", show_default=True, help="The message key; id: equal ids, one partition."
+)
+@click.option("--client", "client", multiple=True, metavar="K=V", help="A librdkafka property, as in kafka.client of the config.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
+def command(
+    sources: tuple[Path, ...], topic: str, bootstrap: str, create_topic: bool, partitions: int | None, captions: Path | None, path_column: str,
+    text_column: str, url_column: str, id_column: str, image_column: str, separator: str, all_files: bool, key: str, client: tuple[str, ...],
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Sends images to the input topic, with their captions and metadata as headers.
+
+    A SOURCE is a folder of images (PHOTO.txt and PHOTO.json beside PHOTO.jpg are its text and metadata), a WebDataset tar, a
+    Parquet file with bytes or paths, a folder of these (img2dataset's, too), or one image. Ids are paths relative to the
+    source; in tars TAR/KEY. Keys of the JSON, or further columns, become metadata; what is no string is written as JSON.
+
+    Exit 1 if anything was unreadable, or too big for the topic; it is listed at the end.
+    """
+    begun = time.monotonic()
+    report = Report()
+    with _in_words_of_this_command():
+        try:
+            kafka = Kafka(bootstrap_servers=bootstrap, topic=topic, client=_properties(client))
+        except ValidationError as error:
+            raise ConfigError("\n".join(f"--{e['loc'][0]}: {e['msg']} (got {e['input']!r})" for e in error.errors())) from None
+        columns = Columns(path_column, text_column, image_column, id_column, url_column, separator)
+        texts = Captions(captions, columns) if captions is not None else None
+        for source in sources:
+            if not source.exists():
+                raise ConfigError(f"{source}: there is no such file or folder")
+        admin = Admin(kafka)
+        _ensure_topic(admin, kafka, create_topic, partitions)
+        try:
+            limit = admin.message_limit(topic)
+        except DependencyError:
+            limit = MESSAGE_BYTES  # a producer may be forbidden to ask; then the broker refuses what is too big
+        reader = Sources(columns, texts, all_files, limit)
+        sender = Sender(kafka, limit)
+        with Progress() as progress:
+            for source in sources:
+                for entry in reader.entries(source):
+                    if isinstance(entry, Unsendable):
+                        report.failed.append((entry.id, entry.reason))
+                    elif isinstance(entry, Absent):
+                        report.absent += 1
+                    else:
+                        sender.send(entry.id, entry.value, entry.headers, entry.id.encode() if key == "id" else None)
+                    progress.show(sender.tally, len(report.failed))
+            sender.finish(lambda: progress.show(sender.tally, len(report.failed)))
+    report.sent, report.nbytes, report.seconds = sender.tally.sent, sender.tally.nbytes, time.monotonic() - begun
+    report.failed += [(id, f"{reason}; the topic takes at most {limit} bytes with headers") for id, reason in sender.tally.refused]
+    _print(report, topic, as_json, texts.unused() if texts is not None else [])
+    if report.failed:
+        click.get_current_context().exit(EXIT_FAILED)
+
+
+def _properties(pairs: tuple[str, ...]) -> dict[str, str | int | float | bool]:
+    properties: dict[str, str | int | float | bool] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--client {pair}: write it as property=value")
+        scalar = yaml.safe_load(value)
+        properties[name] = scalar if isinstance(scalar, bool | int | float) else value
+    return properties
+
+
+def _ensure_topic(admin: Admin, kafka: Kafka, create: bool, partitions: int | None) -> None:
+    if admin.topic(kafka.topic) is None:
+        if not create:
+            raise DependencyError(
+                f"--topic: there is no topic {kafka.topic!r} at {kafka.bootstrap_servers}. Correct the name, or add --create-topic."
+            )
+        admin.create(kafka.topic, partitions or -1)
+
+
+@contextmanager
+def _in_words_of_this_command() -> Iterator[None]:
+    """The Kafka room names keys of the config; here they are options."""
+    try:
+        yield
+    except StreamerError as error:
+        words = str(error).replace("kafka.client.", "--client ").replace("kafka.client", "--client")
+        raise type(error)(words.replace("kafka.bootstrap_servers", "--bootstrap")) from None
+
+
+def _print(report: Report, topic: str, as_json: bool, unused: list[str]) -> None:
+    if unused:
+        click.echo(f"{len(unused)} captions name no file of the sources, for example {unused[0]}", err=True)
+    for id, reason in report.failed[:SHOWN_FAILURES]:
+        click.echo(f"not sent: {id}: {reason}", err=True)
+    if len(report.failed) > SHOWN_FAILURES and not as_json:
+        click.echo(f"… and {len(report.failed) - SHOWN_FAILURES} more; --json lists them all", err=True)
+    if as_json:
+        click.echo(report.as_json())
+        return
+    rate = report.sent / report.seconds if report.seconds else 0.0
+    line = f"sent {report.sent} records ({report.nbytes / 1e6:.1f} MB) to {topic} in {report.seconds:.1f} s, {rate:.0f}/s"
+    line += f"; {len(report.failed)} could not be sent" if report.failed else ""
+    click.echo(line + (f"; {report.absent} that the source does not have were left out" if report.absent else ""))
+
+
+class Progress:
+    """On stderr: a live line on a terminal, else a plain line every few seconds."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._live = self._console.status("starting") if self._console.is_terminal else None
+        self._begun = self._shown = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, tally: Tally, failed: int) -> None:
+        """Cheap to call for every record."""
+        now = time.monotonic()
+        if now - self._shown < (0.1 if self._live is not None else _LINE_EVERY_S):
+            return
+        self._shown = now
+        failed += len(tally.refused)
+        line = f"{tally.sent} sent, {tally.nbytes / 1e6:.1f} MB, {tally.sent / (now - self._begun):.0f}/s" + (
+            f", {failed} failed" if failed else ""
+        )
+        if self._live is not None:
+            self._live.update(line)
+        else:
+            click.echo(line, err=True)

@@ -1,0 +1,263 @@
+"""The decode pool: chunks of records → samples and settled records, in parallel and yet in order.
+
+Per record: its prior claim is looked up · value and headers become an envelope · the image is fetched if it is a reference · header ·
+header rules · pixels. The first step that fails settles the record, and nothing of it reaches its neighbours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+from PIL import Image as Pil
+
+from streamer.config import Config
+from streamer.decode.fetch import Fetcher
+from streamer.decode.image import FORMATS, Header, Undecodable, decode_rgb, read_header, set_up, sniff
+from streamer.errors import InvalidRecord
+from streamer.flow.worker import Failure
+from streamer.records import U8, Claim, Decision, Decoded, Facts, FailedRule, Record, Reference, Sample, Settled
+from streamer.wire.envelope import json_limit, parse
+
+PIXELS_IN_FLIGHT = 64_000_000
+"""Pixels that all threads together may be decoding (or one image's, where ``decode.max_pixels`` is more): 11 to 17 bytes each at their peak (WebP the most)."""
+
+_LIMITS = frozenset(("too_many_bytes", "too_many_pixels", "zero_size"))
+"""Reasons that also stand in the way of an embedder's own decoder."""
+
+Transform = Callable[[Pil.Image], U8]
+Prior = Callable[[int, int], Claim | None]
+
+
+class HeaderRules(Protocol):
+    """`streamer.judge.filters.HeaderRules`."""
+
+    def check(self, facts: Facts) -> list[FailedRule]: ...
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A record whose value and headers made sense."""
+
+    record: Record
+    prior: Claim | None
+    facts: Facts
+    image: bytes | Future[bytes]
+    """The bytes, or the fetch that brings them; it is done before `_decode` looks."""
+
+
+class Decoder:
+    """A pool of ``decode.threads`` threads, and one for fetches that starts with the first reference."""
+
+    def __init__(
+        self,
+        config: Config,
+        embedder_transform: Transform,
+        embedder_decode: Callable[[bytes], U8] | None,
+        draft_size: tuple[int, int],
+        rules: HeaderRules,
+        prior: Prior,
+        failure: Failure,
+        busy: Callable[[], AbstractContextManager[None]] = nullcontext,
+        fetch_failed: Callable[[str], None] = lambda cause: None,
+        fetched: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """``prior(partition, offset)`` is the verdict of an earlier claim; called on the pool's threads, like the rules and the embedder's functions.
+
+        ``busy`` wraps the work on each chunk, for its time; ``fetch_failed`` and ``fetched`` are `Fetcher`'s ``failed`` and ``fetched``. What is
+        no single record's fault (a fetch past its deadline, a bug) is reported to ``failure`` and raised from the chunk's future.
+        """
+        set_up()
+        self._content_type = config.kafka.default_content_type
+        self._limits = config.decode
+        self._max_json_bytes = json_limit(config.decode.max_bytes)
+        self._transform = embedder_transform
+        self._own_decode = embedder_decode
+        self._draft_size = draft_size
+        self._rules = rules
+        self._prior = prior
+        self._failure = failure
+        self._busy = busy
+        self._pixels = _PixelBudget(max(PIXELS_IN_FLIGHT, config.decode.max_pixels))
+        self._fetcher = Fetcher(config.fetch, fetch_failed, fetched)
+        self._threads = ThreadPoolExecutor(config.decode.threads, thread_name_prefix="decode")
+        self._unfinished: set[Future[list[Decoded]]] = set()
+
+    def submit(self, records: list[Record]) -> Future[list[Decoded]]:
+        """One answer for each record, in their order. Does not block; take the futures in the order of the calls to keep the line's.
+
+        How many chunks are on their way is the caller's to bound: their references' bytes are known only once they are fetched.
+        """
+        result: Future[list[Decoded]] = Future()
+        result.set_running_or_notify_cancel()  # so that nobody else cancels it
+        self._unfinished.add(result)
+        result.add_done_callback(self._unfinished.discard)
+        self._threads.submit(self._start, records, result)
+        return result
+
+    def close(self) -> None:
+        """Forgets what has not begun and waits for the images being decoded, seconds at most. Futures left over raise CancelledError."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._fetcher.close()
+        for result in list(self._unfinished):
+            result.set_exception(CancelledError("the decoder was closed"))
+
+    def _start(self, records: list[Record], result: Future[list[Decoded]]) -> None:
+        with _Carry(result, self._failure):
+            with self._busy():
+                opened = [self._open(record) for record in records]
+            fetches = [row.image for row in opened if isinstance(row, _Opened) and isinstance(row.image, Future)]
+            if not fetches:
+                self._finish(opened, result)
+                return
+            # No decode thread waits for the network: the last fetch to arrive puts the chunk into the pool's queue again.
+            arrived = _Countdown(len(fetches), lambda: self._go_on(opened, result))
+            for fetch in fetches:
+                fetch.add_done_callback(arrived)
+
+    def _go_on(self, opened: list[_Opened | Settled], result: Future[list[Decoded]]) -> None:
+        # RuntimeError: the pool was closed while the fetches were on their way, and `close` settles the result
+        with suppress(RuntimeError):
+            self._threads.submit(self._finish, opened, result)
+
+    def _finish(self, opened: list[_Opened | Settled], result: Future[list[Decoded]]) -> None:
+        with _Carry(result, self._failure):
+            with self._busy():
+                decoded = [row if isinstance(row, Settled) else self._decode(row) for row in opened]
+            result.set_result(decoded)
+
+    def _open(self, record: Record) -> _Opened | Settled:
+        prior = self._prior(record.partition, record.offset)
+        try:
+            envelope = parse(record, self._content_type, self._max_json_bytes)
+        except InvalidRecord as error:
+            return _invalid(record, Facts(), error, [], prior)
+        facts = Facts(envelope.id, envelope.text, envelope.url, envelope.metadata)
+        image = envelope.image
+        return _Opened(record, prior, facts, self._fetcher.submit(image) if isinstance(image, Reference) else image)
+
+    def _decode(self, row: _Opened) -> Decoded:
+        record, facts, prior = row.record, row.facts, row.prior
+        failures: list[FailedRule] = []
+        try:
+            data = facts.data = row.image if isinstance(row.image, bytes) else row.image.result(0)
+            facts.sha256 = hashlib.sha256(data).hexdigest()
+            header = self._read_header(data, facts)
+            failures = self._rules.check(facts)
+            if prior is None:
+                reason = next((f.name for f in failures if f.removes), None)
+                if reason is not None:
+                    return Settled(record, facts, Decision("filtered", reason, _names(failures)))
+            if isinstance(header, InvalidRecord):
+                raise header
+            return Sample(record, facts, self._decode_pixels(data, header), failures, prior)
+        except InvalidRecord as error:
+            return _invalid(record, facts, error, failures, prior)
+
+    def _read_header(self, data: bytes, facts: Facts) -> Header | InvalidRecord | None:
+        """The header, or None where the embedder's own decoder may read what Pillow cannot.
+
+        A known format that is not decoded is handed back instead of raised: it is `filtered` by ``output.formats`` in the first place.
+        """
+        try:
+            header = read_header(data, self._limits)
+        except InvalidRecord as error:
+            facts.format = sniff(data)
+            if self._own_decode is not None and error.reason not in _LIMITS:
+                return None
+            if error.reason == "unsupported_image" and facts.format not in FORMATS:
+                return error
+            raise
+        facts.format, facts.width, facts.height = header.format, header.width, header.height
+        return header
+
+    def _decode_pixels(self, data: bytes, header: Header | None) -> U8:
+        with self._pixels.hold(0 if header is None else header.width * header.height):
+            if self._own_decode is not None:
+                with _EMBEDDER:
+                    return _checked(self._own_decode(data))
+            assert header is not None, "this is a bug: an unreadable header goes no further without an embedder's decode"
+            with closing(decode_rgb(data, header, self._draft_size)) as image, _EMBEDDER:
+                return _checked(self._transform(image))
+
+
+_EMBEDDER = Undecodable("decoder_failed")
+
+
+def _checked(pixels: U8) -> U8:
+    if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3):
+        raise TypeError(
+            f"gave {type(pixels).__name__} {getattr(pixels, 'dtype', '')} {getattr(pixels, 'shape', '')}, not (height, width, 3) uint8"
+        )
+    return pixels
+
+
+def _names(failures: list[FailedRule]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(failure.name for failure in failures))
+
+
+def _invalid(record: Record, facts: Facts, error: InvalidRecord, failures: list[FailedRule], prior: Claim | None) -> Settled:
+    return Settled(record, facts, Decision("invalid", error.reason, _names(failures), detail=error.detail), prior)
+
+
+class _Carry:
+    """Hands what a step raises to the chunk's future, and stops the process: no single record's fault ends here."""
+
+    def __init__(self, result: Future[list[Decoded]], failure: Failure) -> None:
+        self._result = result
+        self._failure = failure
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if error is None:
+            return False
+        self._failure.report(error)
+        self._result.set_exception(error)
+        return True
+
+
+class _PixelBudget:
+    """Bounds the memory of the decode threads together: big images wait for one another, small ones do not notice."""
+
+    def __init__(self, pixels: int) -> None:
+        self._left = pixels
+        self._freed = threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        """Waits until ``pixels`` (at most the whole budget) are free. Whoever holds them is decoding, and so gives them back."""
+        with self._freed:
+            while self._left < pixels:
+                self._freed.wait()
+            self._left -= pixels
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._left += pixels
+                self._freed.notify_all()
+
+
+class _Countdown:
+    """A done-callback for several futures: calls ``then`` in the thread that finishes the last one."""
+
+    def __init__(self, count: int, then: Callable[[], None]) -> None:
+        self._count = count
+        self._then = then
+        self._lock = threading.Lock()
+
+    def __call__(self, done: Future[bytes]) -> None:
+        with self._lock:
+            self._count -= 1
+            last = self._count == 0
+        if last:
+            self._then()

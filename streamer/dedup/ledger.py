@@ -1,0 +1,66 @@
+"""What the claim log decided about the origins of one partition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamer.records import I64, Claim
+
+if TYPE_CHECKING:
+    import hashlib
+
+    from streamer.wire.claim import Open
+
+
+class Ledger:
+    """Verdicts of one partition's counting claims, for offsets from ``floor`` on. Written by the claims thread, read by any.
+
+    ``until`` is the highest counted offset + 1: what is at or above it has no verdict, which is all that most records need to know.
+    """
+
+    def __init__(self, opened: Open) -> None:
+        self.opened = opened
+        self.floor = opened.start
+        """The highest ``from`` of any valid open. Offsets never come back below it, so nothing there can count twice."""
+        self.until = opened.start
+        self._won: dict[int, int] = {}
+        self._lost: dict[int, Claim] = {}
+
+    def open(self, entry: Open) -> None:
+        """Takes over the partition, and forgets every verdict below its ``from``."""
+        if entry.start > self.floor:
+            self._won = {offset: position for offset, position in self._won.items() if offset >= entry.start}
+            self._lost = {offset: claim for offset, claim in self._lost.items() if offset >= entry.start}
+            self.floor = entry.start
+            self.until = max(self.until, entry.start)
+        self.opened = entry
+
+    def are_new(self, offsets: I64) -> bool:
+        """True if it takes only a glance to see that no offset has a verdict and none comes twice."""
+        return bool(offsets[0] >= self.until and (offsets[1:] > offsets[:-1]).all())
+
+    def has(self, offset: int) -> bool:
+        return offset in self._won or offset in self._lost
+
+    def win(self, offsets: list[int], positions: list[int]) -> None:
+        self._won.update(zip(offsets, positions, strict=True))
+        self.until = max(self.until, max(offsets, default=-1) + 1)
+
+    def lose(self, offset: int, claim: Claim) -> None:
+        self._lost[offset] = claim
+        self.until = max(self.until, offset + 1)
+
+    def won(self, offset: int) -> int:
+        """Position of the offset's winner, withdrawn or not; −1 where it has none."""
+        return self._won.get(offset, -1)
+
+    def lost(self, offset: int) -> Claim | None:
+        return self._lost.get(offset)
+
+    def hash_into(self, digest: hashlib._Hash) -> None:
+        """The state in a canonical form."""
+        entry = self.opened
+        digest.update(repr((entry.partition, entry.generation, entry.term, entry.start, self.floor, sorted(self._won.items()))).encode())
+        for offset, claim in sorted(self._lost.items()):
+            digest.update(repr((offset, claim.position, claim.duplicate_of, claim.similarity)).encode())
+            digest.update(claim.vector.tobytes())

@@ -1,0 +1,160 @@
+"""Every winner's fp16 vector, position and origin: append-only, the truth that indexes only point into.
+
+Rows are in position order. Readers take one `Winners` view and keep it; growth adds blocks and never moves a row.
+Beside each vector lies its code (`streamer.dedup.sketch`), so that whoever compares computes it once.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from streamer.dedup.arithmetic import widen
+from streamer.dedup.sketch import SAMPLE, Sketch, fitted, whole, width_for
+from streamer.records import F16, F32, I64, Bools
+
+BLOCK = 4096
+"""Rows per block: 4 MB of vectors at 512 dimensions."""
+FIRST_FIT = 1024
+"""Winners at which codes are fitted to them for the first time; again whenever there are four times as many."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """`BLOCK` rows; those at or beyond a view's ``rows`` are not yet written. Written rows never change, but for ``removed``."""
+
+    vectors: F16
+    """(BLOCK, d) float16"""
+    codes: F32
+    """(BLOCK, width) float32, under the view's sketch"""
+    positions: I64
+    partitions: I64
+    offsets: I64
+    removed: Bools
+    """True from the moment its withdrawal was applied; such a row is no winner any more."""
+
+
+class Winners(NamedTuple):
+    """What was appended up to some moment. Any thread; nothing here blocks."""
+
+    blocks: tuple[Block, ...]
+    rows: int
+    """How many of the blocks' rows are written."""
+    sketch: Sketch
+
+    def first_at(self, position: int) -> int:
+        """The lowest row whose position is at least ``position``; ``rows`` where there is none."""
+        at = bisect_right(self.blocks, position - 1, key=_first_position) - 1
+        if at < 0:
+            return 0
+        used = min(BLOCK, self.rows - at * BLOCK)
+        return at * BLOCK + int(np.searchsorted(self.blocks[at].positions[:used], position))
+
+    def row_of(self, position: int) -> int:
+        """The row of the winner at ``position``. Raises KeyError if no winner has it."""
+        row = self.first_at(position)
+        if row == self.rows or self.position(row) != position:
+            raise KeyError(position)
+        return row
+
+    def position(self, row: int) -> int:
+        return int(self.blocks[row // BLOCK].positions[row % BLOCK])
+
+    def origin(self, row: int) -> tuple[int, int]:
+        """(partition, offset)"""
+        block, at = self.blocks[row // BLOCK], row % BLOCK
+        return int(block.partitions[at]), int(block.offsets[at])
+
+    def vector(self, row: int) -> F16:
+        """(d,) float16, a view."""
+        vector: F16 = self.blocks[row // BLOCK].vectors[row % BLOCK]
+        return vector
+
+    def is_removed(self, row: int) -> bool:
+        return bool(self.blocks[row // BLOCK].removed[row % BLOCK])
+
+    def spans(self, low: int, high: int) -> list[tuple[int, Block, slice]]:
+        """Rows ``low`` to ``high`` as (first row, block, rows inside it), in order."""
+        return [
+            (max(low, at * BLOCK), self.blocks[at], slice(max(low - at * BLOCK, 0), min(high - at * BLOCK, BLOCK)))
+            for at in range(low // BLOCK, -(-high // BLOCK))
+        ]
+
+    def vectors(self, rows: I64) -> F16:
+        """(n,) rows → (n, d) float16, a copy."""
+        found = np.empty((len(rows), self.sketch.basis.shape[0]), np.float16)
+        for at, row in enumerate(rows.tolist()):
+            found[at] = self.vector(row)
+        return found
+
+    def removed(self, low: int, high: int) -> I64:
+        """The withdrawn ones of rows ``low`` to ``high``, ascending."""
+        found = [np.flatnonzero(block.removed[here]) + first for first, block, here in self.spans(low, high)]
+        return np.concatenate([*found, np.empty(0, np.int64)])
+
+
+class WinnerStore:
+    """Written by the claims thread alone; `view` is for any thread."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self._view = Winners((), 0, whole(dim))
+        self._next_fit = FIRST_FIT
+
+    @property
+    def view(self) -> Winners:
+        """Everything appended so far. Reading it is atomic: vectors, codes, positions and origins belong together."""
+        return self._view
+
+    def append(self, vectors: F16, codes: F32, positions: I64, partition: int, offsets: I64) -> None:
+        """n winners of one partition, in position order and above every position before. Claims thread.
+
+        ``codes``: theirs under the current view's sketch. A view taken afterwards has the rows; earlier views stay as they were.
+        """
+        blocks, rows, sketch = self._view
+        done = 0
+        while done < len(positions):
+            at = rows % BLOCK
+            if at == 0:
+                blocks = (*blocks, self._new_block(codes.shape[1]))
+            n = min(BLOCK - at, len(positions) - done)
+            block, here, taken = blocks[-1], slice(at, at + n), slice(done, done + n)
+            block.vectors[here] = vectors[taken]
+            block.codes[here] = codes[taken]
+            block.positions[here] = positions[taken]
+            block.partitions[here] = partition
+            block.offsets[here] = offsets[taken]
+            rows += n
+            done += n
+        self._view = Winners(blocks, rows, sketch)
+        if rows >= self._next_fit:
+            self._next_fit = 4 * rows
+            if width_for(self.dim) < self.dim:
+                self._fit()
+
+    def remove(self, row: int) -> None:
+        """The winner of this row is none from now on. Claims thread."""
+        self._view.blocks[row // BLOCK].removed[row % BLOCK] = True
+
+    def _fit(self) -> None:
+        """New codes for all rows: about 1 µs each, and as the store grows 1.3 times each in all."""
+        blocks, rows, _ = self._view
+        sketch = fitted(widen(self._view.vectors(np.unique(np.linspace(0, rows - 1, SAMPLE).astype(np.int64)))))
+        self._view = Winners(tuple(replace(block, codes=sketch.codes(widen(block.vectors))) for block in blocks), rows, sketch)
+
+    def _new_block(self, width: int) -> Block:
+        return Block(
+            np.zeros((BLOCK, self.dim), np.float16),
+            np.empty((BLOCK, width), np.float32),
+            np.empty(BLOCK, np.int64),
+            np.empty(BLOCK, np.int64),
+            np.empty(BLOCK, np.int64),
+            np.zeros(BLOCK, np.bool_),
+        )
+
+
+def _first_position(block: Block) -> int:
+    return int(block.positions[0])

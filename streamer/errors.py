@@ -1,0 +1,96 @@
+"""Every error a user can meet, and the exit code it ends the process with.
+
+    StreamerError                1   the process cannot go on
+    ├── ConfigError              2   a wrong config, plugin, weight file or command line: nothing was started
+    │   └── DatasetMismatch      2   the dataset was made with another topic, model, dimension or threshold
+    ├── DependencyError          1   broker, topic, storage or a file is missing, wrong or refuses
+    ├── ProtocolError            1   what was read contradicts the invariants; going on could write something wrong
+    ├── DeadLetterFuse           1   too many records are invalid: more likely our fault than theirs
+    └── TemporaryError          75   fenced, overrun or a dependency is away for now: start again
+        └── Fenced              75   another process runs under this writer's name
+
+    InvalidRecord                    one record cannot be used; never leaves the line (it becomes an outcome)
+
+A message names the place and the fix; the command line prints it as it is, without a traceback.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_TRY_AGAIN = 75
+
+
+class StreamerError(Exception):
+    """The process cannot go on. ``str(error)`` is the whole message for the user."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(StreamerError):
+    """A wrong config, plugin, weight file or command line, found before anything was started."""
+
+    exit_code = EXIT_USAGE
+
+
+class DatasetMismatch(ConfigError):
+    """The dataset exists and is bound to another topic, model, dimension, threshold or meld version."""
+
+
+class DependencyError(StreamerError):
+    """A broker, topic, storage or file is missing, wrongly set up or refuses."""
+
+
+class ProtocolError(StreamerError):
+    """Logs, offsets or files contradict each other; going on could write something wrong."""
+
+
+class DeadLetterFuse(StreamerError):
+    """The share of invalid records passed ``dead_letters.max_ratio``."""
+
+
+class TemporaryError(StreamerError):
+    """A dependency is away, or a deadline passed: the same command may succeed later."""
+
+    exit_code = EXIT_TRY_AGAIN
+
+
+class Fenced(TemporaryError):
+    """Another process runs under this writer's name, or this one was away for too long."""
+
+
+INVALID_REASONS: dict[str, str] = {
+    "empty_value": "the Kafka value is null or has no bytes",
+    "unsupported_encoding": "the content-type is neither image/* nor application/json, or the value is in the Confluent wire format",
+    "bad_json": "the value is not a JSON object in UTF-8 with the fields of the contract",
+    "bad_header": "a header that must be UTF-8 text is not, or the header sha256 or length is malformed",
+    "bad_base64": "the field image is not base64",
+    "no_image": "the JSON has neither image nor uri",
+    "uri_not_allowed": "the reference's scheme or host is not on the allow-list (fetch.schemes, fetch.hosts), or its address is private",
+    "not_found": "the reference leads to nothing (404, 410, no such file or key)",
+    "fetch_refused": "the server refused the reference for good (another 4xx, too many redirects, bad certificate)",
+    "length_mismatch": "the fetched bytes are not as many as the record says",
+    "sha256_mismatch": "the fetched bytes are not the ones the record names",
+    "too_many_bytes": "more bytes than decode.max_bytes or fetch.max_bytes",
+    "too_many_pixels": "more pixels than decode.max_pixels",
+    "not_an_image": "no decoder knows these bytes",
+    "zero_size": "the image has no width or no height",
+    "truncated": "the image ends too early",
+    "corrupt": "the decoder found an error in the image",
+    "unsupported_image": "the decoder does not support this kind of image",
+    "decoder_failed": "the embedder's own transform() or decode() raised, or gave no (height, width, 3) uint8 array",
+    "embedding_not_finite": "the model gave NaN, infinity or a zero vector for this image",
+    "withdrawn": "its claim was won earlier, but its image can no longer be had (see the claim log's withdraw entries)",
+}
+"""The closed list of reasons of ``outcome = invalid``; docs/reference.md is checked against it."""
+
+
+class InvalidRecord(Exception):
+    """One record cannot be used. ``reason`` is a key of `INVALID_REASONS`, ``detail`` is for the dead letter."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        assert reason in INVALID_REASONS, f"this is a bug: {reason!r} is not in INVALID_REASONS"
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail

@@ -1,0 +1,145 @@
+"""The claim log's topic (section 6.1): append, tail, apply. See `streamer.kafka.claims` for the stage of the line on top of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+
+from streamer.config import Config
+from streamer.dedup.meld import Applied, Meld
+from streamer.errors import DatasetMismatch, ProtocolError, TemporaryError
+from streamer.kafka.admin import Admin
+from streamer.kafka.client import consumer_config, explain, is_final, producer_config
+from streamer.wire.claim import Claims, DatasetEntry, Entry, decode, encode, split
+
+ENTRY_DEADLINE_S = 30.0
+"""An entry that was appended is read back within this time, or the process ends."""
+_FRAME = 2_000
+"""Bytes kept free below the topic's message limit."""
+
+
+class ClaimLog:
+    """NAME.claims: appended by an idempotent, non-transactional producer, tailed from its beginning and melded in its order."""
+
+    def __init__(self, config: Config, meld: Meld, binding: DatasetEntry, message_limit: int) -> None:
+        """``message_limit``: the topic's max.message.bytes. Connects to nothing yet."""
+        self.meld = meld
+        self._config = config
+        self.topic = config.claims_topic
+        self._binding = binding
+        self._limit = message_limit - _FRAME
+        self._producer = Producer(producer_config(config))
+        self._consumer = Consumer(consumer_config(config, f"{config.group}.claim-log-reader", isolation="read_uncommitted"))
+        self._consumer.assign([TopicPartition(self.topic, 0, 0)])
+        self._at = 0
+        self._bound: DatasetEntry | None = None
+        self._failed: list[KafkaError] = []
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def restore(self, admin: Admin, progress: Callable[[int, int], None]) -> None:
+        """Reads the log to its end, and binds the dataset if nobody did. Main thread, before `tail` runs.
+
+        Raises DatasetMismatch (another topic, model, dimension, threshold or meld version), ProtocolError, DependencyError.
+        """
+        begin = admin.begin_offsets(self.topic, [0])[0]
+        if begin > 0:
+            raise ProtocolError(
+                f"{self.topic}: the claim log begins at offset {begin}, its older entries are gone. It must be kept for ever "
+                "(retention.ms=-1, retention.bytes=-1, cleanup.policy=delete); continue with a new dataset name."
+            )
+        self._catch_up(admin, progress)
+        if self._bound is None:
+            self.append(self._binding)
+            self.flush(ENTRY_DEADLINE_S)
+            self._catch_up(admin, progress)
+        if self._bound is None:
+            raise TemporaryError(f"{self.topic}: the first entry could not be written within {ENTRY_DEADLINE_S:.0f} s. Start again.")
+        if self._bound != self._binding:
+            raise DatasetMismatch(_mismatch(self._config.dataset, self._bound, self._binding))
+
+    def _catch_up(self, admin: Admin, progress: Callable[[int, int], None]) -> None:
+        end = admin.end_offsets(self.topic, [0], committed=False)[0]
+        waited = time.monotonic()
+        while self._at < end:
+            if self.tail(0.2):
+                waited = time.monotonic()
+                progress(self._at, end)
+            elif time.monotonic() - waited > ENTRY_DEADLINE_S:
+                raise TemporaryError(f"{self.topic}: no answer from the broker at offset {self._at} of {end}. Start again.")
+
+    def append(self, entry: Entry) -> None:
+        """Any thread; blocks only while the producer's queue is full."""
+        while True:
+            try:
+                self._producer.produce(self.topic, encode(entry), partition=0, on_delivery=self._delivered)
+                return
+            except BufferError:
+                self._producer.poll(0.05)
+
+    def flush(self, timeout: float) -> int:
+        """Waits until what was appended is in the log; returns how many entries are not."""
+        return int(self._producer.flush(timeout))
+
+    def append_claims(self, claims: Claims) -> list[Claims]:
+        """Appends the entry, split below the message limit; returns the parts."""
+        parts = split(claims, self._limit)
+        for part in parts:
+            self.append(part)
+        return parts
+
+    def tail(self, timeout: float) -> list[tuple[Entry, Applied]]:
+        """Applies what is there, waiting at most ``timeout`` seconds for the first entry. One thread at a time."""
+        self._producer.poll(0)
+        if self._failed:
+            raise explain(self._failed[0], f"appending to {self.topic}")
+        applied: list[tuple[Entry, Applied]] = []
+        message = self._consumer.poll(timeout)
+        while message is not None:
+            error = message.error()
+            if error is None:
+                entry = self._decode(message)
+                if isinstance(entry, DatasetEntry) and self._bound is None:
+                    self._bound = entry
+                    if entry != self._binding:
+                        raise DatasetMismatch(_mismatch(self._config.dataset, entry, self._binding))
+                elif self._bound is None:
+                    raise ProtocolError(f"{self.topic}: the first entry is not the dataset's; this topic is no claim log")
+                applied.append((entry, self.meld.apply(entry)))
+                self._at = message.offset() + 1
+            elif is_final(error):
+                raise explain(error, f"reading {self.topic}")
+            if len(applied) >= 64:
+                break
+            message = self._consumer.poll(0)
+        return applied
+
+    def _decode(self, message: Message) -> Entry:
+        try:
+            return decode(message.value() or b"")
+        except ProtocolError as error:
+            raise ProtocolError(f"{self.topic} offset {message.offset()}: {error}") from None
+
+    def _delivered(self, error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            self._failed.append(error)
+
+
+def _mismatch(dataset: str, bound: DatasetEntry, ours: DatasetEntry) -> str:
+    names = {
+        "topic_id": "input topic (by id)",
+        "model": "embedder",
+        "dim": "dimension",
+        "threshold": "dedup.threshold",
+        "meld_version": "meld version",
+    }
+    differences = [
+        f"{names[f]} is {getattr(bound, f)!r} there and {getattr(ours, f)!r} here" for f in names if getattr(bound, f) != getattr(ours, f)
+    ]
+    return (
+        f"dataset {dataset!r} exists with another setting: {'; '.join(differences)}. One dataset has one answer: set it back, or replay the backlog "
+        "into a new dataset (streamer replay run -c … --dataset NEW)."
+    )

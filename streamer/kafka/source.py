@@ -1,0 +1,256 @@
+"""The source: polls the input topic and keeps what was polled until the line has room. Kafka thread only."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from streamer.config import Config
+from streamer.errors import ProtocolError
+from streamer.kafka.client import consumer_config, explain, is_final
+from streamer.records import UNREADABLE_HEADERS, Headers, Record
+
+CHUNK_RECORDS = 64
+CHUNK_BYTES = 8_000_000
+NO_TARGET = 1 << 62
+REFERENCE_BYTES = 4_000_000
+"""What a record that may be a reference counts for: its image's bytes are known only once they are fetched."""
+SMALL_BYTES = 4_096
+"""A value of at most so many bytes may be a reference."""
+
+
+class Listener(Protocol):
+    """Told of the group's decisions, inside `Source.poll` and `Source.serve`; may block within the poll interval."""
+
+    def assigned(self, partitions: Collection[int]) -> Mapping[int, int]:
+        """Returns where each of the new partitions starts. Records follow from there."""
+
+    def revoked(self, partitions: Collection[int]) -> None:
+        """The last moment to finish: after it these partitions belong to somebody else."""
+
+    def lost(self, partitions: Collection[int]) -> None:
+        """They belong to somebody else already."""
+
+
+class Source:
+    """One consumer of the group. Never calls ``pause()`` (FACTS: it throws prefetched messages away): while the line is full the
+    caller keeps the last chunk in hand and calls `serve` now and then, which keeps the membership alive."""
+
+    def __init__(self, config: Config) -> None:
+        """Connects to nothing until `subscribe`."""
+        self.consumer = Consumer(consumer_config(config, config.group, group_instance_id=config.group_instance_id))
+        self._topic = config.kafka.topic
+        self._reference_bytes = min(config.fetch.max_bytes, REFERENCE_BYTES) if config.fetch.schemes else 0
+        self._listener: Listener = _Nobody()
+        self._error: BaseException | None = None
+        self._records: list[Record] = []
+        self._bytes = 0
+        self._marks: dict[int, int] = {}
+        self._targets: dict[int, int] = {}
+        self.owned: set[int] = set()
+        """Partitions whose records are taken; of others, what is still in the client's queue is ignored."""
+        self.reached: dict[int, int] = {}
+        """Partition → offset up to which everything was polled."""
+        self.joined = False
+        """True after an assignment, an empty one too, until partitions are taken away: then the group has another one coming."""
+
+    def subscribe(self, listener: Listener) -> None:
+        """Joins the group; ``listener`` is called from the next poll on."""
+        self._listener = listener
+        self.consumer.subscribe([self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+
+    def close(self) -> None:
+        """Leaves the group. Seal before: what is unsealed is forgotten."""
+        self._listener = _Nobody()
+        self.consumer.close()
+
+    def generation(self) -> int:
+        """The group's generation, from librdkafka's serialised metadata (``CGMDv2:`` + little-endian int32)."""
+        data: bytes = self.consumer.consumer_group_metadata()
+        magic = b"CGMDv2:"
+        if not data.startswith(magic):
+            raise ProtocolError(
+                f"librdkafka's group metadata begins with {data[:7]!r}, not {magic!r}: this version of confluent-kafka is not supported"
+            )
+        return int(struct.unpack_from("<i", data, len(magic))[0])
+
+    def is_member(self, starts: Mapping[int, int]) -> bool:
+        """Asks the coordinator whether our generation holds, by committing offsets that are true already. Blocks on the round trip."""
+        try:
+            self.consumer.commit(offsets=[TopicPartition(self._topic, p, o) for p, o in starts.items()], asynchronous=False)
+        except KafkaException:
+            return False
+        return True
+
+    # Polling
+
+    def poll(self, timeout: float) -> None:
+        """Fills the hand until it is a whole chunk or nothing more is there; waits at most ``timeout`` seconds for the first message.
+
+        Raises what a callback raised, and the broker's final errors.
+        """
+        message = self._poll(timeout)
+        while message is not None:
+            self._accept(message)
+            if self.has_chunk:
+                break
+            message = self._poll(0)
+
+    def serve(self) -> None:
+        """Runs the group's callbacks once; a message that comes along is kept in hand."""
+        message = self._poll(0)
+        if message is not None:
+            self._accept(message)
+
+    @property
+    def has_any(self) -> bool:
+        return bool(self._records or self._marks)
+
+    @property
+    def has_chunk(self) -> bool:
+        """True when no more should be polled before this was taken."""
+        return len(self._records) >= CHUNK_RECORDS or self._bytes >= CHUNK_BYTES
+
+    def take(self) -> tuple[list[Record], dict[int, int], int]:
+        """What is in hand: records, end-of-partition marks that come after them, bytes."""
+        hand = self._records, self._marks, self._bytes
+        self._records, self._marks, self._bytes = [], {}, 0
+        return hand
+
+    def forget(self, partitions: Collection[int]) -> None:
+        """Drops what is in hand of these partitions and ignores what still comes of them."""
+        self.owned.difference_update(partitions)
+        self._records = [r for r in self._records if r.partition in self.owned]
+        self._bytes = sum(self._weight(r.value) for r in self._records)
+        self._marks = {p: o for p, o in self._marks.items() if p in self.owned}
+        for partition in partitions:
+            self.reached.pop(partition, None)
+
+    def rewind(self, starts: Mapping[int, int]) -> None:
+        """Reads these partitions again from the given offsets. Not inside a callback."""
+        for partition, offset in starts.items():
+            self.consumer.seek(TopicPartition(self._topic, partition, offset))
+            self.owned.add(partition)
+            self.reached[partition] = offset
+
+    # Bounded runs
+
+    def stop_at(self, targets: Mapping[int, int]) -> None:
+        """Records at or beyond these offsets are not taken."""
+        self._targets.update(targets)
+
+    def is_done(self) -> bool:
+        """True when every owned partition reached its target (`stop_at`) and nothing is in hand any more."""
+        return self.joined and not self.has_any and all(self.reached.get(p, -1) >= self._targets.get(p, NO_TARGET) for p in self.owned)
+
+    def ends(self) -> dict[int, int]:
+        """The owned partitions' end offsets as the client last heard of them; does not block."""
+        ends = {}
+        for partition in self.owned:
+            _, high = self.consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
+            ends[partition] = max(high, self.reached.get(partition, 0))
+        return ends
+
+    # Inside
+
+    def _poll(self, timeout: float) -> Message | None:
+        message = self.consumer.poll(timeout)
+        if self._error is not None:
+            raise self._error
+        return message
+
+    def _accept(self, message: Message) -> None:
+        error = message.error()
+        partition, offset = message.partition(), message.offset()
+        if error is not None:
+            self._event(error, partition, offset)
+        elif partition in self.owned:
+            target = self._targets.get(partition, NO_TARGET)
+            if offset >= target:
+                self._mark(partition, target)
+                return
+            value = message.value()
+            self._records.append(Record(partition, offset, max(message.timestamp()[1], 0), value, _headers(message)))
+            self._bytes += self._weight(value)
+            self.reached[partition] = offset + 1
+
+    def _weight(self, value: bytes | None) -> int:
+        """Bytes that the record counts for in the line, with those of the image that it may refer to."""
+        nbytes = len(value) if value is not None else 0
+        return nbytes if nbytes > SMALL_BYTES else max(nbytes, self._reference_bytes)
+
+    def _mark(self, partition: int, offset: int) -> None:
+        if offset > self.reached.get(partition, -1):
+            self._marks[partition] = offset
+            self.reached[partition] = offset
+
+    def _event(self, error: KafkaError, partition: int, offset: int) -> None:
+        code = error.code()
+        if code == KafkaError._PARTITION_EOF:
+            if partition in self.owned:
+                self._mark(partition, min(offset, self._targets.get(partition, NO_TARGET)))
+        elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            raise ProtocolError(
+                f"{self._topic} partition {partition}: the next records expired, or the topic was made again, while this dataset was behind "
+                f"({error.str()}). Give the topic a longer retention; continue with a new dataset name."
+            )
+        elif is_final(error):
+            raise explain(error, f"reading {self._topic}")
+
+    def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        with _Kept(self):
+            self.joined = True
+            starts = self._listener.assigned([tp.partition for tp in assigned]) if assigned else {}
+            consumer.incremental_assign([TopicPartition(self._topic, p, o) for p, o in sorted(starts.items())])
+            self.owned.update(starts)
+            self.reached.update(starts)
+
+    def _on_revoke(self, _consumer: Consumer, revoked: list[TopicPartition]) -> None:
+        with _Kept(self):
+            partitions = [tp.partition for tp in revoked]
+            self.joined = False
+            self.forget(partitions)
+            self._listener.revoked(partitions)
+
+    def _on_lost(self, _consumer: Consumer, lost: list[TopicPartition]) -> None:
+        with _Kept(self):
+            partitions = [tp.partition for tp in lost]
+            self.joined = False
+            self.forget(partitions)
+            self._listener.lost(partitions)
+
+
+def _headers(message: Message) -> Headers:
+    try:
+        return message.headers() or ()
+    except (SystemError, UnicodeDecodeError):  # how the client says that a name is not UTF-8; anybody may write such a record
+        return UNREADABLE_HEADERS
+
+
+class _Kept:
+    """An exception in a callback would still be followed by the client's default assignment: keep it, and leave at the next step."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        if error is not None and self._source._error is None:
+            self._source._error = error
+        return error is not None
+
+
+class _Nobody:
+    def assigned(self, partitions: Collection[int]) -> Mapping[int, int]:
+        return {}
+
+    def revoked(self, partitions: Collection[int]) -> None:
+        pass
+
+    def lost(self, partitions: Collection[int]) -> None:
+        pass

@@ -1,0 +1,258 @@
+"""The embedder and its heads behind one door: pixels in, vectors and scores out."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streamer import plugins
+from streamer.config import AestheticHead, Config, CustomEmbedder, CustomHead, HeadConfig, LinearHeadConfig, NsfwHead, head_name
+from streamer.errors import ConfigError, DependencyError
+from streamer.model import laion
+from streamer.model.embedder import ImageEmbedder
+from streamer.model.head import Head
+from streamer.records import F32, U8
+
+if TYPE_CHECKING:
+    import torch
+
+    from streamer.model.device import Pending
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The rows of one batch, in its order."""
+
+    embeddings: F32
+    """(n, d) float32"""
+    scores: dict[str, F32]
+    """Head name → (n,) float32"""
+
+
+class Ticket:
+    """A batch that was submitted."""
+
+    def __init__(self, parts: Sequence[Pending], dim: int, names: tuple[str, ...]) -> None:
+        self._parts = parts
+        self._dim = dim
+        self._names = names
+
+    def result(self) -> Embedded:
+        """Blocks until the batch is computed. Any thread, any number of times."""
+        rows = np.concatenate([p.result() for p in self._parts]) if self._parts else np.empty((0, self._dim + len(self._names)), np.float32)
+        scores = {name: np.ascontiguousarray(rows[:, self._dim + i]) for i, name in enumerate(self._names)}
+        return Embedded(np.ascontiguousarray(rows[:, : self._dim]), scores)
+
+
+class Model:
+    """Makes nothing and checks nothing: `load_model` does. ``embedder`` and ``heads`` fit each other and are moved to ``device`` here."""
+
+    def __init__(self, embedder: ImageEmbedder, heads: Sequence[Head], device: torch.device) -> None:
+        from streamer.model.device import line_for
+
+        self.embedder = embedder
+        self.device = device
+        self.heads = tuple(heads)
+        self.dim = embedder.dim
+        self.score_names = tuple(h.name for h in self.heads)
+        self.batch_limit = 0
+        """Images per forward that fit the device's memory, learnt from running out; 0: no limit met."""
+        self._line = line_for(device)
+        embedder.place(device)
+        for head in self.heads:
+            head.place(device)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """``embedder`` and each head's name → ``sha256:…`` (empty where a custom head names none)."""
+        return {"embedder": self.embedder.fingerprint, **{h.name: h.fingerprint for h in self.heads}}
+
+    def memory(self) -> dict[str, float]:
+        """Bytes of the device's memory by kind; empty on the CPU. Any thread; does not block."""
+        from streamer.model.device import memory
+
+        return memory(self.device)
+
+    def submit(self, pixels: Sequence[U8]) -> Ticket:
+        """n images (H, W, 3) uint8 of one shape, n ≥ 0. The device thread only.
+
+        On a GPU it returns once copy and computation are queued; it then waits only for the copy of the batch before the last. On the CPU it
+        computes. Out of memory: the batch is halved, as often as needed, and the size that fits is kept for later batches.
+        Raises DependencyError when not even one image fits.
+        """
+        parts: list[Pending] = []
+        while (done := sum(len(p.rows) for p in parts)) < len(pixels):
+            size = min(len(pixels) - done, self.batch_limit or len(pixels))
+            part = self._start(pixels[done : done + size])
+            if part is None:  # outside the handler: the failed batch's tensors live as long as its traceback
+                self._halve(size)
+            else:
+                parts.append(part)
+        return Ticket(parts, self.dim, self.score_names)
+
+    def _start(self, pixels: Sequence[U8]) -> Pending | None:
+        """None: out of memory."""
+        from streamer.model.device import is_out_of_memory
+
+        try:
+            return self._line.start(pixels, self._compute)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _halve(self, size: int) -> None:
+        self._line.recover()
+        if size == 1:
+            raise DependencyError("device: out of memory with a single image; use a smaller model, precision: bf16 or another device")
+        self.batch_limit = size // 2
+        log.warning("device: out of memory with %d images; going on with %d at a time (set batch.size to that)", size, self.batch_limit)
+
+    def _compute(self, pixels: torch.Tensor) -> torch.Tensor:
+        """→ (n, dim + heads) float32, in one tensor, so that one copy brings it back."""
+        import torch
+
+        with torch.inference_mode():
+            vectors = self.embedder.embed(pixels)
+            _require(vectors, (len(pixels), self.dim), f"embedder: {type(self.embedder).__name__}.embed()")
+            columns = [vectors]
+            for head in self.heads:
+                scores = head.score(vectors)
+                _require(scores, (len(pixels),), f"heads: {head.name}: {type(head).__name__}.score()")
+                columns.append(scores[:, None])
+            return torch.cat(columns, dim=1)
+
+
+def load_model(config: Config) -> Model:
+    """Makes the embedder and the heads, checks that they fit, moves them to the device and sends two images through all of it.
+
+    Blocks while weights are fetched and read. Raises ConfigError with place and fix; TemporaryError and DependencyError for weights that cannot
+    be had for now or kept.
+    """
+    from streamer.model.device import choose
+
+    device = choose(config.device)
+    embedder = _make_embedder(config)
+    heads = [_make_head(head, embedder, f"heads.{i}") for i, head in enumerate(config.heads)]
+    for i, head in enumerate(heads):
+        _require_fit(head, embedder, f"heads.{i}")
+    if config.dedup is not None and not embedder.normalized:
+        raise ConfigError("embedder.normalize: near-duplicates are compared by cosine similarity; set normalize: true, or dedup: off")
+    model = Model(embedder, heads, device)
+    _probe(model)
+    return model
+
+
+def _make_embedder(config: Config) -> ImageEmbedder:
+    chosen = config.embedder
+    if isinstance(chosen, CustomEmbedder):
+        embedder = plugins.build(chosen.type, ImageEmbedder, chosen.args, "embedder")  # type: ignore[type-abstract]
+        kinds = {"dim": int, "normalized": bool, "family": str, "fingerprint": str, "draft_size": tuple}
+        plugins.require_attributes(embedder, kinds, f"embedder: {chosen.type}")
+        return embedder
+    from streamer.model.timm import TimmImageEmbedder
+
+    return TimmImageEmbedder(
+        chosen.model,
+        pretrained=chosen.pretrained,
+        checkpoint=chosen.checkpoint,
+        features=chosen.features,
+        precision=chosen.precision,
+        normalize=chosen.normalize,
+        compile=chosen.compile,
+    )
+
+
+def _make_head(chosen: HeadConfig, embedder: ImageEmbedder, where: str) -> Head:
+    from streamer.model import heads
+
+    name = head_name(chosen)
+    if isinstance(chosen, CustomHead):
+        head = plugins.build(chosen.type, Head, chosen.args, where)  # type: ignore[type-abstract]
+        head.name = name
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "dim": int,
+            "requires_normalized": bool,
+            "range": (tuple, type(None)),
+            "families": frozenset,
+            "fingerprint": str,
+        }
+        plugins.require_attributes(head, kinds, f"{where}: {chosen.type}")
+        return head
+    if isinstance(chosen, AestheticHead):
+        return heads.AestheticClassifier(chosen.weights, name=name, family=embedder.family, where=where)
+    if isinstance(chosen, NsfwHead):
+        return heads.NsfwClassifier(chosen.weights, variant=chosen.variant, name=name, family=embedder.family, where=where)
+    if isinstance(chosen, LinearHeadConfig):
+        return heads.LinearHead(
+            chosen.weights, name=name, requires_normalized=chosen.requires_normalized, output=chosen.output, where=where
+        )
+    return heads.MlpHead(
+        chosen.weights,
+        name=name,
+        requires_normalized=chosen.requires_normalized,
+        activation=chosen.activation,
+        output=chosen.output,
+        where=where,
+    )
+
+
+def _require_fit(head: Head, embedder: ImageEmbedder, where: str) -> None:
+    what = f"{where}: {head.name} ({type(head).__name__})"
+    fitting = " or ".join(f"embedder.model: {laion.MODELS[f]}" for f in sorted(head.families) if f in laion.MODELS)
+    use = f"use {fitting} with features: auto" if fitting else "use the embedder it was trained on"
+    if head.families and embedder.family not in head.families:
+        raise ConfigError(
+            f"{what} was trained on vectors of {' or '.join(sorted(head.families))} ({head.dim}-d); "
+            f"the embedder gives {embedder.dim}-d vectors of {embedder.family}; {use}"
+        )
+    if head.dim != embedder.dim:
+        raise ConfigError(f"{what} takes {head.dim}-d vectors; the embedder ({embedder.family}) gives {embedder.dim}-d ones; {use}")
+    if head.requires_normalized and not embedder.normalized:
+        raise ConfigError(f"{what} was trained on vectors of length 1; set embedder.normalize: true")
+
+
+def _probe(model: Model) -> None:
+    """Two images through everything: a wrong plugin is found here, and a compiled model is compiled, not in the middle of a batch."""
+    from PIL import Image
+
+    ramp, rings = Image.linear_gradient("L"), Image.radial_gradient("L")
+    image = Image.merge("RGB", (ramp, rings, ramp.transpose(Image.Transpose.ROTATE_90))).resize((320, 240))
+    try:
+        pixels = model.embedder.transform(image)
+        _require_pixels(pixels, "transform()")
+        if model.embedder.decode is not None:
+            file = io.BytesIO()
+            image.save(file, "JPEG")
+            pixels = model.embedder.decode(file.getvalue())
+            _require_pixels(pixels, "decode()")
+        embedded = model.submit([pixels, pixels]).result()
+    except plugins.PLUGIN_ERRORS as error:
+        raise ConfigError(f"embedder, heads: a first image cannot be embedded and scored: {type(error).__name__}: {error}") from error
+    lengths = np.linalg.norm(embedded.embeddings, axis=1)
+    if not np.isfinite(lengths).all() or (model.embedder.normalized and np.abs(lengths - 1).max() > 1e-3):
+        expected = "1" if model.embedder.normalized else "finite"
+        raise ConfigError(
+            f"embedder: a first image's vector has length {lengths[0]:g}, which must be {expected}; check the weights and the precision"
+        )
+
+
+def _require_pixels(pixels: object, what: str) -> None:
+    if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3):
+        got = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise ConfigError(f"embedder: {what} returned {got}; it must return a numpy array (H, W, 3) of uint8")
+
+
+def _require(tensor: object, shape: tuple[int, ...], what: str) -> None:
+    import torch
+
+    if not (isinstance(tensor, torch.Tensor) and tuple(tensor.shape) == shape and tensor.dtype == torch.float32):
+        got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise ConfigError(f"{what} returned {got}; it must return a tensor {shape} of torch.float32")

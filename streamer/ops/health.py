@@ -1,0 +1,89 @@
+"""Is the process alive, and is it doing its work: what `/livez` and `/readyz` answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamer.flow.worker import Failure
+
+
+@dataclass(frozen=True)
+class Report:
+    """The answer to a probe. ``reason`` is empty iff ``ok``."""
+
+    ok: bool
+    phase: str
+    reason: str = ""
+    heartbeats: dict[str, float] = field(default_factory=dict)
+    """Thread name → seconds since its last beat."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"ok": self.ok, "phase": self.phase, "reason": self.reason, "heartbeats": self.heartbeats}
+
+
+class Heartbeat:
+    """One thread's sign of life: call it in every turn of its loop. One assignment; never blocks."""
+
+    def __init__(self, name: str, limit_s: float, clock: Callable[[], float]) -> None:
+        self.name = name
+        self.limit_s = limit_s
+        self._clock = clock
+        self._last = clock()
+
+    def __call__(self) -> None:
+        self._last = self._clock()
+
+    @property
+    def age_s(self) -> float:
+        return self._clock() - self._last
+
+
+class Health:
+    """The state behind the probes. Safe for any thread; nothing blocks.
+
+    *Live* until a thread has failed or a heartbeat is older than its limit: only a restart helps then. *Ready* while live and in a
+    phase that was entered with ``ready=True``: the dedup state is restored, and the group's partitions are polled.
+    """
+
+    def __init__(self, failure: Failure, clock: Callable[[], float] = time.monotonic) -> None:
+        self._failure = failure
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._phase = ("starting", False)
+        self._beats: dict[str, Heartbeat] = {}
+
+    def enter(self, phase: str, ready: bool = False) -> None:
+        """Names what the process does now, in words for a person: ``loading the model``, ``polling``, ``draining``."""
+        self._phase = (phase, ready)
+
+    def heartbeat(self, name: str, limit_s: float) -> Heartbeat:
+        """Watches a thread from now on; it must beat at least every ``limit_s`` seconds until `forget`."""
+        beat = Heartbeat(name, limit_s, self._clock)
+        with self._lock:
+            self._beats[name] = beat
+        return beat
+
+    def forget(self, beat: Heartbeat) -> None:
+        """The thread ended, or begins something that has a deadline of its own (a watchdog's)."""
+        with self._lock:
+            self._beats.pop(beat.name, None)
+
+    def livez(self) -> Report:
+        with self._lock:
+            beats = tuple(self._beats.values())
+        ages = {beat.name: round(beat.age_s, 3) for beat in beats}
+        late = [f"thread {b.name} gave no sign for {ages[b.name]:.0f} s (limit {b.limit_s:g} s)" for b in beats if ages[b.name] > b.limit_s]
+        if self._failure.thread:
+            late.insert(0, f"thread {self._failure.thread} failed; its error is in the log")
+        return Report(not late, self._phase[0], "; ".join(late), ages)
+
+    def readyz(self) -> Report:
+        phase, ready = self._phase
+        live = self.livez()
+        if live.ok and not ready:
+            return Report(False, phase, f"not consuming yet or any more: {phase}", live.heartbeats)
+        return live

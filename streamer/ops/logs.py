@@ -1,0 +1,142 @@
+"""What the process says, on standard error: lines for people on a terminal, one JSON object a line for machines elsewhere.
+
+``STREAMER_LOG=text|json`` and ``STREAMER_LOG_LEVEL=debug|info|warning|error`` override. Values for machines go into
+``extra``: ``log.info("committed epoch", extra={"epoch": 12, "records": 5000})``; a text line ends with them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from typing import TextIO
+
+from streamer.errors import ConfigError
+
+LIBRDKAFKA = "streamer.librdkafka"
+"""Name of the logger that each Kafka client of ours speaks through."""
+
+_LEVELS = ("debug", "info", "warning", "error")
+_FORMS = ("text", "json")
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_USER_INFO = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")
+_SECRET_KEY = re.compile(r"password|secret|token|key\.pem|oauthbearer\.config|basic\.auth", re.IGNORECASE)
+_SECRET_ENV = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
+_REPEAT_S = 30.0
+
+
+def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None) -> None:
+    """Replaces the root logger's handlers. Call it once, before the first thread. Raises ConfigError for an unknown level or form."""
+    env = os.environ if environ is None else environ
+    out = sys.stderr if stream is None else stream
+    level = _choice(env, "STREAMER_LOG_LEVEL", _LEVELS, "info")
+    form = _choice(env, "STREAMER_LOG", _FORMS, "text" if out.isatty() else "json")
+    _secrets.add(env.get(name, "") for name in _SECRET_ENV)
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    logging.getLogger().handlers[:] = [handler]
+    logging.getLogger().setLevel(logging.WARNING)  # other libraries speak only when something is wrong
+    logging.getLogger("streamer").setLevel(level.upper())
+    librdkafka = logging.getLogger(LIBRDKAFKA)
+    librdkafka.filters[:] = [Repeats(_REPEAT_S)]
+    logging.captureWarnings(True)
+
+
+def hide(client: Mapping[str, object]) -> None:
+    """Keeps the secret values of ``kafka.client`` out of every later line, whoever writes it."""
+    _secrets.add(str(value) for name, value in client.items() if _SECRET_KEY.search(name))
+
+
+def say_now(message: str) -> None:
+    """One error line straight to the file descriptor, for a process that may be stuck in any lock, logging's own included."""
+    record = logging.makeLogRecord({"name": "streamer", "levelno": logging.ERROR, "levelname": "ERROR", "msg": message})
+    handlers = logging.getLogger().handlers
+    formatter = handlers[0].formatter if handlers else None
+    os.write(2, (formatter or TextLines()).format(record).encode("utf-8", "replace") + b"\n")
+
+
+class _Secrets:
+    """What must never be printed. Shared by all formatters, as the libraries that might print it are."""
+
+    def __init__(self) -> None:
+        self._values: tuple[str, ...] = ()
+
+    def add(self, values: Iterable[str]) -> None:
+        # Shorter ones would blank out words that are no secrets; longest first, in case one holds another.
+        plain = {value for value in values if len(value) >= 4}
+        fresh = plain | {json.dumps(value, ensure_ascii=False)[1:-1] for value in plain}
+        self._values = tuple(sorted(fresh.union(self._values), key=len, reverse=True))
+
+    def mask(self, text: str) -> str:
+        for value in self._values:
+            text = text.replace(value, "***")
+        return _USER_INFO.sub("***", text)
+
+
+_secrets = _Secrets()
+
+
+class TextLines(logging.Formatter):
+    """``12:00:31 INFO    main: committed epoch  epoch=12 records=5000``"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        line = f"{clock} {record.levelname:<7} {record.threadName}: {record.getMessage()}"
+        line += "".join(f"  {name}={value}" for name, value in _extra(record).items())
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return _secrets.mask(line)
+
+
+class JsonLines(logging.Formatter):
+    """``{"time": "2025-01-31T12:00:31.042Z", "level": "info", "logger": …, "thread": …, "message": …, "epoch": 12}``"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line: dict[str, object] = {
+            "time": when,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "thread": record.threadName,
+            "message": record.getMessage(),
+            **_extra(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return _secrets.mask(json.dumps(line, default=str, ensure_ascii=False))
+
+
+class Repeats(logging.Filter):
+    """Lets one line through per text and ``seconds``: librdkafka repeats itself every second while a broker is away."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = re.sub(r"\d+", "", record.getMessage())
+        now = time.monotonic()
+        with self._lock:
+            if now - self._said.get(text, -self._seconds) < self._seconds:
+                return False
+            self._said = {said: at for said, at in self._said.items() if now - at < self._seconds} | {text: now}
+        return True
+
+
+def _choice(environ: Mapping[str, str], name: str, known: tuple[str, ...], default: str) -> str:
+    value = environ.get(name, "").lower() or default
+    if value not in known:
+        raise ConfigError(f"{name}: {value!r} is unknown; use one of {', '.join(known)}")
+    return value
+
+
+def _extra(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD and not name.startswith("_")}

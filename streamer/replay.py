@@ -1,0 +1,84 @@
+"""A replay: a part of the input topic into a new dataset, with its end fixed at the start. The live group is never touched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from streamer.config import Config, parse
+from streamer.errors import ConfigError
+from streamer.kafka.admin import Admin
+from streamer.units import parse_time
+
+_OFFSETS = re.compile(r"offset:(?:(\d+)|(\d+=\d+(?:,\d+=\d+)*))")
+_COUNT = re.compile(r"count:(\d+)")
+
+
+def first_offsets(text: str, admin: Admin, topic: str, partitions: Collection[int]) -> Mapping[int, int]:
+    """``earliest``, a time, ``offset:N``, ``offset:P=N,…`` or ``count:N`` (the last N offsets of each partition) → first offsets.
+
+    A partition that ``offset:P=N`` does not name is left out of the replay. Raises ConfigError.
+    """
+    begins = admin.begin_offsets(topic, partitions)
+    ends = admin.end_offsets(topic, partitions, committed=False)
+    if text == "earliest":
+        return begins
+    if match := _COUNT.fullmatch(text):
+        return {p: max(begins[p], ends[p] - int(match[1])) for p in partitions}
+    if text.startswith("offset:"):
+        given = _offsets("--from", text, partitions)
+        for p, offset in given.items():
+            if not begins[p] <= offset <= ends[p]:
+                raise ConfigError(f"--from {text}: partition {p} of {topic} holds the offsets {begins[p]} to {ends[p]}, not {offset}")
+        return {p: given.get(p, ends[p]) for p in partitions}
+    return admin.offsets_at(topic, partitions, _milliseconds("--from", text))
+
+
+def end_offsets(text: str, starts: Mapping[int, int], admin: Admin, topic: str) -> Mapping[int, int]:
+    """``end``, a time, ``offset:N``, ``offset:P=N,…`` or ``count:N`` (N offsets of each partition) → one past the last offset.
+
+    Never before the start, never beyond the end that the topic has now. Raises ConfigError.
+    """
+    ends = admin.end_offsets(topic, list(starts), committed=False)
+    if text == "end":
+        wanted: Mapping[int, int] = ends
+    elif match := _COUNT.fullmatch(text):
+        wanted = {p: start + int(match[1]) for p, start in starts.items()}
+    elif text.startswith("offset:"):
+        given = _offsets("--until", text, list(starts))
+        wanted = {p: given.get(p, starts[p]) for p in starts}
+    else:
+        wanted = admin.offsets_at(topic, list(starts), _milliseconds("--until", text))
+    return {p: max(start, min(wanted[p], ends[p])) for p, start in starts.items()}
+
+
+def into(config: Config, dataset: str) -> Config:
+    """The same pipeline under a new dataset name. Raises ConfigError for the live dataset's own name and for one that is none."""
+    if dataset == config.dataset:
+        raise ConfigError(f"--dataset {dataset}: that is the live dataset; a replay needs a new name")
+    return parse({**config.model_dump(by_alias=True, mode="python"), "dataset": dataset}, "--dataset")
+
+
+def _offsets(option: str, text: str, partitions: Collection[int]) -> dict[int, int]:
+    match = _OFFSETS.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"{option} {text}: write offset:N for every partition, or offset:P=N,P=N")
+    if match[1] is not None:
+        return dict.fromkeys(partitions, int(match[1]))
+    pairs = [pair.split("=") for pair in match[2].split(",")]
+    given = {int(p): int(n) for p, n in pairs}
+    if len(given) < len(pairs):
+        raise ConfigError(f"{option} {text}: a partition is named twice")
+    if unknown := sorted(set(given) - set(partitions)):
+        raise ConfigError(f"{option} {text}: there is no partition {unknown[0]}")
+    return given
+
+
+def _milliseconds(option: str, text: str) -> int:
+    try:
+        return round(parse_time(text) * 1000)
+    except ValueError:
+        choices = "earliest" if option == "--from" else "end"
+        raise ConfigError(
+            f"{option} {text}: neither {choices}, a time like 2026-01-31T12:00:00Z, offset:N, offset:P=N,… nor count:N"
+        ) from None

@@ -1,0 +1,314 @@
+"""The Kafka thread: polls, feeds the line, commits what was sealed, and answers the group's rebalances (section 5).
+
+Two things end an epoch without a commit: its partitions were lost, or a deadline passed. Then the whole uncommitted work is
+dropped (`_drop`: a new run), and what is still owned is rewound and opened anew (`_reopen`).
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from streamer.decode.decoder import Decoder
+from streamer.errors import TemporaryError
+from streamer.flow.channel import Channel
+from streamer.flow.item import Chunk, Fence, Run, Span
+from streamer.flow.worker import Failure
+from streamer.kafka.claims import ClaimStage, NoClaims
+from streamer.kafka.source import Source
+from streamer.ops.health import Heartbeat
+from streamer.ops.metrics import Metrics
+from streamer.ops.watchdog import Watchdog
+from streamer.records import Decoded, Term
+from streamer.sink.engine import CommitEngine, Sealed
+from streamer.sink.writer import EpochThread, Finished
+
+log = logging.getLogger("streamer")
+
+DRAIN_DEADLINE_S = 60.0
+"""At a shutdown. The pod's grace period is longer."""
+COMMIT_LIMIT_S = 90.0
+"""The watchdog's budget for one epoch's transaction and projection."""
+SUPERSEDED_LIMIT_S = 60.0
+"""So long the group may take to tell us that a partition is not ours any more."""
+TICK_S = 0.02
+LAG_S = 1.0
+"""How often the lag is shown; a replica that commits nothing must not look as if nothing were behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The stages behind the Kafka thread, each with a thread of its own."""
+
+    fence: Fence
+    chunks: Channel[Chunk]
+    decoder: Decoder
+    stage: ClaimStage | NoClaims
+    epochs: EpochThread
+
+
+class Bound:
+    """Where a bounded run ends. ``targets`` gives the end offsets of partitions, at the moment it is asked."""
+
+    def __init__(self, targets: Callable[[Collection[int]], Mapping[int, int]] | None, not_before: float = 0.0) -> None:
+        self._targets = targets
+        self._not_before = not_before
+        self._fixed: set[int] = set()
+
+    def fix(self, source: Source, partitions: Collection[int]) -> None:
+        """Fixes the targets of partitions that are new; before ``not_before`` (UTC seconds) there is nothing to fix yet."""
+        new = set(partitions) - self._fixed
+        if self._targets is not None and new and time.time() >= self._not_before:
+            source.stop_at(self._targets(new))
+            self._fixed |= new
+
+    def is_reached(self, source: Source) -> bool:
+        return self._targets is not None and time.time() >= self._not_before and source.is_done()
+
+
+class Replica:
+    """The life of one replica on the Kafka thread. `Source` calls `assigned`, `revoked` and `lost` while it polls."""
+
+    def __init__(
+        self, source: Source, engine: CommitEngine, line: Line, failure: Failure, metrics: Metrics, watchdog: Watchdog, beat: Heartbeat,
+        poll_interval_s: float,
+    ) -> None:  # fmt: skip
+        self._source = source
+        self._engine = engine
+        self._line = line
+        self._failure = failure
+        self._metrics = metrics
+        self._watchdog = watchdog
+        self._beat = beat
+        self._revoke_deadline_s = 0.2 * poll_interval_s
+        self._drip_s = poll_interval_s / 4
+        self._terms: dict[int, Term] = {}
+        self._flushes = 0
+        self._flushed: Run | None = None
+        self._committing: Finished | None = None
+        self._rewind = False
+        self._superseded_since: float | None = None
+        self._polled_at = time.monotonic()
+        self._uncommitted: deque[tuple[int, dict[int, int]]] = deque()
+        self._lag_shown_at = 0.0
+        self._bound = Bound(None)
+
+    # The loop
+
+    def run(self, stop: Callable[[], bool], bound: Bound) -> None:
+        """Until ``stop()`` or the bound; then drains, seals and commits. Raises what ended it early; nothing uncommitted is visible then."""
+        self._bound = bound
+        while not stop():
+            self._failure.raise_if_any()
+            self._beat()
+            if self._commit_finished():
+                return
+            self._check_superseded()
+            if self._rewind:
+                self._reopen()
+            bound.fix(self._source, self._source.owned)
+            if time.monotonic() - self._lag_shown_at >= LAG_S:
+                self._show_lag()
+            self._feed()
+            if bound.is_reached(self._source):
+                self._flush()
+        log.info("draining: what is on the device is decided, sealed and committed")
+        if not self._drain(DRAIN_DEADLINE_S, self._serve):
+            raise TemporaryError(
+                f"the line could not be drained within {DRAIN_DEADLINE_S:.0f} s; the open epoch was dropped. Nothing is lost: the next start reads it "
+                "again. A smaller batch.size drains faster."
+            )
+
+    def _flush(self) -> None:
+        """The bound is reached: asks, once a run and behind everything that was polled, for the last epoch."""
+        run = self._line.fence.run
+        if self._flushed is not run:
+            empty: Future[list[Decoded]] = Future()
+            empty.set_result([])
+            if self._line.chunks.put(Chunk(Span(run, self._terms, {}, self._flushes + 1), empty)):
+                self._flushes += 1
+                self._flushed = run
+                log.info("the end is reached; what was polled is decided, sealed and committed")
+
+    def _feed(self) -> None:
+        """One step: hands on what is in hand if the line has room, polls for more if the hand has."""
+        source, line = self._source, self._line
+        if source.has_any and line.chunks.wait_room(TICK_S):
+            records, marks, nbytes = source.take()
+            line.chunks.put(Chunk(Span(line.fence.run, self._terms, marks), line.decoder.submit(records)), nbytes)
+            if records:
+                last = {r.partition: r.offset for r in records}
+                self._uncommitted.append((min(r.timestamp_ms for r in records), last))
+        if not source.has_chunk:
+            source.poll(0.0 if source.has_any else TICK_S)
+            self._polled_at = time.monotonic()
+        else:
+            self._serve()
+
+    def _serve(self) -> None:
+        """Keeps the membership while nothing may be polled: one poll per quarter of the poll interval."""
+        if time.monotonic() - self._polled_at >= self._drip_s:
+            self._source.serve()
+            self._polled_at = time.monotonic()
+
+    # Commit
+
+    def _commit_finished(self) -> bool:
+        """True when the last epoch of a bounded run is committed."""
+        finished = self._line.epochs.take(0)
+        return finished is not None and self._commit(finished, self._serve_once) and bool(finished.flush) and self._flushed is finished.run
+
+    def _serve_once(self) -> bool:
+        """The engine's last look before a transaction. False: a callback committed or dropped the epoch meanwhile."""
+        self._source.serve()
+        self._polled_at = time.monotonic()
+        return self._committing is not None
+
+    def _commit(self, finished: Finished, serve: Callable[[], bool]) -> bool:
+        """False if the epoch was dropped."""
+        sealed = finished.sealed
+        if sealed is None:
+            return finished.run.number == self._line.fence.run.number
+        if finished.run.number != self._line.fence.run.number:
+            self._engine.discard(sealed)
+            return False
+        self._committing = finished
+        began = time.monotonic()
+        with self._watchdog.limit(f"the commit of epoch {sealed.epoch}", COMMIT_LIMIT_S):
+            manifest = self._engine.commit(sealed, serve)
+        if self._committing is None:
+            return finished.run.number == self._line.fence.run.number  # a callback was faster
+        self._committing = None
+        if manifest is None:
+            self._drop("stale", sealed)
+            return False
+        committed = {p: following for p, (_, following) in sealed.ranges.items()}
+        self._metrics.epoch_committed(finished.tally, len(sealed.dead_letters))
+        self._line.stage.renew(committed, self._terms)
+        self._show_lag()
+        log.info(
+            "epoch committed", extra={"epoch": sealed.epoch, "uuid": sealed.uuid, **sealed.counts, "seconds": round(time.monotonic() - began, 3)}
+        )  # fmt: skip
+        return True
+
+    def _show_lag(self) -> None:
+        self._lag_shown_at = time.monotonic()
+        ends = self._source.ends()
+        committed = {p: self._engine.ledger.end(p) or 0 for p in ends}
+        # What belongs to another replica by now is that one's lag.
+        while self._uncommitted and all(offset < committed.get(p, offset + 1) for p, offset in self._uncommitted[0][1].items()):
+            self._uncommitted.popleft()
+        lag = {p: max(end - committed[p], 0) for p, end in ends.items()}
+        self._metrics.lag(lag, self._uncommitted[0][0] if self._uncommitted else 0)
+
+    def _drain(self, deadline_s: float, serve: Callable[[], object]) -> bool:
+        """Cuts the line: what the device has is decided, sealed and committed; what waits before it is forgotten, to be read again.
+
+        False: the deadline passed or the epoch fell; it was dropped.
+        """
+        deadline = time.monotonic() + deadline_s
+        run = self._line.fence.run
+        self._flushes += 1
+        self._line.fence.cut = (run.number, self._flushes)
+        while time.monotonic() < deadline and run is self._line.fence.run:
+            self._failure.raise_if_any()
+            self._beat()
+            finished = self._line.epochs.take(TICK_S)
+            if finished is not None and (not self._commit(finished, lambda: True) or finished.flush == self._flushes):
+                return run is self._line.fence.run
+            serve()
+        if run is self._line.fence.run:
+            self._drop("revoked")
+        return False
+
+    def _drop(self, cause: str, sealed: Sealed | None = None) -> None:
+        """Everything uncommitted dies: a new run. What is owned is rewound at the next step of the loop."""
+        if sealed is not None:
+            self._engine.discard(sealed)
+        self._begin_run()
+        self._metrics.epoch_dropped(cause, len(self._source.owned))
+        log.warning("uncommitted work is dropped and read again", extra={"cause": cause, "run": self._line.fence.run.number})
+
+    def _begin_run(self) -> None:
+        """Whatever is in the line is forgotten; what is owned is rewound at the next step of the loop."""
+        line = self._line
+        line.fence.run = Run(line.fence.run.number + 1, self._engine.next_epoch)
+        line.stage.reset()
+        self._committing = None
+        self._uncommitted.clear()
+        self._rewind = True
+
+    # The group
+
+    def assigned(self, partitions: Collection[int]) -> Mapping[int, int]:
+        starts = self._open(partitions)
+        self._bound.fix(self._source, partitions)  # before the first record: the same poll may already bring some
+        self._flushed = None  # a last epoch that was asked for is not the last one any more
+        self._metrics.rebalanced("assigned", len(partitions), len(self._terms))
+        log.info("partitions assigned", extra={"partitions": sorted(partitions), "starts": starts})
+        return starts
+
+    def _open(self, partitions: Collection[int]) -> Mapping[int, int]:
+        """New terms: start offsets from the ledger, ``open`` entries in the claim log, read back."""
+        fence, due = self._line.fence, self._engine.next_epoch
+        starts = self._engine.assign(partitions)
+        if self._engine.next_epoch != due:  # the dataset was founded, which takes an epoch's number; nothing is in the line yet
+            fence.run = Run(fence.run.number + 1, self._engine.next_epoch)
+        generation = self._source.generation()
+        latest = {p: self._line.stage.latest_generation(p) for p in partitions}
+        if any(generation < g for g in latest.values()) and not self._source.is_member(starts):
+            raise TemporaryError("another replica took our partitions over while they were being opened. Start again.")
+        # A group that was forgotten by the brokers (empty for a week) counts its generations from 1 again.
+        terms = [Term(p, secrets.randbits(63), max(generation, latest[p] + (generation < latest[p])), s) for p, s in starts.items()]
+        self._line.stage.open(terms, self._beat)
+        for term in terms:
+            self._engine.own(term)
+        self._terms = {**self._terms, **{t.partition: t for t in terms}}
+        return starts
+
+    def revoked(self, partitions: Collection[int]) -> None:
+        current, self._committing = self._committing, None
+        if self._terms and (current is None or self._commit(current, lambda: True)) and self._drain(self._revoke_deadline_s, lambda: None):
+            self._begin_run()  # what waited before the device is read again, by its new owner or by us
+        self._committing = None
+        self._release(partitions, "revoked")
+
+    def lost(self, partitions: Collection[int]) -> None:
+        current, self._committing = self._committing, None
+        self._release(partitions, "lost")
+        self._drop("lost", current.sealed if current is not None else None)
+
+    def _release(self, partitions: Collection[int], event: str) -> None:
+        self._engine.disown(partitions)
+        self._line.stage.close(partitions)
+        self._terms = {p: t for p, t in self._terms.items() if p not in partitions}
+        self._superseded_since = None
+        self._metrics.rebalanced(event, len(partitions), len(self._terms))
+        log.info(f"partitions {event}", extra={"partitions": sorted(partitions)})
+
+    def _reopen(self) -> None:
+        """After a drop: what is still owned is read again from what is committed, under new terms."""
+        self._rewind = False
+        self._source.take()
+        if self._source.owned:
+            self._source.rewind(self._open(sorted(self._source.owned)))
+
+    def _check_superseded(self) -> None:
+        """Another replica opened a partition of ours: we were away for too long. The group is about to say so; until then nothing is read."""
+        superseded = self._line.stage.superseded
+        if not superseded:
+            return
+        now = time.monotonic()
+        if self._superseded_since is None:
+            self._superseded_since = now
+            self._engine.disown(superseded)
+            self._source.forget(superseded)
+            self._terms = {p: t for p, t in self._terms.items() if p not in superseded}
+            self._drop("lost")
+        elif now - self._superseded_since > SUPERSEDED_LIMIT_S:
+            raise TemporaryError(f"partitions {sorted(superseded)} belong to another replica, but the group does not say so. Start again.")

@@ -1,0 +1,364 @@
+"""The commit engine (section 5 of the design): which epoch may become true, and what is redone or forgotten at a start.
+
+A state machine over three ports. It knows nothing of threads, sockets or files, so that tests can drive it through
+thousands of interleavings of crash, rebalance, fencing and in-doubt commits (tests/sink/test_engine.py).
+Every method belongs to the Kafka thread and blocks as long as its ports do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Protocol
+from uuid import uuid4
+
+from streamer.errors import Fenced, ProtocolError, TemporaryError
+from streamer.records import Headers, Term
+from streamer.sink.ledger import Ledger
+from streamer.wire.manifest import FileEntry, Manifest, epoch_name
+
+OTHERS_GRACE_S = 10.0
+"""A committed epoch of another writer is projected for it once it was sealed so long ago."""
+COMMIT_ATTEMPTS = 5
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An invalid record on its way to NAME.dead."""
+
+    partition: int
+    offset: int
+    value: bytes | None
+    headers: Headers
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """An epoch whose files are complete and durable under staging names. Nothing of it is true yet."""
+
+    epoch: int
+    uuid: str
+    ranges: Mapping[int, tuple[int, int]]
+    """Partition → [first, next)."""
+    terms: Mapping[int, int]
+    """Partition → id of the term it was read under."""
+    counts: Mapping[str, int]
+    files: tuple[FileEntry, ...]
+    dead_letters: Sequence[DeadLetter]
+    claims_position: int
+    started: str
+    sealed: str
+    began: float
+    """Monotonic seconds at ``started``."""
+
+
+class Staged(Protocol):
+    @property
+    def writer(self) -> str: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def uuid(self) -> str: ...
+    @property
+    def age_s(self) -> float: ...
+
+
+class Transactions(Protocol):
+    """The Kafka port."""
+
+    def fence(self) -> None:
+        """Fences any predecessor with this writer's name and resolves its in-doubt transaction. Raises Fenced."""
+
+    def read(self) -> Sequence[Manifest]:
+        """Manifests committed since the last call, complete past the read_uncommitted end at the call. Raises TemporaryError when
+        another writer's open transaction outlasts the deadline."""
+
+    def committed(self, partitions: Collection[int]) -> Mapping[int, int | None]:
+        """The group's stable offsets; None: there is none. Unknown is never None: it raises TemporaryError."""
+
+    def bounds(self, partitions: Collection[int]) -> Mapping[int, tuple[int, int]]:
+        """First and end offset of the input topic's partitions."""
+
+    def starts(self) -> Mapping[int, int]:
+        """``kafka.start`` resolved to an offset for every partition of the input topic."""
+
+    def membership(self) -> object:
+        """The group membership that `commit` is fenced with."""
+
+    def commit(self, manifest: Manifest, dead_letters: Sequence[DeadLetter], offsets: Mapping[int, int], membership: object) -> bool:
+        """One transaction. True: committed. False: aborted, nothing happened. Anything else ends the process: Fenced, TemporaryError."""
+
+
+class Files(Protocol):
+    """The storage port; see `streamer.sink.storage.Storage`."""
+
+    def staged(self) -> Sequence[Staged]: ...
+    def projected(self) -> set[tuple[str, int]]: ...
+    def project(self, manifest: Manifest) -> None: ...
+    def discard(self, writer: str, epoch: int, uuid: str) -> None: ...
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Seconds since 1970, UTC."""
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards."""
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class CommitEngine:
+    """Decides what becomes true. ``pipeline`` is what every manifest records of the configuration."""
+
+    def __init__(
+        self,
+        dataset: str,
+        writer: str,
+        kafka: Transactions,
+        files: Files,
+        clock: Clock,
+        pipeline: Mapping[str, Any],
+        stale_after_s: float,
+        fixed_ends: Callable[[Mapping[int, int]], Mapping[int, int]] | None = None,
+        stage: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+    ) -> None:
+        """``stale_after_s``: an epoch that was opened so long ago is not committed any more, and what others left staged and uncommitted
+        for twice as long is deleted.
+
+        ``fixed_ends``: for a replay, its end offsets for given starts; written into the dataset's first manifest.
+
+        ``stage`` is entered around each transaction (``commit``) and each projection after it (``project``), for their time.
+        """
+        self.dataset = dataset
+        self.writer = writer
+        self.ledger = Ledger()
+        self.terms: dict[int, Term] = {}
+        self._kafka = kafka
+        self._files = files
+        self._clock = clock
+        self._pipeline = dict(pipeline)
+        self._stale_after_s = stale_after_s
+        self._fixed_ends = fixed_ends
+        self._stage = stage
+        self.claims_position = 0
+        """The claim log was at least so long when the last epoch was sealed."""
+        self._unseen: dict[str, Manifest] = {}
+        """Other writer → its last manifest, which nobody has been seen to project."""
+
+    @property
+    def next_epoch(self) -> int:
+        """The number of this writer's next epoch to be committed."""
+        return self.ledger.next_epoch(self.writer)
+
+    # Start
+
+    def recover(self) -> None:
+        """Steps 2 to 4 of the start: fence, read the commit log to its true end, project what is committed, delete what is not."""
+        # What is staged is listed before anybody is fenced: whoever staged it cannot commit it any more from the fence on, while a successor
+        # stages nothing before it has fenced us.
+        staged = list(self._files.staged())
+        self._kafka.fence()
+        projected = self._files.projected()
+        named = {s.uuid for s in staged}
+        committed: set[str] = set()
+        known: set[tuple[str, int]] = set()
+        waiting: list[Manifest] = []
+        for manifest in self._read():
+            if manifest.uuid in named:
+                committed.add(manifest.uuid)
+            known.add((manifest.writer, manifest.epoch))
+            if (manifest.writer, manifest.epoch) in projected and manifest.uuid not in named:
+                continue
+            if manifest.writer == self.writer or self._is_settled(manifest):
+                self._files.project(manifest)
+            else:
+                waiting.append(manifest)
+        if foreign := sorted(projected - known):
+            raise ProtocolError(
+                f"the folder holds {epoch_name(*foreign[0])} and {len(foreign) - 1} more epochs that {self.dataset}.commits does not name: the commit log was "
+                "lost, or the folder belongs to another life of this dataset. Restore the topic, or give the dataset a new name."
+            )
+        self._unseen = {m.writer: m for m in waiting}
+        live = {m.uuid for m in waiting}
+        for left in staged:
+            if left.uuid in committed:
+                if left.uuid not in live:
+                    self._files.discard(left.writer, left.epoch, left.uuid)  # projected: only an empty folder is left
+            elif left.writer == self.writer or left.age_s > 2 * self._stale_after_s:
+                self._files.discard(left.writer, left.epoch, left.uuid)
+
+    def _read(self) -> list[Manifest]:
+        """What is new in the commit log, applied. What this process committed itself is not new."""
+        new: list[Manifest] = []
+        for manifest in self._kafka.read():
+            if manifest.dataset != self.dataset:
+                raise ProtocolError(
+                    f"{self.dataset}.commits: holds a manifest of the dataset {manifest.dataset}: something else writes to this topic"
+                )
+            if self.ledger.apply(manifest):
+                new.append(manifest)
+            self.claims_position = max(self.claims_position, manifest.claims_position)
+            if manifest.writer != self.writer:
+                self._unseen[manifest.writer] = manifest
+        return new
+
+    def _is_settled(self, manifest: Manifest) -> bool:
+        """True once its own writer had time enough to project it."""
+        return self._clock.now() - _seconds(manifest.sealed) >= OTHERS_GRACE_S
+
+    def _project_for_others(self) -> None:
+        """A writer that went for good may have left its last epoch unprojected; every earlier one it projected before it went on."""
+        for manifest in [m for m in self._unseen.values() if self._is_settled(m)]:
+            self._files.project(manifest)
+            del self._unseen[manifest.writer]
+
+    def assign(self, partitions: Collection[int]) -> dict[int, int]:
+        """Where each newly assigned partition starts: the stable committed offset, then the commit log, which must agree.
+
+        Raises ProtocolError where offsets, log and topic contradict each other for longer than a last owner's commit may take, and Fenced when
+        a successor under our name has committed: what we read could never be.
+        """
+        for attempt in range(COMMIT_ATTEMPTS):
+            committed = self._kafka.committed(partitions)
+            if any(manifest.writer == self.writer for manifest in self._read()):
+                raise Fenced(
+                    f"another process runs under the writer name {self.writer!r} and has committed: give every replica its own name (config: writer)"
+                )
+            if not self.ledger.tiles and any(committed[p] is None for p in partitions):
+                self._found()
+            starts = {p: self._start(p, committed[p]) for p in sorted(partitions)}
+            bounds = self._kafka.bounds(partitions)
+            problem = next((why for p in starts if (why := self._contradiction(p, starts[p], committed[p], *bounds[p]))), "")
+            if not problem:
+                return starts
+            self._clock.sleep(0.1 * 2**attempt)
+        raise ProtocolError(problem)
+
+    def _start(self, partition: int, offset: int | None) -> int:
+        tile = self.ledger.end(partition)
+        if tile is not None:
+            return tile
+        return 0 if offset is None else offset  # a partition that was added later starts at 0
+
+    def _contradiction(self, p: int, start: int, offset: int | None, begin: int, end: int) -> str:
+        """What is wrong with starting there, and what to do about it; empty if nothing is."""
+        if offset is not None and offset != start:
+            return (
+                f"partition {p}: the group streamer.{self.dataset} is committed at offset {offset}, but the manifests end at {start}: somebody moved the "
+                f"group's offsets by hand. Stop all replicas and set it back (kafka-consumer-groups --group streamer.{self.dataset} --reset-offsets "
+                f"--to-offset {start} --topic TOPIC:{p} --execute); a `seek` forward or a replay backward are the supported ways to move."
+            )
+        if end < start:
+            return (
+                f"partition {p}: the topic ends at offset {end}, before {start} where this dataset continues: the topic was deleted and made again. "
+                "Use a new dataset name for the new topic."
+            )
+        if begin > start:
+            return (
+                f"partition {p}: the records {start} to {begin - 1} expired before they were processed (the topic begins at {begin}). "
+                "They are lost to this dataset: continue with a new dataset name, and give the topic a longer retention."
+            )
+        return ""
+
+    def own(self, term: Term) -> None:
+        """From now on epochs read under this term may be committed, and those of the partition's earlier terms never again."""
+        self.terms[term.partition] = term
+
+    def disown(self, partitions: Collection[int]) -> None:
+        for partition in partitions:
+            self.terms.pop(partition, None)
+
+    # Commit
+
+    def commit(self, sealed: Sealed, serve: Callable[[], bool]) -> Manifest | None:
+        """Makes a sealed epoch true and projects it. None: it must be dropped, with everything after it; nothing of it was committed.
+
+        ``serve`` runs the group's callbacks once; False means that one of them already committed or dropped this epoch.
+        Raises what ends the process: Fenced, TemporaryError, DependencyError, ProtocolError.
+        """
+        if sealed.epoch != self.next_epoch:
+            raise ProtocolError(f"this is a bug: epoch {sealed.epoch} is sealed where {self.next_epoch} is due")
+        for attempt in range(COMMIT_ATTEMPTS):
+            membership = self._kafka.membership()
+            if not serve() or not self._still_ours(sealed):
+                return None
+            self._check_age(sealed)
+            manifest = self._manifest(sealed)
+            offsets = {p: following for p, (_, following) in sealed.ranges.items()}
+            with self._stage("commit"):
+                committed = self._kafka.commit(manifest, sealed.dead_letters, offsets, membership)
+            if committed:
+                self.ledger.commit(manifest)
+                with self._stage("project"):
+                    self._files.project(manifest)
+                    self._project_for_others()
+                return manifest
+            self._clock.sleep(0.1 * 2**attempt)
+        return None
+
+    def discard(self, sealed: Sealed) -> None:
+        """Deletes the files of an epoch that was dropped. Idempotent."""
+        self._files.discard(self.writer, sealed.epoch, sealed.uuid)
+
+    def _still_ours(self, sealed: Sealed) -> bool:
+        """The broker fences members, not partitions: a member that was lost and came back could move offsets backwards."""
+        if any(p not in self.terms or self.terms[p].id != term for p, term in sealed.terms.items()):
+            return False
+        committed = self._kafka.committed(list(sealed.ranges))
+        for p, (first, _) in sealed.ranges.items():
+            offset = committed[p]
+            expected = offset if offset is not None else self.ledger.end(p)
+            if expected is not None and expected != first:
+                return False
+        return True
+
+    def _check_age(self, sealed: Sealed) -> None:
+        """Others delete staging that is twice as old and not committed: what may have been deleted must not be committed any more."""
+        age = self._clock.monotonic() - sealed.began
+        if age > self._stale_after_s:
+            raise TemporaryError(
+                f"epoch {sealed.epoch} was opened {age:.0f} s ago and is only now ready, more than {self._stale_after_s:.0f} s: the storage is too slow for "
+                "it, or the process stood still. It is read again at the next start; a lower output.epoch_records or output.shard_bytes makes it smaller."
+            )
+
+    def _manifest(self, sealed: Sealed) -> Manifest:
+        _, previous = self.ledger.last.get(self.writer, (-1, None))
+        return Manifest(
+            version=MANIFEST_VERSION, dataset=self.dataset, writer=self.writer, epoch=sealed.epoch, uuid=sealed.uuid, previous_uuid=previous,
+            partitions=dict(sealed.ranges), skipped={}, counts=dict(sealed.counts), files=sealed.files, claims_position=sealed.claims_position,
+            pipeline=self._pipeline, started=sealed.started, sealed=sealed.sealed,
+        )  # fmt: skip
+
+    def _found(self) -> None:
+        """The dataset's first manifest: where every partition starts. It names no file and moves no offset."""
+        starts = self._kafka.starts()
+        now = iso(self._clock.now())
+        ends = {} if self._fixed_ends is None else {"ends": {str(p): end for p, end in self._fixed_ends(starts).items()}}
+        manifest = Manifest(
+            version=MANIFEST_VERSION, dataset=self.dataset, writer=self.writer, epoch=self.next_epoch, uuid=uuid4().hex, previous_uuid=None,
+            partitions={p: (s, s) for p, s in starts.items()}, skipped={}, counts={}, files=(), claims_position=0,
+            pipeline={**self._pipeline, **ends}, started=now, sealed=now,
+        )  # fmt: skip
+        for attempt in range(COMMIT_ATTEMPTS):
+            if self._kafka.commit(manifest, (), {}, None):
+                break
+            self._clock.sleep(0.1 * 2**attempt)
+        else:
+            raise TemporaryError(f"{self.dataset}.commits: the dataset's first manifest was aborted {COMMIT_ATTEMPTS} times. Start again.")
+        self._read()  # ours, and that of a replica that was faster: the first one in the log holds
+        self._files.project(manifest)
+
+
+def iso(seconds: float) -> str:
+    """UTC seconds since 1970 as ISO 8601 with milliseconds."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()

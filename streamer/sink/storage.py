@@ -1,0 +1,155 @@
+"""Staging and projection: an epoch's files are written under ``.staging``, and get their public names once Kafka has committed them.
+
+Projection never fails for good and never loses anything: it copies (or renames), checks, writes the manifest last and only
+then removes the staged folder. Anybody may redo it at any time, and two processes may do it at once.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import BinaryIO
+from uuid import uuid4
+
+from streamer.errors import ProtocolError
+from streamer.sink.card import update_card
+from streamer.sink.folder import Entry, NewFile
+from streamer.sink.location import open_folder
+from streamer.wire.manifest import FileEntry, Manifest, decode, encode
+
+STAGING = ".staging"
+_STAGED = re.compile(r"(\d{8,})-([0-9a-f-]+)")
+_MANIFEST = re.compile(r"([a-z0-9-]+)-(\d{8,})\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A folder of an epoch that is not (wholly) projected."""
+
+    writer: str
+    epoch: int
+    uuid: str
+    age_s: float
+    """Seconds since the last change in it, by the storage's clock."""
+
+
+def staging_path(writer: str, epoch: int, uuid: str) -> str:
+    return f"{STAGING}/{writer}/{epoch:08d}-{uuid}"
+
+
+class Storage:
+    """The dataset folder ``output_path/dataset``. Stateless: any thread; every method may block for I/O.
+
+    Raises ConfigError at construction for a path that cannot be one; later DependencyError for what a person must fix.
+    """
+
+    def __init__(self, output_path: str, dataset: str) -> None:
+        self.folder = open_folder(output_path, dataset)
+
+    @property
+    def root_uri(self) -> str:
+        """What to pass to ``streamer dataset verify``."""
+        return self.folder.uri
+
+    # Staging
+
+    def open_staged(self, writer: str, epoch: int, uuid: str, path: str) -> NewFile:
+        """A new file that will have the public name ``path``; complete and durable once its ``close()`` returned."""
+        staged = f"{staging_path(writer, epoch, uuid)}/{path}"
+        try:
+            return self.folder.create(staged)
+        except FileNotFoundError as error:
+            raise self.folder.refused(error, "create", staged) from error
+
+    def check_staged(self, writer: str, epoch: int, uuid: str, file: FileEntry) -> None:
+        """Reads a sealed file back. Raises DependencyError if it is not what was written."""
+        staged = f"{staging_path(writer, epoch, uuid)}/{file.path}"
+        try:
+            self.folder.check(staged, file.bytes, file.sha256)
+        except FileNotFoundError as error:
+            raise self.folder.refused(error, "read back", staged) from error
+
+    def staged(self) -> list[Staged]:
+        """Everything in staging, whoever's it is."""
+        now = time.time()
+        changed: dict[tuple[str, int, str], float] = {}
+        for writer in self.folder.folders(STAGING):
+            for name in self.folder.folders(f"{STAGING}/{writer}"):
+                if match := _STAGED.fullmatch(name):
+                    entries = self.folder.walk(f"{STAGING}/{writer}/{name}")
+                    changed[writer, int(match[1]), match[2]] = max((e.mtime for e in entries), default=now)
+        return [Staged(*key, age_s=max(0.0, now - mtime)) for key, mtime in changed.items()]
+
+    def discard(self, writer: str, epoch: int, uuid: str) -> None:
+        """Removes a staged epoch that the commit log does not name, or whose projection is done. Idempotent."""
+        self.folder.remove(staging_path(writer, epoch, uuid))
+
+    # Projection
+
+    def projected(self) -> set[tuple[str, int]]:
+        """(writer, epoch) of every public manifest."""
+        names = (e.path.rpartition("/")[2] for e in self.folder.walk("manifests"))
+        return {(m[1], int(m[2])) for m in map(_MANIFEST.fullmatch, names) if m}
+
+    def project(self, manifest: Manifest) -> None:
+        """Gives a committed epoch its public names. Idempotent; safe when others do the same at the same moment.
+
+        Raises ProtocolError when a file is neither staged nor public as the manifest says, or when another epoch has its name.
+        """
+        if not self._is_public(manifest):
+            staged = staging_path(manifest.writer, manifest.epoch, manifest.uuid)
+            for file in manifest.files:
+                self._publish(f"{staged}/{file.path}", file)
+            scratch = f"{staged}/{uuid4().hex}"
+            try:
+                update_card(self.folder, manifest.dataset, f"{scratch}.md")
+                self.folder.replace(manifest.path, encode(manifest), f"{scratch}.json")
+            except FileNotFoundError:
+                if not self._is_public(manifest):  # else somebody was faster, and removed the staged folder
+                    raise ProtocolError(f"{staged} was taken away while it was projected: only one dataset may use this folder") from None
+        self.discard(manifest.writer, manifest.epoch, manifest.uuid)
+
+    def _publish(self, source: str, file: FileEntry) -> None:
+        try:
+            self.folder.publish(source, file.path, file.bytes)
+        except FileNotFoundError:
+            found = self.folder.size(file.path)
+            if found != file.bytes:
+                state = "is missing" if found is None else f"has {found} bytes instead of {file.bytes}"
+                raise ProtocolError(
+                    f"{self.folder.place(file.path)} {state}, and {source} is gone. The commit log names it: "
+                    "bring the file back (a backup or a version of the bucket), then start again."
+                ) from None
+
+    def _is_public(self, manifest: Manifest) -> bool:
+        """True when the epoch's manifest, which is written last, is there."""
+        try:
+            data = self.read(manifest.path)
+        except FileNotFoundError:
+            return False
+        if data != encode(manifest):
+            raise ProtocolError(
+                f"{self.folder.place(manifest.path)} is of another epoch ({decode(data).uuid}) than the commit log's ({manifest.uuid}): "
+                "the folder belongs to another life of this dataset. Give the dataset a new name or the output a new path."
+            )
+        return True
+
+    def check_writable(self) -> None:
+        """Writes, reads, and removes a small file. Raises DependencyError; leaves nothing behind (on S3 an empty marker of the folder)."""
+        self.folder.probe(f"{STAGING}/.probe-{uuid4().hex}")
+
+    # Reading
+
+    def read(self, path: str) -> bytes:
+        """A small public file. Raises FileNotFoundError."""
+        with self.open(path) as file:
+            return file.read()
+
+    def open(self, path: str) -> BinaryIO:
+        """A public file, seekable. Raises FileNotFoundError."""
+        return self.folder.open(path)
+
+    def files(self, below: str = "") -> list[Entry]:
+        """Every file below ``below``, sorted by path."""
+        return list(self.folder.walk(below))

@@ -1,0 +1,257 @@
+"""The epoch writer thread: decided batches in, sealed epochs out, in the order of the line."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import uuid4
+
+from streamer.config import Config
+from streamer.errors import DeadLetterFuse, ProtocolError
+from streamer.flow.channel import Channel
+from streamer.flow.item import Decided, Fence, Run
+from streamer.flow.worker import Failure
+from streamer.ops.metrics import Metrics
+from streamer.ops.tally import EpochTally
+from streamer.records import DecidedBatch, Term
+from streamer.sink.engine import DeadLetter, Sealed, iso
+from streamer.sink.epoch import EpochWriter
+
+log = logging.getLogger("streamer")
+
+DEAD_LETTER_BYTES = 64_000_000
+"""An epoch that holds so many bytes of invalid records in memory for its transaction is sealed."""
+EPOCH_BYTES = 20_000_000_000
+"""An epoch is sealed at so many bytes, whatever its records."""
+MAX_SEALED = 2
+"""Epochs that may wait for the Kafka thread."""
+FUSE_WINDOW = 1000
+FUSE_LEAST = 100
+"""Fewer records than this never blow the fuse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A sealed epoch on its way to the Kafka thread. ``sealed`` is None where a flush found nothing to seal."""
+
+    run: Run
+    sealed: Sealed | None
+    tally: EpochTally
+    flush: int
+    """The flush request that this answers; 0: none."""
+
+
+class OpenEpoch(Protocol):
+    """Makes the writer of one epoch's files: ``(epoch, uuid) -> EpochWriter``."""
+
+    def __call__(self, epoch: int, uuid: str) -> EpochWriter: ...
+
+
+class EpochThread:
+    """Owns the open epoch. `run` is the thread's body; `take` is for the Kafka thread."""
+
+    def __init__(
+        self,
+        config: Config,
+        decided: Channel[Decided],
+        fence: Fence,
+        open_epoch: OpenEpoch,
+        claims_position: Callable[[], int],
+        failure: Failure,
+        metrics: Metrics,
+        beat: Callable[[], None],
+    ) -> None:
+        self._beat = beat
+        self._limits = config.output
+        self._decided = decided
+        self._fence = fence
+        self._open_epoch = open_epoch
+        self._claims_position = claims_position
+        self._failure = failure
+        self._metrics = metrics
+        self._fuse = Fuse(config.dead_letters.max_ratio)
+        self._sealed: Channel[Finished] = Channel("sealed", MAX_SEALED)
+        self._opened = 0
+        self._run = fence.run
+        self._positions: dict[int, tuple[int, int]] = {}
+        self._epoch: _Epoch | None = None
+
+    def take(self, timeout: float) -> Finished | None:
+        """The oldest finished epoch; None if nothing came within ``timeout`` seconds."""
+        return self._sealed.get(timeout)
+
+    def run(self) -> None:
+        while not self._failure.stop.is_set():
+            item = self._decided.get(0.05)
+            self._beat()
+            if self._run.number != self._fence.run.number:
+                self._forget()
+            if item is not None and self._fence.holds(item.span):
+                with self._metrics.stage("write"):
+                    self._append(item)
+                if item.span.flush:
+                    self._seal(item.span.flush)
+            if self._epoch is not None and self._is_due(self._epoch):
+                self._seal(0)
+        self._forget()
+
+    def _append(self, item: Decided) -> None:
+        span, batch = item.span, item.batch
+        if self._epoch is None and not batch.records and not self._moves(span.marks, span.terms):
+            return
+        epoch = self._epoch or self._open(span.run)
+        for record in batch.records:
+            self._range(epoch, record.partition, span.terms).advance(record.offset)
+        if batch.records:
+            self._fuse.count(batch)
+            epoch.write(batch)
+        for partition, offset in span.marks.items():
+            if partition in span.terms:
+                known = self._range(epoch, partition, span.terms)
+                known.next = max(known.next, offset)
+        self._metrics.epoch_open(epoch.records, epoch.nbytes, epoch.opened)
+
+    def _moves(self, marks: Mapping[int, int], terms: Mapping[int, Term]) -> bool:
+        """True if an end-of-partition mark lies beyond what is decided."""
+        return any(p in terms and offset > self._position(p, terms) for p, offset in marks.items())
+
+    def _position(self, partition: int, terms: Mapping[int, Term]) -> int:
+        """The next offset to decide, under the term that owns the partition now."""
+        term, following = self._positions.get(partition, (0, 0))
+        return following if term == terms[partition].id else terms[partition].start
+
+    def _range(self, epoch: _Epoch, partition: int, terms: Mapping[int, Term]) -> _Range:
+        known = epoch.ranges.get(partition)
+        if known is None:
+            known = epoch.ranges[partition] = _Range(terms[partition].id, self._position(partition, terms))
+        elif known.term != terms[partition].id:
+            raise ProtocolError(f"this is a bug: partition {partition} has two terms in one epoch")
+        return known
+
+    def _open(self, run: Run) -> _Epoch:
+        uuid = uuid4().hex
+        number = run.first_epoch + self._opened
+        self._opened += 1
+        self._epoch = _Epoch(number, uuid, self._open_epoch(number, uuid))
+        return self._epoch
+
+    def _is_due(self, epoch: _Epoch) -> bool:
+        return (
+            epoch.records >= self._limits.epoch_records
+            or epoch.nbytes >= EPOCH_BYTES
+            or epoch.dead_bytes >= DEAD_LETTER_BYTES
+            or time.monotonic() - epoch.began >= self._limits.seal_after
+        )
+
+    def _seal(self, flush: int) -> None:
+        epoch, run = self._epoch, self._run
+        sealed = None
+        if epoch is not None:
+            with self._metrics.stage("seal"):
+                sealed = epoch.seal(self._claims_position())
+            log.info("epoch sealed", extra={"epoch": sealed.epoch, "uuid": sealed.uuid, "records": epoch.records})
+            for partition, span in epoch.ranges.items():
+                self._positions[partition] = (span.term, span.next)
+            self._epoch = None
+            self._metrics.epoch_open(0, 0, 0)
+        finished = Finished(run, sealed, epoch.tally if epoch is not None else EpochTally(), flush)
+        while not self._failure.stop.is_set() and run.number == self._fence.run.number:
+            if self._sealed.put(finished, timeout=0.1):
+                return
+        if epoch is not None:
+            epoch.files.discard()
+
+    def _forget(self) -> None:
+        """A new run: nothing of the old one may be written down."""
+        if self._epoch is not None:
+            self._epoch.files.discard()
+            self._epoch = None
+            self._metrics.epoch_open(0, 0, 0)
+        self._run = self._fence.run
+        self._opened = 0
+        self._positions.clear()
+
+
+class _Range:
+    """A partition's share of the open epoch: [first, next)."""
+
+    __slots__ = ("first", "next", "term")
+
+    def __init__(self, term: int, first: int) -> None:
+        self.term = term
+        self.first = first
+        self.next = first
+
+    def advance(self, offset: int) -> None:
+        if offset < self.next:
+            raise ProtocolError(f"this is a bug: offset {offset} comes after {self.next - 1} in the line")
+        self.next = offset + 1
+
+
+class _Epoch:
+    def __init__(self, number: int, uuid: str, files: EpochWriter) -> None:
+        self.number = number
+        self.uuid = uuid
+        self.files = files
+        self.opened = time.time()
+        self.began = time.monotonic()
+        self.ranges: dict[int, _Range] = {}
+        self.dead: list[DeadLetter] = []
+        self.dead_bytes = 0
+        self.tally = EpochTally()
+
+    @property
+    def records(self) -> int:
+        return self.files.records
+
+    @property
+    def nbytes(self) -> int:
+        return self.files.nbytes
+
+    def write(self, batch: DecidedBatch) -> None:
+        self.files.append(batch)
+        self.tally.add(batch)
+        for record, decision in zip(batch.records, batch.decisions, strict=True):
+            if decision.outcome == "invalid":
+                reason, detail = decision.reason or "", decision.detail
+                self.dead.append(DeadLetter(record.partition, record.offset, record.value, record.headers, reason, detail))
+                self.dead_bytes += len(record.value or b"") + 500
+
+    def seal(self, claims_position: int) -> Sealed:
+        files = self.files.seal()
+        return Sealed(
+            epoch=self.number, uuid=self.uuid, ranges={p: (r.first, r.next) for p, r in sorted(self.ranges.items())},
+            terms={p: r.term for p, r in self.ranges.items()}, counts=dict(self.files.counts), files=files, dead_letters=self.dead,
+            claims_position=claims_position, started=iso(self.opened), sealed=iso(time.time()), began=self.began,
+        )  # fmt: skip
+
+
+class Fuse:
+    """Stops the process when too many records in a row of `FUSE_WINDOW` are invalid: without it dead letters lose data silently."""
+
+    def __init__(self, max_ratio: float) -> None:
+        self._max_ratio = max_ratio
+        self._batches: deque[tuple[int, int, str]] = deque()
+        self._records = 0
+        self._invalid = 0
+
+    def count(self, batch: DecidedBatch) -> None:
+        """Raises DeadLetterFuse."""
+        reasons = [d.reason or "" for d in batch.decisions if d.outcome == "invalid"]
+        self._batches.append((len(batch.records), len(reasons), reasons[-1] if reasons else ""))
+        self._records += len(batch.records)
+        self._invalid += len(reasons)
+        while self._records - self._batches[0][0] >= FUSE_WINDOW:
+            records, invalid, _ = self._batches.popleft()
+            self._records -= records
+            self._invalid -= invalid
+        if self._records >= FUSE_LEAST and self._invalid > self._max_ratio * self._records:
+            last = next((reason for _, _, reason in reversed(self._batches) if reason), "")
+            raise DeadLetterFuse(
+                f"{self._invalid} of the last {self._records} records are invalid (the latest: {last}), more than dead_letters.max_ratio = "
+                f"{self._max_ratio:g}. Nothing of this epoch was committed. Look at the records, or raise dead_letters.max_ratio (1 switches the fuse off)."
+            )

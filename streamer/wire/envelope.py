@@ -1,0 +1,216 @@
+"""Input records (contract, section 4.1): a Kafka value and its headers → `Envelope`.
+
+Three encodings, told apart by the header ``content-type`` (``kafka.default_content_type`` where it is absent):
+
+* ``image/*`` — the value is the image. Headers: ``text``, ``id``, ``url`` (UTF-8) and ``meta-NAME`` for metadata.
+* ``application/json`` — ``{"id", "text", "url", "metadata": {…}}`` and ``"image"`` (base64) or ``"uri"`` (with ``"sha256"``, ``"length"``).
+  What the JSON leaves out is taken from the headers; other keys are ignored.
+* anything else, and the Confluent wire format (first byte 0) — ``unsupported_encoding``.
+
+An image by reference in the first encoding: the headers ``uri``, ``sha256``, ``length`` and an empty value. Where a record
+brings both, the bytes win and the reference is ignored.
+
+Header names: the lower-case name wins; any other spelling is accepted where that is absent. ``NAME`` in ``meta-NAME`` keeps
+its case. The last of several headers with one name counts (as in Kafka's ``lastHeader``); a header without a value is absent;
+unknown headers are ignored.
+
+CloudEvents (Kafka protocol binding 1.0.2, binary content mode): ``ce_id`` is the id where there is no header ``id``,
+``ce_datacontenttype`` the content type where there is no ``content-type``; the other ``ce_NAME`` but ``ce_specversion`` become
+metadata under that very name. The structured mode (``application/cloudevents+json``) is ``unsupported_encoding``.
+"""
+
+from __future__ import annotations
+
+import binascii
+import functools
+import json
+import math
+import re
+from base64 import b64decode
+from collections.abc import Mapping
+from typing import Any, Literal, NoReturn
+
+from streamer.errors import InvalidRecord
+from streamer.records import UNREADABLE_HEADERS, Envelope, Record, Reference
+
+_PLAIN = frozenset(("content-type", "text", "id", "url", "uri", "sha256", "length"))
+_FIELDS = _PLAIN - {"content-type"}
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_ISO_BOXES = (b"ftyp", b"JXL ", b"jP  ")
+"""Images whose first byte is 0: the type of the first box of AVIF and HEIC, JPEG XL, JPEG 2000."""
+_JSON_SLACK = 1_000_000
+_NOTHING: Mapping[str, Any] = {}
+
+
+def json_limit(max_image_bytes: int) -> int:
+    """Bytes that a JSON value may have so that an image of ``max_image_bytes`` fits as base64, with 1 MB for the rest."""
+    return max_image_bytes * 4 // 3 + _JSON_SLACK
+
+
+def parse(record: Record, default_content_type: str, max_json_bytes: int = json_limit(20_000_000)) -> Envelope:
+    """Any thread; does not block. A JSON value of more than ``max_json_bytes`` is refused before it is parsed.
+
+    Raises InvalidRecord: empty_value, unsupported_encoding, bad_header, bad_json, bad_base64, no_image, too_many_bytes.
+    """
+    value = record.value
+    if record.headers is UNREADABLE_HEADERS:
+        raise InvalidRecord("bad_header", "the name of a header is not UTF-8")
+    fields: dict[str, bytes | None] = dict(record.headers)
+    metadata = _NOTHING if fields.keys() <= _PLAIN else _fold(fields)
+    content_type = fields.pop("content-type", None)
+    kind = _kind(content_type or default_content_type)
+    if kind == "image":
+        if value and not (value[0] == 0 and content_type is None and value[4:8] not in _ISO_BOXES):
+            if not fields:
+                return Envelope(None, "", None, metadata, value)
+            text, id, url = _text(fields, "text"), _text(fields, "id"), _text(fields, "url")
+            return Envelope(id, text or "", url, metadata, value)
+        if value:
+            raise InvalidRecord(
+                "unsupported_encoding", "the value begins like the Confluent wire format, and there is no content-type header"
+            )
+        return _from(_texts(fields), metadata, None, "bad_header", "empty_value")
+    if not value:
+        raise InvalidRecord("empty_value")
+    if kind == "other":
+        raise InvalidRecord("unsupported_encoding", f"content-type {content_type or default_content_type!r}")
+    if value[0] == 0:
+        raise InvalidRecord("unsupported_encoding", "application/json in the Confluent wire format")
+    if len(value) > max_json_bytes:
+        raise InvalidRecord("too_many_bytes", f"{len(value)} bytes of JSON, at most {max_json_bytes}")
+    return _parse_json(value, _texts(fields), metadata)
+
+
+@functools.lru_cache(maxsize=256)
+def _kind(content_type: bytes | str) -> Literal["image", "json", "other"]:
+    text = content_type if isinstance(content_type, str) else content_type.decode("latin-1")
+    media_type = text.partition(";")[0].strip().lower()
+    return "image" if media_type.startswith("image/") else "json" if media_type == "application/json" else "other"
+
+
+def _fold(fields: dict[str, bytes | None]) -> Mapping[str, Any]:
+    """Leaves only the plain fields in ``fields``, by their lower-case names, and returns the metadata."""
+    metadata: dict[str, Any] = {}
+    fallback: dict[str, bytes | None] = {}
+    for name in [n for n in fields if n not in _PLAIN]:
+        raw = fields.pop(name)
+        lower = name.lower()
+        if raw is None:
+            continue
+        if lower in _PLAIN:
+            fields.setdefault(lower, raw)
+        elif lower.startswith("meta-"):
+            metadata[name[5:]] = _decoded(name, raw)
+        elif lower == "ce_id":
+            fallback["id"] = raw
+        elif lower == "ce_datacontenttype":
+            fallback["content-type"] = raw
+        elif lower.startswith("ce_") and lower != "ce_specversion":
+            metadata[lower] = _decoded(name, raw)
+    for name, raw in fallback.items():
+        if fields.get(name) is None:
+            fields[name] = raw
+    return metadata
+
+
+def _decoded(name: str, raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise InvalidRecord("bad_header", f"{name} is not UTF-8") from None
+
+
+def _text(fields: Mapping[str, bytes | None], name: str) -> str | None:
+    raw = fields.get(name)
+    return None if raw is None else _decoded(name, raw)
+
+
+def _texts(fields: Mapping[str, bytes | None]) -> dict[str, Any]:
+    return {name: _decoded(name, raw) for name, raw in fields.items() if raw is not None}
+
+
+def _parse_json(value: bytes, headers: dict[str, Any], metadata: Mapping[str, Any]) -> Envelope:
+    try:
+        text = value.decode(json.detect_encoding(value))  # json.loads itself would let lone surrogates through
+        body = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise InvalidRecord("bad_json", str(error)[:200]) from None
+    if not isinstance(body, dict):
+        raise InvalidRecord("bad_json", f"a JSON {type(body).__name__}, not an object")
+    fields = {**headers, **{name: body[name] for name in _FIELDS if body.get(name) is not None}}
+    own = body.get("metadata")
+    if own is not None and not isinstance(own, dict):
+        raise InvalidRecord("bad_json", "metadata is not an object")
+    if own:
+        metadata = {**metadata, **own}
+    if "\\u" in text:
+        _refuse_surrogates([fields, metadata])
+    image = body.get("image")
+    if image is not None:
+        try:
+            # ASCII is what b64decode wants of a str; a number or a list ends in TypeError
+            image = b64decode(image, validate=True)
+        except (binascii.Error, ValueError, TypeError) as error:
+            raise InvalidRecord("bad_base64", str(error)[:200]) from None
+    return _from(fields, metadata, image, "bad_json", "no_image")
+
+
+def _from(fields: dict[str, Any], metadata: Mapping[str, Any], image: bytes | None, wrong: str, missing: str) -> Envelope:
+    """The envelope of these fields; ``wrong`` and ``missing`` are the reasons for a malformed field and for no image at all."""
+    id = fields.get("id")
+    if isinstance(id, int) and not isinstance(id, bool):
+        fields["id"] = str(id)
+    for name in ("id", "text", "url", "uri", "sha256"):
+        if not isinstance(fields.get(name, ""), str):
+            raise InvalidRecord(wrong, f"{name} is not a string")
+    if not image:
+        uri = fields.get("uri")
+        if not uri:
+            raise InvalidRecord(missing)
+        return _envelope(fields, metadata, Reference(uri, _sha256(fields, wrong), _length(fields, wrong)))
+    return _envelope(fields, metadata, image)
+
+
+def _envelope(fields: Mapping[str, Any], metadata: Mapping[str, Any], image: bytes | Reference) -> Envelope:
+    return Envelope(fields.get("id"), fields.get("text", ""), fields.get("url"), metadata, image)
+
+
+def _sha256(fields: Mapping[str, Any], wrong: str) -> str | None:
+    text = fields.get("sha256")
+    if text is None:
+        return None
+    if not _SHA256.fullmatch(text):
+        raise InvalidRecord(wrong, "sha256 is not 64 hexadecimal digits")
+    return str(text).lower()
+
+
+def _length(fields: Mapping[str, Any], wrong: str) -> int | None:
+    length = fields.get("length")
+    if length is None:
+        return None
+    if isinstance(length, str) and length.isascii() and length.isdigit() and len(length) < 20:
+        return int(length)
+    if isinstance(length, int) and not isinstance(length, bool) and length >= 0:
+        return length
+    raise InvalidRecord(wrong, "length is not a number of bytes")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return number
+
+
+def _refuse_surrogates(tree: Any) -> None:
+    """``"\\ud800"`` alone is valid JSON but no text: it could be written to neither Parquet nor a tar."""
+    try:
+        json.dumps(tree, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidRecord("bad_json", "a lone surrogate (\\ud800 … \\udfff) is no character") from None
+    except RecursionError:
+        raise InvalidRecord("bad_json", "nested too deeply") from None

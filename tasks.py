@@ -1,0 +1,271 @@
+#!/usr/bin/env python3
+"""Every task of this repository, on any machine with Python 3.10 or newer and nothing else.
+
+    python3 tasks.py demo [ARGS]     the whole line on this machine, with real photographs (arguments go to `streamer demo`)
+    python3 tasks.py test [ARGS]     the tests (arguments go to pytest)
+
+    python3 tasks.py check           everything that must pass before a change lands: lint, types, imports, test
+    python3 tasks.py lint            format and lint rules, without changing a file
+    python3 tasks.py format          the same, changing the files
+    python3 tasks.py types           mypy --strict
+    python3 tasks.py imports         which module may import which
+    python3 tasks.py bench NAME …    one script of benchmarks/; without a name: their list
+    python3 tasks.py setup           only the environment
+    python3 tasks.py clean           removes the environment and every cache of this folder
+
+The first task makes the environment `.venv` beside this file, with the versions pinned in constraints/; it is made again
+only when pyproject.toml, the constraints or the interpreter change. pip is set up by its usual files and variables.
+STREAMER_VARIANT=gpu installs the GPU packages instead of the CPU ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "streamer-inputs"
+CACHES = (".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache", "build", "dist", "streamer.egg-info")
+OLDEST = (3, 10)
+
+
+class Failed(Exception):
+    """What a person must do; printed without a traceback."""
+
+
+def main(args: list[str]) -> int:
+    if sys.version_info < OLDEST:
+        raise Failed(f"this is Python {sys.version.split()[0]} ({sys.executable}); run it with Python 3.10 or newer: python3.12 tasks.py …")
+    if not args or args[0] in ("-h", "--help", "help"):
+        print((__doc__ or "").strip())
+        return 0 if args else 2
+    name, rest = args[0], args[1:]
+    if name == "clean":
+        return clean()
+    task = TASKS.get(name)
+    if task is None:
+        raise Failed(f"no task is named {name!r}; there are {', '.join([*TASKS, 'clean'])}")
+    set_up()
+    return task(rest)
+
+
+# The environment
+
+
+def set_up() -> None:
+    """Makes or renews .venv when its inputs changed. Two tasks started together wait for each other."""
+    variant = os.environ.get("STREAMER_VARIANT", "cpu")
+    constraints = ROOT / "constraints" / f"{variant}.txt"
+    if not constraints.is_file():
+        raise Failed(f"STREAMER_VARIANT={variant}: there is no {constraints.relative_to(ROOT)}; use cpu or gpu")
+    with Path(__file__).open("rb") as lock:
+        exclusive(lock)
+        inputs = digest(variant, constraints)
+        if STAMP.is_file() and STAMP.read_text() == inputs and PYTHON.exists():
+            return
+        began = time.monotonic()
+        if not works(PYTHON):
+            make_venv()
+        STAMP.unlink(missing_ok=True)
+        say("installing streamer and its packages into .venv; the first time this takes minutes and several GB (PyTorch)")
+        install(f".[{variant},broker,demo,dev]", constraints)
+        STAMP.write_text(inputs)
+        say(f"the environment is ready after {time.monotonic() - began:.0f} s")
+
+
+def digest(variant: str, constraints: Path) -> str:
+    """Of everything that the environment follows from."""
+    sha = hashlib.sha256(f"{variant} {sys.version} {sys.platform} {ROOT}".encode())
+    for path in (ROOT / "pyproject.toml", constraints):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()
+
+
+def exclusive(file: BinaryIO) -> None:
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except ImportError:
+        raise Failed("streamer runs on Linux and macOS; on Windows use WSL") from None
+    except OSError:
+        pass  # a file system without locks: two set-ups at once are then the caller's affair
+
+
+def works(python: Path) -> bool:
+    """Whether there is an environment that runs, and of this interpreter's version."""
+    if not python.exists():
+        return False
+    code = "import sys, pip; print(sys.version)"
+    done = subprocess.run([str(python), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    return done.returncode == 0 and done.stdout.strip() == sys.version.strip()
+
+
+def make_venv() -> None:
+    say(f"making .venv with Python {sys.version.split()[0]}")
+    shutil.rmtree(str(VENV), ignore_errors=True)
+    command = [sys.executable, "-m", "venv", str(VENV)]
+    tried = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if tried.returncode == 0 and works(PYTHON):
+        return
+    shutil.rmtree(str(VENV), ignore_errors=True)  # Debian's venv leaves half of one behind
+    if with_virtualenv():
+        return
+    shutil.rmtree(str(VENV), ignore_errors=True)
+    minor = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    raise Failed(
+        f"this Python ({sys.executable}) cannot make a virtual environment:\n{tried.stdout.strip()}\n"
+        f"Install its venv package (Debian, Ubuntu: sudo apt-get install python{minor}-venv), or use another Python, then start again."
+    )
+
+
+def with_virtualenv() -> bool:
+    """The way out where `venv` is missing but pip is there."""
+    bootstrap = ROOT / ".venv-bootstrap"
+    say("this Python has no working venv; trying virtualenv")
+    try:
+        fetched = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(bootstrap), "virtualenv"], check=False)
+        if fetched.returncode != 0:
+            return False
+        environ = {**os.environ, "PYTHONPATH": str(bootstrap)}
+        made = subprocess.run([sys.executable, "-m", "virtualenv", "--quiet", str(VENV)], env=environ, check=False)
+        return made.returncode == 0 and works(PYTHON)
+    finally:
+        shutil.rmtree(str(bootstrap), ignore_errors=True)
+
+
+def install(what: str, constraints: Path) -> None:
+    command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "-c", str(constraints), "-e", what]
+    done = subprocess.run(command, cwd=str(ROOT), check=False).returncode if sys.stdout.isatty() else quietly(command)
+    if done != 0:
+        raise Failed("pip could not install the packages (its message is above). Run the same command again to go on where it stopped.")
+
+
+def quietly(command: list[str]) -> int:
+    """pip without its thousand lines, and a sign of life every half minute."""
+    began = time.monotonic()
+    with subprocess.Popen([*command, "--quiet"], cwd=str(ROOT)) as pip:
+        while True:
+            try:
+                return pip.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                say(f"still installing, {time.monotonic() - began:.0f} s")
+
+
+# The tasks
+
+
+def demo(args: list[str]) -> int:
+    become(str(VENV / "bin" / "streamer"), "demo", *args)
+
+
+def test(args: list[str]) -> int:
+    os.chdir(str(ROOT))  # where pytest finds its settings; the demo's paths are the caller's
+    become(str(PYTHON), "-m", "pytest", *args)
+
+
+def lint(args: list[str]) -> int:
+    return max(module("ruff", "format", "--check", *args), module("ruff", "check", *args))
+
+
+def format_(args: list[str]) -> int:
+    return max(module("ruff", "check", "--fix", *args), module("ruff", "format", *args))
+
+
+def types(args: list[str]) -> int:
+    return module("mypy", *args)
+
+
+def imports(args: list[str]) -> int:
+    return run(str(VENV / "bin" / "lint-imports"), *args)
+
+
+def bench(args: list[str]) -> int:
+    scripts = [path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text("utf-8")]
+    names = sorted(path.stem for path in scripts)
+    if not args:
+        print("\n".join(names))
+        return 0
+    if args[0] not in names:
+        raise Failed(f"no benchmark is named {args[0]!r}; there are {', '.join(names)}")
+    os.chdir(str(ROOT))  # where `benchmarks` can be imported
+    become(str(PYTHON), "-m", f"benchmarks.{args[0]}", *args[1:])
+
+
+def check(args: list[str]) -> int:
+    """All of them, also after one has failed: a person wants the whole list."""
+    steps: dict[str, Callable[[], int]] = {
+        "lint": lambda: lint([]),
+        "types": lambda: types([]),
+        "imports": lambda: imports([]),
+        "test": lambda: module("pytest", *args),
+    }
+    failed = []
+    for name, step in steps.items():
+        say(f"── {name}")
+        began = time.monotonic()
+        code = step()
+        say(f"── {name}: {'passed' if code == 0 else f'FAILED (exit {code})'} after {time.monotonic() - began:.0f} s")
+        if code != 0:
+            failed.append(name)
+    say(f"FAILED: {', '.join(failed)}" if failed else "all of it passed")
+    return 1 if failed else 0
+
+
+def clean() -> int:
+    for path in (VENV, *(ROOT / name for name in CACHES), *ROOT.rglob("__pycache__")):
+        shutil.rmtree(str(path), ignore_errors=True)
+    return 0
+
+
+def module(name: str, *args: str) -> int:
+    return run(str(PYTHON), "-m", name, *args)
+
+
+def run(*command: str) -> int:
+    return subprocess.run(command, cwd=str(ROOT), env=environment(), check=False).returncode
+
+
+def become(*command: str) -> NoReturn:
+    """Replaces this process, so that signals and the exit code are the tool's own."""
+    sys.stdout.flush()
+    os.execve(command[0], command, environment())
+
+
+def environment() -> dict[str, str]:
+    """As if `.venv` were activated: tools that start other tools find the right ones."""
+    return {**os.environ, "VIRTUAL_ENV": str(VENV), "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+
+
+def say(message: str) -> None:
+    print(f"[tasks] {message}", flush=True)
+
+
+TASKS: dict[str, Callable[[list[str]], int]] = {
+    "demo": demo,
+    "test": test,
+    "check": check,
+    "lint": lint,
+    "format": format_,
+    "types": types,
+    "imports": imports,
+    "bench": bench,
+    "setup": lambda args: 0,
+}
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Failed as error:
+        sys.exit(f"tasks.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

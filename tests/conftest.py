@@ -1,0 +1,150 @@
+"""What the tests share: a real broker, the example data, and one loud last line about whatever could not be had."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from streamer.errors import DependencyError
+from streamer.testing import Broker, kafka_jars
+from streamer.testing.jars import java
+
+IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
+SHARED_DATA = Path(__file__).parents[1] / "../shared/data"
+
+BROKER = "Apache Kafka"
+SHARED = "../shared/data"
+CUDA = "a CUDA device"
+_missing: Counter[tuple[str, str]] = Counter()
+
+
+def _without(thing: str, why: str) -> NoReturn:
+    """Skips the test, or fails it in CI, where nothing but a GPU may be missing; the last line of the run counts them."""
+    message = f"no {thing}: {why}"
+    fatal = IN_CI and thing != CUDA
+    outcome = pytest.fail.Exception(message, pytrace=False) if fatal else pytest.skip.Exception(message)
+    outcome.missing = (thing, why)
+    raise outcome
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    # Counted here and not where it is raised: pytest raises what a session's fixture raised once again for every test.
+    if call.excinfo is not None and (missing := getattr(call.excinfo.value, "missing", None)):
+        _missing[missing] += 1
+
+
+@pytest.fixture(scope="session")
+def without() -> Callable[[str, str], NoReturn]:
+    """``without(thing, why)``: the test cannot run here. For what only one folder's tests need (tests/ops: Prometheus)."""
+    return _without
+
+
+@pytest.fixture(scope="session")
+def _embedded_trouble() -> str:
+    try:
+        java()
+        kafka_jars()
+    except DependencyError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="session")
+def _kafka_session(_embedded_trouble: str) -> Iterator[tuple[str, str]]:
+    """(bootstrap servers, "") or ("", why there are none)."""
+    if given := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+        yield given, ""
+    elif _embedded_trouble:
+        yield "", _embedded_trouble
+    else:
+        with Broker() as broker:  # a broker that can be had but does not start is an error, not a skip
+            yield broker.bootstrap_servers, ""
+
+
+@pytest.fixture
+def kafka(_kafka_session: tuple[str, str]) -> str:
+    """Bootstrap servers of a real Kafka: KAFKA_BOOTSTRAP_SERVERS, or one embedded broker for the whole run."""
+    servers, why = _kafka_session
+    return servers or _without(BROKER, why)
+
+
+@pytest.fixture(scope="session")
+def embedded(_embedded_trouble: str) -> Callable[..., Broker]:
+    """`Broker`, for tests that stop, kill or configure one of their own."""
+    return _without(BROKER, _embedded_trouble) if _embedded_trouble else Broker
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level() -> Iterator[None]:
+    """A test that quiets our loggers quiets nobody else's."""
+    yield
+    logging.getLogger("streamer").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def topic_name(request: pytest.FixtureRequest) -> str:
+    """A topic name of this test's own; nothing is created."""
+    return f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower()).strip('-')[:80]}-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def dataset_name() -> str:
+    """A dataset name of this test's own; nothing is created."""
+    return f"d{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of example data beside the repository."""
+    if not SHARED_DATA.is_dir():
+        _without(SHARED, "the folder is not beside the repository")
+    return SHARED_DATA.resolve()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "_embedded_trouble" in fixtures:
+            item.add_marker("kafka")
+        if "shared_data" in fixtures:
+            item.add_marker("shared")
+
+
+_cuda_trouble: list[str] = []
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        if not _cuda_trouble:  # torch takes seconds to import: only when a gpu test runs, and once
+            _cuda_trouble.append(_look_for_cuda())
+        if _cuda_trouble[0]:
+            _without(CUDA, _cuda_trouble[0])
+
+
+def _look_for_cuda() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    return "" if torch.cuda.is_available() else "torch finds none on this machine"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    yield  # everything else that reports does so in here: the line below is the last of the run
+    if not _missing:
+        return
+    parts = [f"{count} test{'s' * (count > 1)} without {thing} ({why})" for (thing, why), count in sorted(_missing.items())]
+    verb = "FAILED FOR WANT OF IT" if IN_CI and any(thing != CUDA for thing, _ in _missing) else "NOT TESTED"
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(f"!!! {verb}: {'; '.join(parts)}".replace("\n", " "), red=True, bold=True)

@@ -1,0 +1,88 @@
+"""Alive, ready, and the reason when not."""
+
+import threading
+
+from streamer.flow.worker import Failure, Worker
+from streamer.ops.health import Health
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_starting_is_alive_but_not_ready_and_says_what_it_does():
+    health = Health(Failure())
+    health.enter("loading the model")
+    assert health.livez().ok
+    report = health.readyz()
+    assert not report.ok
+    assert "loading the model" in report.reason
+    health.enter("polling", ready=True)
+    assert health.readyz().as_json() == {"ok": True, "phase": "polling", "reason": "", "heartbeats": {}}
+    health.enter("draining")
+    assert not health.readyz().ok
+    assert health.livez().ok
+
+
+def test_a_heartbeat_older_than_its_limit_is_death_and_names_the_thread():
+    clock = Clock()
+    health = Health(Failure(), clock)
+    health.enter("polling", ready=True)
+    main, device = health.heartbeat("main", 60), health.heartbeat("device", 10)
+    clock.now += 9
+    assert health.livez().ok
+    clock.now += 2
+    main()
+    report = health.livez()
+    assert not report.ok
+    assert report.reason == "thread device gave no sign for 11 s (limit 10 s)"
+    assert report.heartbeats == {"main": 0.0, "device": 11.0}
+    assert not health.readyz().ok
+    assert "device" in health.readyz().reason
+    device()
+    assert health.livez().ok
+    clock.now += 30
+    health.forget(device)
+    assert health.livez().ok
+
+
+def test_a_failed_thread_is_death():
+    failure = Failure()
+    health = Health(failure)
+    health.enter("polling", ready=True)
+
+    def fail():
+        raise ValueError("boom")
+
+    worker = Worker("decode-1", fail, failure)
+    worker.start()
+    assert worker.join(5)
+    assert not health.livez().ok
+    assert "thread decode-1 failed" in health.livez().reason
+    assert not health.readyz().ok
+
+
+def test_a_stop_without_a_failure_is_no_death():
+    failure = Failure()
+    failure.stop.set()
+    assert Health(failure).livez().ok
+
+
+def test_threads_may_come_and_go_while_a_probe_looks():
+    health = Health(Failure())
+    stop = threading.Event()
+
+    def churn():
+        while not stop.is_set():
+            health.forget(health.heartbeat("passing", 60))
+
+    threads = [threading.Thread(target=churn) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert all(health.livez().ok for _ in range(500))
+    stop.set()
+    for thread in threads:
+        thread.join(5)

@@ -1,0 +1,117 @@
+"""Lines for people, lines for machines, and no secrets in either."""
+
+import io
+import json
+import logging
+import warnings
+
+import pytest
+
+from streamer.errors import ConfigError
+from streamer.ops import logs
+
+
+@pytest.fixture
+def spoken():
+    root, ours, kafka = logging.getLogger(), logging.getLogger("streamer"), logging.getLogger(logs.LIBRDKAFKA)
+    before = root.handlers[:], root.level, ours.level, kafka.filters[:], logs._secrets._values
+    stream = io.StringIO()
+
+    def setup(**environ):
+        logs.setup(environ, stream)
+        return stream
+
+    yield setup
+    logging.captureWarnings(False)
+    root.handlers[:], kafka.filters[:], logs._secrets._values = before[0], before[3], before[4]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
+
+
+def test_machines_get_one_json_object_a_line(spoken):
+    stream = spoken()
+    logging.getLogger("streamer.sink").info("committed epoch %d", 3, extra={"records": 12, "path": "a\nb"})
+    [line] = stream.getvalue().splitlines()
+    said = json.loads(line)
+    assert said["message"] == "committed epoch 3"
+    assert said["records"] == 12
+    assert said["path"] == "a\nb"
+    assert (said["level"], said["logger"], said["thread"]) == ("info", "streamer.sink", "MainThread")
+    assert said["time"].endswith("Z")
+
+
+def test_people_get_text(spoken):
+    stream = spoken(STREAMER_LOG="text")
+    logging.getLogger("streamer.sink").info("committed epoch", extra={"records": 12})
+    assert stream.getvalue()[8:] == " INFO    MainThread: committed epoch  records=12\n"
+
+
+def test_an_exception_stays_one_line_for_machines(spoken):
+    stream = spoken()
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        logging.getLogger("streamer").exception("it broke")
+    [line] = stream.getvalue().splitlines()
+    assert "ValueError: boom" in json.loads(line)["exception"]
+
+
+def test_levels(spoken):
+    stream = spoken(STREAMER_LOG="text", STREAMER_LOG_LEVEL="warning")
+    logging.getLogger("streamer.x").info("quiet")
+    logging.getLogger("streamer.x").warning("loud")
+    logging.getLogger("somebody.else").info("quiet")
+    assert "quiet" not in stream.getvalue()
+    assert "loud" in stream.getvalue()
+    spoken(STREAMER_LOG="text", STREAMER_LOG_LEVEL="debug")
+    logging.getLogger("streamer.x").debug("detail")
+    logging.getLogger("somebody.else").debug("detail of others")
+    assert "detail\n" in stream.getvalue()
+    assert "detail of others" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(("name", "value"), [("STREAMER_LOG", "xml"), ("STREAMER_LOG_LEVEL", "loud")])
+def test_a_wrong_setting_says_what_would_be_right(spoken, name, value):
+    with pytest.raises(ConfigError, match=f"{name}: '{value}' is unknown; use one of"):
+        spoken(**{name: value})
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_secret_is_printed_whoever_prints_it(spoken, form):
+    stream = spoken(STREAMER_LOG=form, AWS_SECRET_ACCESS_KEY="aws-very-secret")
+    logs.hide({"sasl.username": "anna", "sasl.password": 'pass"word\\1', "ssl.key.password": "k3y-pass", "security.protocol": "SASL_SSL"})
+    log = logging.getLogger("streamer.x")
+    log.info('sent pass"word\\1 and k3y-pass to anna over SASL_SSL', extra={"seen": 'pass"word\\1'})
+    log.info("at https://anna:hunter2@registry.example/x and s3 with aws-very-secret")
+    said = stream.getvalue()
+    for secret in ("word", "k3y-pass", "hunter2", "aws-very-secret"):
+        assert secret not in said
+    assert "anna" in said
+    assert "SASL_SSL" in said
+    assert "@registry.example/x" in said
+
+
+def test_librdkafka_does_not_repeat_itself(spoken):
+    stream = spoken(STREAMER_LOG="text")
+    log = logging.getLogger(logs.LIBRDKAFKA)
+    for i in range(20):
+        log.error("FAIL [rdkafka#consumer-1] connect to broker:9092 failed (after %dms)", i)
+    log.error("another thing")
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_a_repeat_is_said_again_later():
+    repeats = logs.Repeats(0.0)
+    record = logging.makeLogRecord({"msg": "away"})
+    assert repeats.filter(record)
+    assert repeats.filter(record)
+
+
+def test_python_warnings_become_lines(spoken):
+    stream = spoken(STREAMER_LOG="json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(True)
+        warnings.warn("old thing", stacklevel=1)
+        logging.captureWarnings(False)
+    assert "old thing" in json.loads(stream.getvalue().splitlines()[0])["message"]

@@ -1,0 +1,98 @@
+"""The commit protocol under crash, rebalance, fencing, in-doubt commits and slow storage, against the invariants of section 3.
+
+Each example is a whole world: one to three replicas made of the real Replica, Source, Batcher, EpochThread, CommitEngine, Ledger and
+Storage, on a simulated Kafka, disk and clock (`simulation`). STREAMER_LONG=1 runs many more of them, and every mutation.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from sim_mutation import MUTATIONS, SLOPPY, Mutation
+from sim_oracle import Violation
+from sim_trouble import TROUBLES
+from simulation import Setting, Trouble, simulate
+
+LONG = os.environ.get("STREAMER_LONG", "") not in ("", "0")
+WORLDS = settings(
+    max_examples=6000 if LONG else 180,
+    derandomize=not LONG,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+pytestmark = pytest.mark.timeout(3600 if LONG else 300)
+
+jitter = st.one_of(st.just(0), st.integers(1, 1 << 16))
+trouble = st.tuples(st.integers(1, 100), st.integers(0, len(TROUBLES) - 1), st.integers(0, 255))
+plans = st.integers(0, 3).flatmap(lambda n: st.lists(trouble, min_size=12 * n, max_size=12 * n + 8))
+worlds = st.builds(
+    Setting,
+    writers=st.integers(1, 3),
+    partitions=st.integers(1, 3),
+    records=st.sampled_from((6, 20, 60)),
+    static=st.booleans(),
+    copies=st.booleans(),
+    latest=st.integers(0, 5).map(lambda n: n == 5),
+    hasty=st.booleans(),
+    patient=st.booleans(),
+    jitter=jitter,
+)
+lone_worlds = st.builds(
+    Setting, writers=st.just(1), partitions=st.integers(1, 3), records=st.sampled_from((6, 20, 60)), hasty=st.booleans(), bounded=st.just(True), jitter=jitter
+)  # fmt: skip
+
+
+@WORLDS
+@example(Setting(), [])
+@example(Setting(writers=3, partitions=3, records=60, jitter=1), [])
+@given(worlds, plans)
+def test_every_record_is_committed_once_whatever_happens(setting: Setting, plan: list[Trouble]) -> None:
+    simulate(setting, plan)
+
+
+@settings(WORLDS, max_examples=WORLDS.max_examples // 3)
+@given(lone_worlds, plans)
+def test_a_bounded_run_that_ends_well_has_done_everything(setting: Setting, plan: list[Trouble]) -> None:
+    simulate(setting, plan)
+
+
+def dice(seed: int) -> tuple[Setting, list[Trouble]]:
+    """A world for a mutation check: no shrinking is needed there, only many worlds."""
+    roll = random.Random(seed)
+    setting = Setting(
+        writers=roll.choice((1, 2, 2, 3)), partitions=roll.randint(1, 3), records=roll.choice((6, 20, 60)), static=roll.random() < 0.4,
+        copies=roll.random() < 0.4, latest=roll.random() < 0.2, hasty=roll.random() < 0.4, patient=roll.random() < 0.4,
+        jitter=roll.choice((0, roll.randrange(1, 1 << 16))),
+    )  # fmt: skip
+    plan = [
+        (roll.randint(1, roll.choice((10, 60, 150))), roll.randrange(len(TROUBLES)), roll.randrange(256))
+        for _ in range(roll.choice((10, 25, 40)))
+    ]
+    return setting, plan
+
+
+@pytest.mark.parametrize("mutation", [pytest.param(m, id=m.name) for m in MUTATIONS if LONG or m.quick])
+def test_a_broken_protocol_is_noticed(mutation: Mutation) -> None:
+    assert finds_a_violation(mutation)
+
+
+def test_the_engine_alone_keeps_the_invariants_for_a_caller_that_looks_at_nothing() -> None:
+    parts = Mutation("sloppy", {"replica": SLOPPY}).parts()
+    for seed in range(1000 if LONG else 20):
+        simulate(*dice(seed), parts)
+
+
+def finds_a_violation(mutation: Mutation) -> bool:
+    parts = mutation.parts()
+    for seed in range(5000 if LONG else 150):
+        try:
+            simulate(*dice(seed), parts)
+        except Violation:
+            return True
+    return False

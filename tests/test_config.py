@@ -1,0 +1,407 @@
+"""The config: every check, every mistake named with its path and the way out, overrides, and what follows from the names."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import socket
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from streamer.commands.check import command as check
+from streamer.config import Config, CustomEmbedder, CustomRule, FieldRule, TimmEmbedder, load, parse
+from streamer.errors import ConfigError
+
+MINIMAL: dict[str, Any] = {
+    "dataset": "cats-v1",
+    "writer": "w0",
+    "kafka": {"bootstrap_servers": "kafka:9092", "topic": "image-text"},
+    "embedder": {"type": "timm", "model": "vit_tiny_patch16_224"},
+    "output": {"path": "/data/curated"},
+}
+FULL = """
+dataset: cats-v1
+writer: streamer-0
+kafka:
+  bootstrap_servers: kafka:9092
+  topic: image-text
+  start: 2026-01-31T12:00:00Z
+  default_content_type: image/jpeg
+  group_instance_id: auto
+  client: {security.protocol: SSL, socket.keepalive.enable: true, session.timeout.ms: 6000}
+fetch:    {schemes: [file, https], hosts: [images.example, /mnt/images], max_bytes: 20MB, timeout: 10s, concurrency: 16}
+decode:   {threads: 6, max_bytes: 20MB, max_pixels: 64000000}
+embedder: {type: timm, model: vit_large_patch14_clip_quickgelu_224.openai, pretrained: true, checkpoint: null, features: auto, precision: bf16, normalize: true, compile: false}
+heads:
+  - {type: aesthetic, weights: /models/sac+logos+ava1-l14-linearMSE.pth}
+  - {type: nsfw, weights: /models/clip_ViT-L-14_openai_binary_nsfw_head.pth, variant: port}
+  - {type: linear, name: cat, weights: c.safetensors}
+  - {type: mlp, name: dog, weights: d.safetensors, activation: gelu, output: sigmoid}
+  - {type: "mypkg.heads:Watermark", name: watermark, args: {weights: w.safetensors}}
+filters:
+  - {field: min_side, at_least: 200}
+  - {field: aspect_ratio, at_most: 3}
+  - {field: metadata.lang, in: [en, de]}
+  - {field: text, matches: "^[^#]"}
+  - {field: metadata.checked, equals: true}
+  - {field: aesthetic_score, at_least: 4.5}
+  - {name: unsafe, field: nsfw_score, at_most: 0.2, action: flag}
+  - {field: watermark_score, at_most: 0.5}
+  - {type: "mypkg.rules:Blocklist", name: blocked, args: {hosts: [a.example]}}
+dedup:    {threshold: 0.95, action: remove, probe: certified, capacity: null, train_at: auto, device: auto}
+output:   {path: "s3://bucket/curated", formats: [jpg, png, webp], shard_records: 10000, shard_bytes: 1GB, epoch_records: 50000, seal_after: 60s}
+batch:    {size: 256, linger: 50ms}
+dead_letters: {max_ratio: 0.2}
+http:     {host: 0.0.0.0, port: 9400}
+device: auto
+"""
+
+
+def changed(**sections: Any) -> dict[str, Any]:
+    raw = copy.deepcopy(MINIMAL)
+    for name, value in sections.items():
+        raw[name] = {**raw[name], **value} if isinstance(value, dict) and isinstance(raw.get(name), dict) else value
+    return raw
+
+
+def file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "streamer.yaml"
+    path.write_text(text)
+    return path
+
+
+def rules(*filters: Any, heads: tuple[Any, ...] = ()) -> dict[str, Any]:
+    return changed(filters=list(filters), heads=list(heads))
+
+
+def test_the_documented_config_is_one(tmp_path: Path) -> None:
+    config = load(file(tmp_path, FULL), environ={})
+    assert config.kafka.start == datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
+    assert config.kafka.client == {"security.protocol": "SSL", "socket.keepalive.enable": True, "session.timeout.ms": 6000}
+    assert config.fetch.max_bytes == 20_000_000
+    assert config.fetch.timeout == 10.0
+    assert isinstance(config.embedder, TimmEmbedder)
+    assert [type(f) for f in config.filters] == [FieldRule] * 8 + [CustomRule]
+    assert [f.name for f in config.filters][-3:] == ["unsafe", "watermark_score", "blocked"]
+    assert isinstance(config.filters[2], FieldRule)
+    assert config.filters[2].in_ == ("en", "de")
+    assert config.dedup is not None
+    assert config.dedup.threshold == 0.95
+    assert config.output.shard_bytes == 10**9
+    assert (config.batch.linger, config.output.seal_after) == (0.05, 60.0)
+
+
+def test_defaults() -> None:
+    config = parse(MINIMAL)
+    assert (config.kafka.start, config.kafka.default_content_type, config.kafka.group_instance_id) == ("earliest", "image/jpeg", "auto")
+    assert (config.fetch.schemes, config.fetch.hosts) == ((), ())
+    assert config.dedup is not None
+    assert (config.dedup.threshold, config.dedup.action, config.dedup.probe) == (0.95, "remove", "certified")
+    assert (config.output.formats, config.output.shard_records, config.output.epoch_records) == (("jpg", "png", "webp"), 10_000, 50_000)
+    assert (config.batch.size, config.http.port, config.device, config.dead_letters.max_ratio) == (256, 9400, "auto", 0.2)
+
+
+def test_names_that_follow_from_the_dataset() -> None:
+    config = parse(MINIMAL)
+    assert config.group == "streamer.cats-v1"
+    assert config.own_topics() == ("cats-v1.claims", "cats-v1.commits", "cats-v1.dead")
+    assert (config.claims_topic, config.commits_topic, config.dead_topic) == config.own_topics()
+    assert config.transactional_id == "streamer.cats-v1.w0"
+
+
+@pytest.mark.parametrize(
+    ("host", "writer"),
+    [("streamer-3", "streamer-3"), ("Node.Example_7", "node-example-7"), ("--", "writer"), ("ÄÖ", "writer")],
+)
+def test_writer_auto_is_the_host_name(host: str, writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    assert parse(changed(writer="auto")).writer == writer
+    without = {name: value for name, value in MINIMAL.items() if name != "writer"}
+    assert parse(without).writer == writer
+
+
+@pytest.mark.parametrize(
+    ("given", "on_kubernetes", "expected"), [("auto", False, None), ("auto", True, "w0"), (None, True, None), ("me", False, "me")]
+)
+def test_group_instance_id(given: str | None, on_kubernetes: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if on_kubernetes:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert parse(changed(kafka={"group_instance_id": given})).group_instance_id == expected
+
+
+@pytest.mark.parametrize("off", ["off", False])
+def test_dedup_off(off: object) -> None:
+    assert parse(changed(dedup=off)).dedup is None
+
+
+def test_dedup_off_as_yaml_reads_it(tmp_path: Path) -> None:
+    for text in ("off", "Off", '"off"', "false"):
+        assert load(file(tmp_path, yaml.safe_dump(MINIMAL) + f"\ndedup: {text}\n"), environ={}).dedup is None
+
+
+def test_an_epoch_is_never_smaller_than_its_shards() -> None:
+    assert parse(changed(output={"epoch_records": 100})).output.shard_records == 100
+    assert parse(changed(output={"epoch_records": 100, "shard_records": 30})).output.shard_records == 30
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        ("latest", "latest"),
+        ("2026-01-31T12:00:00+02:00", datetime(2026, 1, 31, 10, tzinfo=timezone.utc)),
+        ("2026-01-31T12:00:00", datetime(2026, 1, 31, 12, tzinfo=timezone.utc)),
+        ("2026-01-31", datetime(2026, 1, 31, tzinfo=timezone.utc)),
+        (datetime(2026, 1, 31, 12), datetime(2026, 1, 31, 12, tzinfo=timezone.utc)),
+    ],
+)
+def test_start(start: object, expected: object) -> None:
+    got = parse(changed(kafka={"start": start})).kafka.start
+    assert got == expected
+    assert isinstance(got, str) or got.tzinfo is not None
+
+
+def test_start_as_a_bare_yaml_date(tmp_path: Path) -> None:
+    text = yaml.safe_dump(MINIMAL).replace("topic: image-text", "topic: image-text\n  start: 2026-01-31")
+    assert load(file(tmp_path, text), environ={}).kafka.start == datetime(2026, 1, 31, tzinfo=timezone.utc)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
+    # name: (config, the path that the one error names, words of its message)
+    "unknown section": (changed(bacth={"size": 3}), "bacth", ("unknown key", "did you mean 'batch'")),
+    "unknown section, near nothing": (changed(xyz=1), "xyz", ("unknown key", "dataset, writer, kafka")),
+    "unknown key": (changed(batch={"sise": 3}), "batch.sise", ("did you mean 'size'",)),
+    "unknown key of the embedder": (changed(embedder={"precison": "bf16"}), "embedder.precison", ("did you mean 'precision'",)),
+    "unknown key of a head": (rules(heads=({"type": "nsfw", "varant": "port"},)), "heads.0.varant", ("did you mean 'variant'",)),
+    "unknown key of a rule": (rules({"field": "width", "at_lest": 3}), "filters.0.at_lest", ("did you mean 'at_least'",)),
+    "misspelt required key": (rules({"feild": "width", "at_least": 3}), "filters.0.feild", ("did you mean 'field'",)),
+    "misspelt required key of the embedder": (
+        {**MINIMAL, "embedder": {"modle": "vit"}}, "embedder.modle", ("unknown key", "did you mean 'model'"),
+    ),
+    "misspelt required section": (
+        {("ouput" if k == "output" else k): v for k, v in MINIMAL.items()}, "ouput", ("did you mean 'output'",),
+    ),
+    "missing section": ({k: v for k, v in MINIMAL.items() if k != "output"}, "output", ("is missing",)),
+    "missing field of a rule": (rules({"at_least": 3}), "filters.0.field", ("is missing",)),
+    "missing name of a custom rule": (rules({"type": "a.b:C"}), "filters.0.name", ("is missing",)),
+    "dataset name": (changed(dataset="Cats"), "dataset", ("'Cats'",)),
+    "dataset name with a slash": (changed(dataset="a/b"), "dataset", ("'a/b'",)),
+    "writer name": (changed(writer="Pod_1"), "writer", ("a-z, 0-9 and -",)),
+    "empty writer": (changed(writer=""), "writer", ("a-z, 0-9 and -",)),
+    "no servers": (changed(kafka={"bootstrap_servers": ""}), "kafka.bootstrap_servers", ("at least 1",)),
+    "topic name": (changed(kafka={"topic": "a b"}), "kafka.topic", ("'a b'",)),
+    "own topic": (changed(kafka={"topic": "cats-v1.claims"}), "kafka.topic", ("'cats-v1.claims'", "another dataset name")),
+    "start": (changed(kafka={"start": "earlist"}), "kafka.start", ("'earlist'", "earliest, latest nor a time")),
+    "start null": (changed(kafka={"start": None}), "kafka.start", ("earliest, latest nor a time",)),
+    "start is a bare number": (changed(kafka={"start": 5}), "kafka.start", ("earliest, latest nor a time",)),
+    "client property is a list": (changed(kafka={"client": {"a.b": [1]}}), "kafka.client.a.b", ("[1]",)),
+    "client property is null": (changed(kafka={"client": {"a.b": None}}), "kafka.client.a.b", ("None",)),
+    "section is null": (changed(kafka=None), "kafka", ("None",)),
+    "scheme": (changed(fetch={"schemes": ["ftp"]}), "fetch.schemes.0", ("'ftp'", "'file', 'http', 'https' or 's3'")),
+    "duration without a unit": (changed(fetch={"timeout": 10}), "fetch.timeout", ("10 is not a duration", "60s")),
+    "duration of nothing": (changed(batch={"linger": "0s"}), "batch.linger", ("greater than 0",)),
+    "size": (changed(decode={"max_bytes": "20 XB"}), "decode.max_bytes", ("not a size", "20MB")),
+    "no threads": (changed(decode={"threads": 0}), "decode.threads", ("greater than or equal to 1",)),
+    "embedder type": (changed(embedder={"type": "tim"}), "embedder.type", ("unknown type 'tim'", "did you mean 'timm'")),
+    "head type": (rules(heads=({"type": "aestetic"},)), "heads.0.type", ("did you mean 'aesthetic'",)),
+    "head type, near nothing": (rules(heads=({"type": "zzz"},)), "heads.0.type", ("aesthetic, nsfw, linear, mlp, or pkg.mod:Class",)),
+    "no head type": (rules(heads=({"name": "x"},)), "heads.0.type", ("is missing", "pkg.mod:Class")),
+    "head name": (rules(heads=({"type": "linear", "name": "Cat", "weights": "w"},)), "heads.0.name", ("'Cat'",)),
+    "custom head path": (rules(heads=({"type": "a.b:", "name": "x"},)), "heads.0.type", ("'a.b:'",)),
+    "two heads of one name": (rules(heads=({"type": "nsfw"}, {"type": "nsfw"})), "heads", ("'nsfw'", "another name")),
+    "unknown field": (rules({"field": "min_size", "at_least": 3}), "filters.0.field", ("'min_size'", "did you mean 'min_side'")),
+    "unknown field, near nothing": (rules({"field": "zzz", "at_least": 3}), "filters.0.field", ("known are width, height", "metadata.NAME")),
+    "score of a head that is not there": (
+        rules({"field": "nsfw_scor", "at_most": 1}, heads=({"type": "nsfw"},)), "filters.0.field", ("did you mean 'nsfw_score'",),
+    ),
+    "no test": (rules({"field": "width"}), "filters.0", ("exactly one test",)),
+    "two tests": (rules({"field": "width", "equals": 3, "at_least": 2}), "filters.0", ("exactly one test",)),
+    "nothing is allowed": (rules({"field": "text", "in": []}), "filters.0.in", ("at least 1",)),
+    "bounds that nothing meets": (rules({"field": "width", "at_least": 5, "at_most": 3}), "filters.0", ("at_least 5", "at_most 3")),
+    "pattern": (rules({"field": "text", "matches": "("}), "filters.0", ("not a regular expression",)),
+    "bound is no number": (rules({"field": "width", "at_least": "x"}), "filters.0.at_least", ("'x'",)),
+    "bound is NaN": (rules({"field": "width", "at_least": float("nan")}), "filters.0.at_least", ("finite",)),
+    "equals a list": (rules({"field": "width", "equals": [1]}), "filters.0.equals", ("[1]",)),
+    "in a list of lists": (rules({"field": "width", "in": [1, [2]]}), "filters.0.in.1", ("[2]",)),
+    "action": (rules({"field": "width", "at_least": 1, "action": "drop"}), "filters.0.action", ("'remove' or 'flag'",)),
+    "dedup null": (changed(dedup=None), "dedup", ("dedup: off",)),
+    "dedup on": (changed(dedup=True), "dedup", ("True",)),
+    "threshold above what fp16 carries": (changed(dedup={"threshold": 1.0}), "dedup.threshold", ("0.999",)),
+    "threshold 0": (changed(dedup={"threshold": 0}), "dedup.threshold", ("greater than 0",)),
+    "no path": (changed(output={"path": ""}), "output.path", ("at least 1",)),
+    "no epoch": (changed(output={"epoch_records": 0}), "output.epoch_records", ("greater than or equal to 1",)),
+    "batch of nothing": (changed(batch={"size": 0}), "batch.size", ("greater than or equal to 1",)),
+    "ratio": (changed(dead_letters={"max_ratio": 1.1}), "dead_letters.max_ratio", ("less than or equal to 1",)),
+    "port": (changed(http={"port": 70_000}), "http.port", ("65535",)),
+    "device": (changed(device="gpu"), "device", ("'gpu'",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_one_mistake_is_one_error_with_its_path(case: str) -> None:
+    raw, path, words = WRONG[case]
+    with pytest.raises(ConfigError) as raised:
+        parse(raw, "s.yaml")
+    [line] = str(raised.value).splitlines()
+    assert line.startswith(f"s.yaml: {path}: "), line
+    assert all(word in line for word in words), line
+
+
+def test_every_mistake_is_named() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(changed(batch={"size": 0}, http={"port": -1}, devise="cpu"), "s.yaml")
+    assert [line.split(": ")[1] for line in str(raised.value).splitlines()] == ["batch.size", "http.port", "devise"]
+
+
+def test_fields_of_heads_and_metadata_are_known() -> None:
+    config = parse(
+        rules({"field": "cat_score", "at_least": 0.5}, {"field": "metadata.a.b", "equals": "x"}, heads=({"type": "a.b:C", "name": "cat"},))
+    )
+    assert [f.name for f in config.filters] == ["cat_score", "metadata.a.b"]
+
+
+def test_a_plugin_needs_no_more_than_its_path() -> None:
+    config = parse({**MINIMAL, "embedder": {"type": "my_pkg.mod:Class"}})
+    assert config.embedder == CustomEmbedder(type="my_pkg.mod:Class")
+
+
+def test_nothing_can_be_changed_afterwards() -> None:
+    config = parse(MINIMAL)
+    with pytest.raises(ValueError):
+        config.batch.size = 3  # type: ignore[misc]
+
+
+# Files, environment, overrides
+
+
+def test_file_then_environment_then_overrides(tmp_path: Path) -> None:
+    path = file(tmp_path, yaml.safe_dump(changed(batch={"size": 1, "linger": "10ms"}, http={"port": 1})))
+    environ = {"STREAMER__BATCH__SIZE": "2", "STREAMER__HTTP__PORT": "2", "STREAMER_CONFIG": "x", "STREAMER_LOG": "text", "PATH": "/bin"}
+    config = load(path, ["http.port=3"], environ)
+    assert (config.batch.size, config.batch.linger, config.http.port) == (2, 0.01, 3)
+
+
+def test_the_process_environment_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMER__BATCH__SIZE", "77")
+    assert load(file(tmp_path, yaml.safe_dump(MINIMAL))).batch.size == 77
+
+
+@pytest.mark.parametrize(
+    ("override", "attribute", "expected"),
+    [
+        ("batch.size=64", "batch.size", 64),
+        ("dedup=off", "dedup", None),
+        ("dedup.threshold=0.9", "dedup.threshold", 0.9),
+        ("output.path=/a=b", "output.path", "/a=b"),
+        ("output.formats=[jpg]", "output.formats", ("jpg",)),
+        ("filters.0.at_least=300", "filters.0.at_least", 300.0),
+        ("kafka.client={session.timeout.ms: 6000}", "kafka.client", {"session.timeout.ms": 6000}),
+        ("kafka.client.session.timeout.ms=6000", "kafka.client", {"session.timeout.ms": 6000}),
+        ("fetch.timeout=5s", "fetch.timeout", 5.0),
+    ],
+)
+def test_overrides(override: str, attribute: str, expected: object, tmp_path: Path) -> None:
+    path = file(tmp_path, yaml.safe_dump(rules({"field": "min_side", "at_least": 200})))
+    at: Any = load(path, [override], {})
+    for name in attribute.split("."):
+        at = at[int(name)] if name.isdigit() else getattr(at, name)
+    assert at == expected
+
+
+def test_environment_reaches_lists_and_client_properties(tmp_path: Path) -> None:
+    path = file(tmp_path, yaml.safe_dump(rules({"field": "min_side", "at_least": 200})))
+    config = load(path, (), {"STREAMER__FILTERS__0__AT_LEAST": "300", "STREAMER__KAFKA__CLIENT__SESSION.TIMEOUT.MS": "6000"})
+    assert isinstance(config.filters[0], FieldRule)
+    assert config.filters[0].at_least == 300
+    assert config.kafka.client == {"session.timeout.ms": 6000}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("batch.size", ("--set batch.size", "section.key=value")),
+        ("filters.3.field=width", ("--set filters.3.field", "list index")),
+        ("filters.x=1", ("--set filters.x",)),
+        ("dataset.x=1", ("--set dataset.x",)),
+        ("batch.size=[", ("--set batch.size",)),
+        ("batch.sise=3", ("batch.sise", "did you mean 'size'")),
+        ("batch.size=0", ("batch.size",)),
+    ],
+)
+def test_wrong_overrides(override: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    path = file(tmp_path, yaml.safe_dump(rules({"field": "min_side", "at_least": 200})))
+    with pytest.raises(ConfigError) as raised:
+        load(path, [override], {})
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_a_wrong_environment_variable_is_named(tmp_path: Path) -> None:
+    path = file(tmp_path, yaml.safe_dump(MINIMAL))
+    with pytest.raises(ConfigError, match="STREAMER__DATASET__X"):
+        load(path, (), {"STREAMER__DATASET__X": "1"})
+    with pytest.raises(ConfigError, match=r"bach: unknown key; did you mean 'batch'"):
+        load(path, (), {"STREAMER__BACH": "1"})
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just text", "a: [", "\t x: 1", "a: b: c"])
+def test_what_is_no_config_file(text: str, tmp_path: Path) -> None:
+    path = file(tmp_path, text)
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        load(path, (), {})
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"dataset: \xff")
+    for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "latin.yaml"):
+        with pytest.raises(ConfigError, match=re.escape(str(path))):
+            load(path, (), {})
+
+
+# What is written out again
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        MINIMAL,
+        yaml.safe_load(FULL),
+        changed(dedup="off"),
+        changed(batch={"linger": "0.4ms"}, output={"seal_after": "1h30m"}, fetch={"timeout": "1.0005s"}),
+    ],
+)
+def test_what_check_prints_is_the_same_config(raw: dict[str, Any], tmp_path: Path) -> None:
+    path = file(tmp_path, yaml.safe_dump(raw))
+    done = CliRunner().invoke(check, ["-c", str(path), "--print"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert parse(yaml.safe_load(done.stdout)) == parse(raw)
+    config = parse(raw)
+    assert Config.model_validate(config.model_dump(by_alias=True)) == config
+
+
+def test_the_schema_is_printed_without_a_config_and_accepts_the_documented_one() -> None:
+    done = CliRunner().invoke(check, ["--schema"], catch_exceptions=False, env={"STREAMER_CONFIG": None})
+    assert done.exit_code == 0
+    schema = json.loads(done.stdout)
+    assert set(schema["required"]) == {"dataset", "kafka", "embedder", "output"}
+    assert set(yaml.safe_load(FULL)) <= set(schema["properties"])
+    assert "in" in schema["$defs"]["FieldRule"]["properties"]
+    assert schema["additionalProperties"] is False
+
+
+def test_the_digest_is_about_what_decides_an_outcome() -> None:
+    base = parse(MINIMAL).digest()
+    assert re.fullmatch(r"[0-9a-f]{16}", base)
+    for same in (changed(writer="w1"), changed(batch={"size": 3}), changed(http={"port": 1}), changed(output={"path": "/other"})):
+        assert parse(same).digest() == base
+    others = [
+        changed(dedup="off"), changed(dedup={"threshold": 0.9}), changed(embedder={"model": "other"}), changed(output={"formats": ["jpg"]}),
+        rules({"field": "width", "at_least": 3}), changed(decode={"max_pixels": 5}), changed(fetch={"schemes": ["file"]}),
+        rules(heads=({"type": "nsfw"},)),
+    ]  # fmt: skip
+    assert len({parse(raw).digest() for raw in others} | {base}) == len(others) + 1

@@ -1,0 +1,201 @@
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamer.errors import InvalidRecord
+from streamer.records import Envelope, Headers, Record, Reference
+from streamer.wire.envelope import json_limit, parse
+
+JPEG = b"\xff\xd8\xff\xe0 and so on"
+SHA = "ab" * 32
+AS_JSON = ("content-type", b"application/json")
+
+
+def of(value: bytes | None, *headers: tuple[str, bytes | None], default: str = "image/jpeg", **options) -> Envelope:
+    return parse(Record(0, 1, 2, value, headers), default, **options)
+
+
+def of_json(*headers: tuple[str, bytes | None], **body) -> Envelope:
+    return of(json.dumps(body).encode(), AS_JSON, *headers)
+
+
+def reason(value: bytes | None, *headers: tuple[str, bytes | None], **options) -> str:
+    with pytest.raises(InvalidRecord) as caught:
+        of(value, *headers, **options)
+    return caught.value.reason
+
+
+# binary
+
+
+def test_the_value_is_the_image():
+    assert of(JPEG) == Envelope(None, "", None, {}, JPEG)
+    headers: Headers = [
+        ("content-type", b"image/png"),
+        ("text", "eine Katze 🐈".encode()),
+        ("id", b"1"),
+        ("url", b"http://x/1"),
+        ("meta-lang", b"de"),
+    ]
+    assert of(JPEG, *headers) == Envelope("1", "eine Katze 🐈", "http://x/1", {"lang": "de"}, JPEG)
+
+
+@pytest.mark.parametrize("content_type", [b"image/jpeg", b"IMAGE/Whatever", b" image/png ; q=1", None])
+def test_content_types_of_images(content_type):
+    assert of(JPEG, ("content-type", content_type)).image == JPEG
+
+
+def test_header_names():
+    assert of(JPEG, ("Content-Type", b"image/png"), ("TEXT", b"a"), ("Meta-Lang", b"en"), ("traceparent", b"\xff")) == Envelope(
+        None, "a", None, {"Lang": "en"}, JPEG
+    )
+    assert of(JPEG, ("Text", b"loud"), ("text", b"exact")).text == "exact"
+    assert of(JPEG, ("text", b"first"), ("text", b"last")).text == "last"
+    assert of(JPEG, ("text", None), ("id", None), ("meta-a", None), ("x", None)) == Envelope(None, "", None, {}, JPEG)
+
+
+def test_cloud_events():
+    headers: Headers = [
+        ("ce_specversion", b"1.0"), ("ce_id", b"e-1"), ("ce_source", b"/camera/7"), ("ce_type", b"photo"), ("ce_datacontenttype", b"image/png"),
+    ]  # fmt: skip
+    assert of(JPEG, *headers, default="text/plain") == Envelope("e-1", "", None, {"ce_source": "/camera/7", "ce_type": "photo"}, JPEG)
+    assert of(JPEG, *headers, ("id", b"mine")).id == "mine"
+    assert reason(JPEG, *headers, ("content-type", b"text/plain")) == "unsupported_encoding", "content-type wins"
+    assert of_json(("ce_id", b"e-1"), image=base64.b64encode(JPEG).decode()).id == "e-1"
+    assert reason(b"{}", ("content-type", b"application/cloudevents+json")) == "unsupported_encoding"
+
+
+def test_by_reference():
+    headers: Headers = [
+        ("uri", b"s3://bucket/1.jpg"),
+        ("sha256", SHA.upper().encode()),
+        ("length", b"1234"),
+        ("text", b"a"),
+        ("meta-a", b"b"),
+    ]
+    for value in (None, b""):
+        assert of(value, *headers) == Envelope(None, "a", None, {"a": "b"}, Reference("s3://bucket/1.jpg", SHA, 1234))
+    assert of(None, ("uri", b"file:///1.jpg")).image == Reference("file:///1.jpg", None, None)
+    assert of(JPEG, *headers).image == JPEG, "bytes win"
+
+
+@pytest.mark.parametrize(
+    "header", [("sha256", b"abc"), ("sha256", b"g" * 64), ("length", b"-1"), ("length", b"1e3"), ("length", "²".encode())]
+)
+def test_malformed_references(header):
+    assert reason(None, ("uri", b"http://x/1"), header) == "bad_header"
+
+
+@pytest.mark.parametrize("name", ["text", "id", "url", "meta-a", "ce_id", "ce_type", "Text"])
+def test_headers_must_be_utf_8(name):
+    assert reason(JPEG, (name, b"\xff\xfe")) == "bad_header"
+
+
+def test_nothing():
+    assert reason(None) == reason(b"") == reason(None, AS_JSON) == reason(None, ("content-type", b"text/plain")) == "empty_value"
+    assert reason(None, ("uri", b"")) == "empty_value"
+
+
+@pytest.mark.parametrize(
+    "content_type", [b"text/plain", b"application/octet-stream", b"application/vnd.kafka.avro.v2", b"avro/binary", b"\xff"]
+)
+def test_other_encodings(content_type):
+    assert reason(JPEG, ("content-type", content_type)) == "unsupported_encoding"
+
+
+def test_confluent_wire_format():
+    framed = b"\0" + (7).to_bytes(4, "big")
+    assert reason(framed + b"avro") == "unsupported_encoding"
+    assert reason(framed + b"{}", AS_JSON) == "unsupported_encoding"
+    avif = b"\0\0\0\x1cftypavif"
+    assert of(avif).image == avif, "an image may begin with 0 too"
+    assert of(framed + b"avro", ("content-type", b"image/png")).image == framed + b"avro", "who says image gets it looked at as one"
+
+
+# JSON
+
+
+def test_json_with_bytes():
+    body = {
+        "id": "1",
+        "text": "a",
+        "url": "http://x",
+        "metadata": {"n": 1, "deep": {"x": [1.5, None]}},
+        "image": base64.b64encode(JPEG).decode(),
+        "other": 1,
+    }
+    assert of_json(**body) == Envelope("1", "a", "http://x", body["metadata"], JPEG)
+    assert of(json.dumps(body).encode(), default="application/json; charset=utf-8").image == JPEG
+
+
+def test_json_by_reference():
+    assert of_json(uri="file:///1.jpg", sha256=SHA.upper(), length=3, text=None, metadata=None) == Envelope(
+        None, "", None, {}, Reference("file:///1.jpg", SHA, 3)
+    )
+    assert of_json(uri="http://x", image=base64.b64encode(JPEG).decode()).image == JPEG, "bytes win"
+
+
+def test_json_is_completed_by_headers():
+    found = of_json(
+        ("text", b"header"), ("id", b"h"), ("meta-a", b"1"), ("meta-b", b"1"), uri="http://x", text="body", id=7, metadata={"a": 2}
+    )
+    assert (found.text, found.id, found.metadata) == ("body", "7", {"a": 2, "b": "1"})
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"{", "bad_json"), (b"\xff{}", "bad_json"), (b"[]", "bad_json"), (b"null", "bad_json"), (b"[" * 100_000, "bad_json"),
+        (b'{"uri": "http://x", "metadata": {"a": NaN}}', "bad_json"), (b'{"uri": "http://x", "metadata": {"a": -Infinity}}', "bad_json"),
+        (b'{"uri": "http://x", "metadata": {"a": 1e999}}', "bad_json"), (b'{"uri": "http://x", "metadata": {"a": ' + b"9" * 5000 + b"}}", "bad_json"),
+        (b'{"uri": "http://x", "text": "\\ud800"}', "bad_json"), (b'{"uri": "http://x", "metadata": {"\\udfff": 1}}', "bad_json"),
+        (b'{"uri": "http://x", "text": 1}', "bad_json"), (b'{"uri": "http://x", "id": true}', "bad_json"), (b'{"uri": 1}', "bad_json"),
+        (b'{"uri": "http://x", "metadata": []}', "bad_json"), (b'{"uri": "http://x", "length": -1}', "bad_json"),
+        (b'{"uri": "http://x", "sha256": "a"}', "bad_json"), (b'{"uri": "http://x", "sha256": 1}', "bad_json"), (b'{"uri": "http://x", "length": 1.5}', "bad_json"),
+        (b'{"image": "****"}', "bad_base64"), (b'{"image": "AAA"}', "bad_base64"), (b'{"image": 1}', "bad_base64"), (b'{"image": ["A"]}', "bad_base64"),
+        (b'{"image": "\xc3\xa4"}', "bad_base64"), (b"{}", "no_image"), (b'{"image": ""}', "no_image"), (b'{"image": null, "uri": ""}', "no_image"),
+    ],
+)  # fmt: skip
+def test_bad_json(value, expected):
+    assert reason(value, AS_JSON) == expected
+
+
+def test_a_pair_of_surrogates_is_one_character():
+    assert of(b'{"uri": "http://x", "text": "\\ud83d\\ude00"}', AS_JSON).text == "😀"
+
+
+def test_json_has_a_limit_that_lets_the_largest_image_through():
+    largest = json.dumps({"image": base64.b64encode(bytes(30_000)).decode()}).encode()
+    assert len(of(largest, AS_JSON, max_json_bytes=json_limit(30_000)).image) == 30_000
+    assert reason(largest, AS_JSON, max_json_bytes=len(largest) - 1) == "too_many_bytes"
+
+
+NAMES = st.sampled_from(["content-type", "text", "id", "url", "uri", "sha256", "length", "meta-a", "Text", "ce_id", "ce_x", "x"]) | st.text(
+    max_size=5
+)
+HEADERS = st.lists(
+    st.tuples(NAMES, st.none() | st.binary(max_size=8) | st.sampled_from([b"image/png", b"application/json", SHA.encode()])), max_size=5
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=8
+)
+BODY = st.dictionaries(st.sampled_from(["id", "text", "url", "uri", "image", "sha256", "length", "metadata", "x"]), JSON)
+
+
+@given(
+    st.none() | st.binary(max_size=64) | BODY.map(lambda body: json.dumps(body).encode()),
+    HEADERS,
+    st.sampled_from(["image/jpeg", "application/json", "x"]),
+)
+def test_whatever_comes_is_an_envelope_or_invalid(value, headers, default):
+    try:
+        envelope = of(value, *headers, default=default)
+    except InvalidRecord:
+        return
+    assert isinstance(envelope.image, Reference) or envelope.image
+    for text in (envelope.id, envelope.text, envelope.url):
+        assert text is None or text.encode().decode() == text
+    assert json.loads(json.dumps(envelope.metadata, allow_nan=False, ensure_ascii=False).encode()) == envelope.metadata
