@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +15,9 @@ from prometheus_client.registry import Collector
 _TASKS = Path("/proc/self/task")
 _NUMBERS = re.compile(r"[-_ ]?\d+")
 _LIBRDKAFKA = "rdk:"
+_SCHED_PER_THREAD = 0b110
+"""The low bits of a thread's CPU clock (Linux, include/linux/posix-timers.h). /proc has the same time in ticks of 10 ms, in which a
+thread that wakes up often and briefly may have used none."""
 NATIVE = "native"
 """The pools of BLAS, Arrow and CUDA: threads that neither Python nor librdkafka named."""
 
@@ -63,18 +66,17 @@ def _tasks() -> Iterator[tuple[tuple[int, int], str, float]]:
     """((thread id, start time), name, CPU seconds) of every thread that is alive."""
     if not _TASKS.is_dir():
         return
-    ticks_per_s = os.sysconf("SC_CLK_TCK")
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
     for task in _TASKS.iterdir():
+        tid = int(task.name)
         try:
             stat = (task / "stat").read_bytes()
+            seconds = time.clock_gettime(~tid << 3 | _SCHED_PER_THREAD)
         except OSError:  # it ended between the two calls
             continue
-        # proc(5): "pid (comm) state ppid …"; comm may hold spaces and parentheses. Fields 14, 15 and 22 are utime, stime, starttime.
+        # proc(5): "pid (comm) state ppid …"; comm may hold spaces and parentheses. Field 22 is the start time.
         comm, rest = stat[stat.index(b"(") + 1 :].rsplit(b")", 1)
         fields = rest.split()
-        seconds = (int(fields[11]) + int(fields[12])) / ticks_per_s
-        tid = int(task.name)
         yield (tid, int(fields[19])), _name(names.get(tid), comm.decode("utf-8", "replace")), seconds
 
 
