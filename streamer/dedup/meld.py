@@ -155,6 +155,11 @@ class Meld:
         ledger = self._ledgers.get(partition)
         return None if ledger is None else ledger.opened
 
+    def floor_of(self, partition: int) -> int:
+        """The highest ``from`` of the partition's valid opens, below which nothing counts any more. Any thread."""
+        ledger = self._ledgers.get(partition)
+        return 0 if ledger is None else ledger.floor
+
     def digest(self) -> str:
         """64 hex digits over the whole state: equal on all replicas at the same position, however each got there. Claims thread.
 

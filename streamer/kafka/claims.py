@@ -67,7 +67,8 @@ class ClaimStage:
     def open(self, terms: Sequence[Term], serve: Callable[[], None]) -> None:
         """Appends ``open`` entries and waits until they are read back; from then on every earlier owner's claims are applied.
 
-        Raises TemporaryError when a newer owner's open is found, or none is read back within `ENTRY_DEADLINE_S`.
+        Raises TemporaryError when a newer owner's open is found, or none is read back within `ENTRY_DEADLINE_S`; ProtocolError when an
+        open of somebody else begins beyond our start: no claim of what lies between could ever count.
         """
         with self._changed:
             for term in terms:
@@ -80,6 +81,12 @@ class ClaimStage:
             while True:
                 latest = self._meld.open_of(term.partition)
                 if latest is not None and latest.term == term.id:
+                    if (floor := self._meld.floor_of(term.partition)) > term.start:
+                        raise ProtocolError(
+                            f"{self._log.topic}: an open entry says that partition {term.partition} is decided up to offset {floor}, but the manifests end at "
+                            f"{term.start}: something other than this dataset's replicas wrote it, and what lies between could never be claimed. Find out what "
+                            "writes to this topic and stop it; continue with a new dataset name."
+                        )
                     with self._changed:
                         self._opened[term.partition] = term.id
                     break

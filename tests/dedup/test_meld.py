@@ -171,6 +171,10 @@ class TestOpen:
         )
         assert statuses(applied) == [VOID_TERM, WON]
 
+    def test_the_floor_is_the_highest_from_of_a_valid_open(self):
+        meld, _ = meld_of(Open(0, 2, 7, 5), Open(0, 1, 8, 9), Open(0, 3, 9, 0))
+        assert [meld.floor_of(p) for p in (0, 1)] == [5, 0]
+
 
 class TestPrior:
     def test_first_counting_claim_stands(self):

@@ -457,6 +457,17 @@ def test_an_older_generations_open_is_void_and_the_opener_is_told(dataset: Datas
     assert [d.outcome for d in b.take()] == ["accepted"]
 
 
+def test_a_partition_that_somebody_opened_beyond_our_start_is_an_error_and_no_hang(dataset: Dataset) -> None:
+    """A claim below the highest `from` never counts: the batch would wait for its verdicts for ever."""
+    a = dataset.replica()
+    a.log.append(Open(0, 1, 99, 1000))
+    wait(lambda: a.meld.open_of(0) is not None)
+    with pytest.raises(ProtocolError, match=r"partition 0 is decided up to offset 1000, but the manifests end at 7: .* new dataset name"):
+        a.open(0, term=11, generation=2, start=7)
+    a.open(1, term=12, start=7)
+    a.open(0, term=13, generation=2, start=1000)
+
+
 def test_an_open_that_is_not_read_back_ends_in_time(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     a = dataset.bare()
     a.log.restore(dataset.admin, lambda at, end: None)  # and its claims thread does not run
