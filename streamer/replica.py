@@ -118,7 +118,7 @@ class Replica:
             if bound.is_reached(self._source):
                 self._flush()
         log.info("draining: what is on the device is decided, sealed and committed")
-        if not self._drain(DRAIN_DEADLINE_S, self._serve):
+        if not self._drain(DRAIN_DEADLINE_S, self._serve, "shutdown"):
             raise TemporaryError(
                 f"the line could not be drained within {DRAIN_DEADLINE_S:.0f} s; the open epoch was dropped. Nothing is lost: the next start reads it "
                 "again. A smaller batch.size drains faster."
@@ -184,8 +184,8 @@ class Replica:
         if self._committing is None:
             return finished.run.number == self._line.fence.run.number  # a callback was faster
         self._committing = None
-        if manifest is None:
-            self._drop("stale", sealed)
+        if isinstance(manifest, str):
+            self._drop(manifest, sealed)
             return False
         committed = {p: following for p, (_, following) in sealed.ranges.items()}
         self._metrics.epoch_committed(finished.tally, len(sealed.dead_letters))
@@ -206,10 +206,10 @@ class Replica:
         lag = {p: max(end - committed[p], 0) for p, end in ends.items()}
         self._metrics.lag(lag, self._uncommitted[0][0] if self._uncommitted else 0)
 
-    def _drain(self, deadline_s: float, serve: Callable[[], object]) -> bool:
+    def _drain(self, deadline_s: float, serve: Callable[[], object], cause: str) -> bool:
         """Cuts the line: what the device has is decided, sealed and committed; what waits before it is forgotten, to be read again.
 
-        False: the deadline passed or the epoch fell; it was dropped.
+        False: the deadline passed (the drop's ``cause``) or the epoch fell; it was dropped.
         """
         deadline = time.monotonic() + deadline_s
         run = self._line.fence.run
@@ -223,7 +223,7 @@ class Replica:
                 return run is self._line.fence.run
             serve()
         if run is self._line.fence.run:
-            self._drop("revoked")
+            self._drop(cause)
         return False
 
     def _drop(self, cause: str, sealed: Sealed | None = None) -> None:
@@ -273,7 +273,11 @@ class Replica:
 
     def revoked(self, partitions: Collection[int]) -> None:
         current, self._committing = self._committing, None
-        if self._terms and (current is None or self._commit(current, lambda: True)) and self._drain(self._revoke_deadline_s, lambda: None):
+        if (
+            self._terms
+            and (current is None or self._commit(current, lambda: True))
+            and self._drain(self._revoke_deadline_s, lambda: None, "revoked")
+        ):
             self._begin_run()  # what waited before the device is read again, by its new owner or by us
         self._committing = None
         self._release(partitions, "revoked")

@@ -24,9 +24,9 @@ from streamer.ops.thread_cpu import ThreadCpu
 from streamer.records import FORMAT_RULE, NEAR_DUPLICATE
 
 STAGES = ("decode", "embed", "filter", "claim", "write", "seal", "commit", "project")
-DROP_CAUSES = ("revoked", "lost", "aborted", "stale")
-"""Why an open epoch was forgotten: its revoke deadline passed, its partitions were lost, its transaction could not be
-retried, or its term or first offset was no longer the current one."""
+DROP_CAUSES = ("revoked", "shutdown", "lost", "aborted", "stale")
+"""Why an open epoch was forgotten: the deadline of a revoke or of a shutdown passed, its partitions were lost, every attempt of its
+transaction was aborted, or its term or first offset was no longer the current one."""
 REBALANCES = ("assigned", "revoked", "lost")
 FETCH_ERRORS = ("uri_not_allowed", "not_found", "fetch_refused", "length_mismatch", "sha256_mismatch", "too_many_bytes", "temporary")
 """The reasons of `INVALID_REASONS` that a fetch can have, and what is tried again."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from uuid import uuid4
 
 from streamer.errors import Fenced, ProtocolError, TemporaryError
@@ -22,6 +22,8 @@ from streamer.wire.manifest import FileEntry, Manifest, epoch_name
 OTHERS_GRACE_S = 10.0
 """A committed epoch of another writer is projected for it once it was sealed so long ago."""
 COMMIT_ATTEMPTS = 5
+Fallen = Literal["stale", "aborted"]
+"""Why an epoch must be dropped: its terms or first offsets are not the current ones, or every attempt of its transaction was aborted."""
 MANIFEST_VERSION = 1
 
 
@@ -276,8 +278,8 @@ class CommitEngine:
 
     # Commit
 
-    def commit(self, sealed: Sealed, serve: Callable[[], bool]) -> Manifest | None:
-        """Makes a sealed epoch true and projects it. None: it must be dropped, with everything after it; nothing of it was committed.
+    def commit(self, sealed: Sealed, serve: Callable[[], bool]) -> Manifest | Fallen:
+        """Makes a sealed epoch true and projects it. `Fallen`: it must be dropped, with everything after it; nothing of it was committed.
 
         ``serve`` runs the group's callbacks once; False means that one of them already committed or dropped this epoch.
         Raises what ends the process: Fenced, TemporaryError, DependencyError, ProtocolError.
@@ -287,7 +289,7 @@ class CommitEngine:
         for attempt in range(COMMIT_ATTEMPTS):
             membership = self._kafka.membership()
             if not serve() or not self._still_ours(sealed):
-                return None
+                return "stale"
             self._check_age(sealed)
             manifest = self._manifest(sealed)
             offsets = {p: following for p, (_, following) in sealed.ranges.items()}
@@ -300,7 +302,7 @@ class CommitEngine:
                     self._project_for_others()
                 return manifest
             self._clock.sleep(0.1 * 2**attempt)
-        return None
+        return "aborted"
 
     def discard(self, sealed: Sealed) -> None:
         """Deletes the files of an epoch that was dropped. Idempotent."""

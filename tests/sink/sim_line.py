@@ -132,7 +132,13 @@ class SimDecoder:
 
 
 class SimMetrics:
-    """Counts nothing."""
+    """Counts nothing but why epochs were dropped."""
+
+    def __init__(self, drops: list[str]) -> None:
+        self._drops = drops
+
+    def epoch_dropped(self, cause: str, _rewound: int) -> None:
+        self._drops.append(cause)
 
     def stage(self, _name: str) -> Any:
         return nullcontext()

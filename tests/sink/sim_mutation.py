@@ -84,8 +84,8 @@ MUTATIONS = [
     _engine(
         "the membership is asked for after the last look",
         (
-            "            if not serve() or not self._still_ours(sealed):\n                return None\n",
-            "            if not serve() or not self._still_ours(sealed):\n                return None\n            membership = self._kafka.membership()\n",
+            '            if not serve() or not self._still_ours(sealed):\n                return "stale"\n',
+            '            if not serve() or not self._still_ours(sealed):\n                return "stale"\n            membership = self._kafka.membership()\n',
         ),
     ),
     _engine(
@@ -191,6 +191,6 @@ MUTATIONS = [
     _replica(
         "a revoked partition is neither drained nor dropped",
         ("            self._begin_run()  # what waited before the device is read again, by its new owner or by us\n", "            pass\n"),
-        ("and self._drain(self._revoke_deadline_s, lambda: None)", "and True"),
+        ('and self._drain(self._revoke_deadline_s, lambda: None, "revoked")', "and True"),
     ),
 ]

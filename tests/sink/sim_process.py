@@ -178,7 +178,7 @@ class Process(Owner):
             return SimEpoch(storage, self.writer, epoch, uuid)
 
         stage = SimStage(self, broker)
-        metrics: Any = SimMetrics()
+        metrics: Any = SimMetrics(world.drops)
         epochs = self._epoch_thread(decided, fence, open_epoch, stage, failure, metrics)
         line: Any = Line(fence, chunks, SimDecoder(), stage, epochs)  # type: ignore[arg-type]
         replica: Replica = world.parts.replica.Replica(source, engine, line, failure, metrics, self, lambda: None, world.poll_interval_s)

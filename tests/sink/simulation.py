@@ -87,6 +87,8 @@ class World:
         self.processes: list[Process] = []
         self.gone: set[str] = set()
         """Writers whose pods were removed."""
+        self.drops: list[str] = []
+        """Why epochs were dropped, in order."""
         self.history: deque[str] = deque(maxlen=TRACE)
         self.at_port = False
         """The running thread is about to call Kafka or the storage."""

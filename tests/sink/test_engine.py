@@ -244,7 +244,7 @@ def test_others_committed_epochs_are_left_to_them_for_a_while_and_then_projected
 
     bench.clock.sleep(OTHERS_GRACE_S)
     bench.own(0, 5)
-    assert bench.engine.commit(bench.sealed(), lambda: True)
+    assert isinstance(bench.engine.commit(bench.sealed(), lambda: True), Manifest)
     assert "w-2-00000000" in files.public, "its writer is gone, and nobody starts"
 
 
@@ -254,7 +254,7 @@ def test_the_last_epoch_of_a_writer_whose_partition_came_to_us_is_projected_with
     bench.kafka.offsets[0] = 12
     assert bench.engine.assign([0]) == {0: 12}
     bench.own(0, 12)
-    assert bench.engine.commit(bench.sealed(12, 15), lambda: True)
+    assert isinstance(bench.engine.commit(bench.sealed(12, 15), lambda: True), Manifest)
     assert "w-2-00000001" in bench.files.public
 
 
@@ -309,7 +309,7 @@ def test_a_last_owner_that_commits_between_the_two_looks_is_waited_for() -> None
 def test_a_successor_that_committed_under_our_name_ends_this_process() -> None:
     bench = founded()
     bench.own(0, 5)
-    assert bench.engine.commit(bench.sealed(), lambda: True)
+    assert isinstance(bench.engine.commit(bench.sealed(), lambda: True), Manifest)
     bench.engine.assign([1])  # our own epoch comes back
     bench.kafka.log.append(manifest("w-1", 1, {1: (0, 3)}, previous="e0"))
     with pytest.raises(Fenced, match="another process runs under the writer name 'w-1'"):
@@ -376,7 +376,7 @@ def test_an_epoch_that_is_not_ours_any_more_is_never_offered_to_kafka(why: str) 
     elif why == "the first epoch is there already":  # and the brokers forgot the offset
         bench.kafka.log.append(manifest("w-2", 0, {0: (5, 9)}))
         bench.engine.assign([1])
-    assert bench.engine.commit(sealed, lambda: why != "a callback was faster") is None
+    assert bench.engine.commit(sealed, lambda: why != "a callback was faster") == "stale"
     assert bench.files.public == {"w-9-00000000"}
 
 
@@ -393,12 +393,12 @@ def test_an_aborted_transaction_is_tried_again_with_a_new_look() -> None:
     bench = founded(outcomes=[False, False])
     bench.own(0, 5)
     looks: list[float] = []
-    assert bench.engine.commit(bench.sealed(), lambda: looks.append(bench.clock.seconds) is None)
+    assert isinstance(bench.engine.commit(bench.sealed(), lambda: looks.append(bench.clock.seconds) is None), Manifest)
     assert len(looks) == 3
     assert bench.kafka.memberships == 3
 
     bench.kafka.outcomes = [False] * COMMIT_ATTEMPTS
-    assert bench.engine.commit(bench.sealed(9, 12), lambda: True) is None
+    assert bench.engine.commit(bench.sealed(9, 12), lambda: True) == "aborted"
     assert bench.kafka.offsets == {0: 9}
 
 

@@ -62,6 +62,20 @@ def test_a_bounded_run_that_ends_well_has_done_everything(setting: Setting, plan
     simulate(setting, plan)
 
 
+@pytest.mark.parametrize(
+    ("plan", "cause"),
+    [
+        ((("abort", 5),), "aborted"),
+        ((("terminate", 0), ("delay", 8)), "shutdown"),  # the storage takes longer than the line has at a shutdown
+    ],
+)
+def test_the_cause_of_a_drop_is_told(plan: tuple[tuple[str, int], ...], cause: str) -> None:
+    kinds = [name for name, _ in TROUBLES]
+    first, *more = [(kinds.index(kind), argument) for kind, argument in plan]
+    troubles = [(43, *first), *((1, *trouble) for trouble in more), (100, kinds.index("nothing"), 0)]
+    assert simulate(Setting(writers=1), troubles).drops == [cause]
+
+
 def dice(seed: int) -> tuple[Setting, list[Trouble]]:
     """A world for a mutation check: no shrinking is needed there, only many worlds."""
     roll = random.Random(seed)
