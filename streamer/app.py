@@ -153,7 +153,10 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
 
         # 1. Validate everything before anything is written or anybody is fenced.
         storage = Storage(config.output.path, config.dataset)
-        storage.check_writable()
+        if not (has_room := storage.has_room(config.writer)):
+            log.warning(
+                "the disk is full, perhaps of what an earlier process left in .staging: what was not committed of it is deleted first"
+            )
         health.enter("loading the model")
         model = parts.load_model(config)
         admin.ensure_dataset_topics(config)
@@ -213,6 +216,8 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
             config.dataset, config.writer, transactions, storage, SystemClock(), pipeline, stale_after_s, span.fixed_ends, metrics.stage
         )  # fmt: skip
         engine.recover()
+        if not has_room:
+            storage.check_writable()
         if engine.claims_position > stage.position:  # others went on since; nobody else tails it yet
             claim_log.restore(admin, lambda at, end: None)
         if engine.claims_position > stage.position and config.dedup is not None:

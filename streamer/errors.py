@@ -4,6 +4,7 @@
     ├── ConfigError              2   a wrong config, plugin, weight file or command line: nothing was started
     │   └── DatasetMismatch      2   the dataset was made with another topic, model, dimension or threshold
     ├── DependencyError          1   broker, topic, storage or a file is missing, wrong or refuses
+    │   └── DiskFull             1   the storage has no room
     ├── ProtocolError            1   what was read contradicts the invariants; going on could write something wrong
     ├── DeadLetterFuse           1   too many records are invalid: more likely our fault than theirs
     └── TemporaryError          75   fenced, overrun or a dependency is away for now: start again
@@ -40,6 +41,10 @@ class DatasetMismatch(ConfigError):
 
 class DependencyError(StreamerError):
     """A broker, topic, storage or file is missing, wrongly set up or refuses."""
+
+
+class DiskFull(DependencyError):
+    """The storage has no room, or the quota is used up."""
 
 
 class ProtocolError(StreamerError):

@@ -101,7 +101,9 @@ class Files(Protocol):
 
     def staged(self) -> Sequence[Staged]: ...
     def projected(self) -> set[tuple[str, int]]: ...
-    def project(self, manifest: Manifest) -> None: ...
+    def project(self, manifest: Manifest) -> None:
+        """Nothing is staged of it afterwards."""
+
     def discard(self, writer: str, epoch: int, uuid: str) -> None: ...
 
 
@@ -161,39 +163,33 @@ class CommitEngine:
     # Start
 
     def recover(self) -> None:
-        """Steps 2 to 4 of the start: fence, read the commit log to its true end, project what is committed, delete what is not."""
+        """Steps 2 to 4 of the start: fence, read the commit log to its true end, delete what is not committed, project what is."""
         # What is staged is listed before anybody is fenced: whoever staged it cannot commit it any more from the fence on, while a successor
         # stages nothing before it has fenced us.
         staged = list(self._files.staged())
         self._kafka.fence()
         projected = self._files.projected()
+        manifests = self._read()
+        known = {(m.writer, m.epoch) for m in manifests}
+        if foreign := sorted(projected - known):
+            raise ProtocolError(
+                f"the folder holds {epoch_name(*foreign[0])} and {len(foreign) - 1} more epochs that {self.dataset}.commits does not name: the commit log was "
+                "lost, or the folder belongs to another life of this dataset. Restore the topic, or give the dataset a new name."
+            )
+        committed = {m.uuid for m in manifests}
+        for left in staged:  # first, for it may fill the disk, and a projection needs some room
+            if left.uuid not in committed and (left.writer == self.writer or left.age_s > 2 * self._stale_after_s):
+                self._files.discard(left.writer, left.epoch, left.uuid)
         named = {s.uuid for s in staged}
-        committed: set[str] = set()
-        known: set[tuple[str, int]] = set()
         waiting: list[Manifest] = []
-        for manifest in self._read():
-            if manifest.uuid in named:
-                committed.add(manifest.uuid)
-            known.add((manifest.writer, manifest.epoch))
+        for manifest in manifests:
             if (manifest.writer, manifest.epoch) in projected and manifest.uuid not in named:
                 continue
             if manifest.writer == self.writer or self._is_settled(manifest):
                 self._files.project(manifest)
             else:
                 waiting.append(manifest)
-        if foreign := sorted(projected - known):
-            raise ProtocolError(
-                f"the folder holds {epoch_name(*foreign[0])} and {len(foreign) - 1} more epochs that {self.dataset}.commits does not name: the commit log was "
-                "lost, or the folder belongs to another life of this dataset. Restore the topic, or give the dataset a new name."
-            )
         self._unseen = {m.writer: m for m in waiting}
-        live = {m.uuid for m in waiting}
-        for left in staged:
-            if left.uuid in committed:
-                if left.uuid not in live:
-                    self._files.discard(left.writer, left.epoch, left.uuid)  # projected: only an empty folder is left
-            elif left.writer == self.writer or left.age_s > 2 * self._stale_after_s:
-                self._files.discard(left.writer, left.epoch, left.uuid)
 
     def _read(self) -> list[Manifest]:
         """What is new in the commit log, applied. What this process committed itself is not new."""

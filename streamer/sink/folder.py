@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from streamer.errors import DependencyError
+from streamer.errors import DependencyError, DiskFull
 
 
 class Entry(NamedTuple):
@@ -94,7 +94,8 @@ class Folder(ABC):
             raise self.refused(error, doing, path) from error
 
     def refused(self, error: OSError, doing: str, path: str) -> DependencyError:
-        return DependencyError(f"cannot {doing} {self.place(path)}: {error.strerror or error}{_fix(error)}")
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else DependencyError
+        return kind(f"cannot {doing} {self.place(path)}: {error.strerror or error}{_fix(error)}")
 
 
 _FIXES = {

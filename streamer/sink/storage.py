@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 from uuid import uuid4
 
-from streamer.errors import ProtocolError
+from streamer.errors import DiskFull, ProtocolError
 from streamer.sink.card import update_card
 from streamer.sink.folder import Entry, NewFile
 from streamer.sink.location import open_folder
@@ -136,8 +136,18 @@ class Storage:
         return True
 
     def check_writable(self) -> None:
-        """Writes, reads, and removes a small file. Raises DependencyError; leaves nothing behind (on S3 an empty marker of the folder)."""
+        """Writes, reads, and removes a small file. Raises DependencyError (DiskFull); leaves nothing behind (on S3 an empty marker of the folder)."""
         self.folder.probe(f"{STAGING}/.probe-{uuid4().hex}")
+
+    def has_room(self, writer: str) -> bool:
+        """Like `check_writable`, but False where the disk is full and ``writer`` has something in staging that its recovery may delete."""
+        try:
+            self.check_writable()
+        except DiskFull:
+            if any(left.writer == writer for left in self.staged()):
+                return False
+            raise
+        return True
 
     # Reading
 

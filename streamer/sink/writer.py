@@ -6,12 +6,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import uuid4
 
 from streamer.config import Config
-from streamer.errors import DeadLetterFuse, ProtocolError
+from streamer.errors import DeadLetterFuse, DependencyError, ProtocolError
 from streamer.flow.channel import Channel
 from streamer.flow.item import Decided, Fence, Run
 from streamer.flow.worker import Failure
@@ -85,19 +86,22 @@ class EpochThread:
         return self._sealed.get(timeout)
 
     def run(self) -> None:
-        while not self._failure.stop.is_set():
-            item = self._decided.get(0.05)
-            self._beat()
-            if self._run.number != self._fence.run.number:
+        try:
+            while not self._failure.stop.is_set():
+                item = self._decided.get(0.05)
+                self._beat()
+                if self._run.number != self._fence.run.number:
+                    self._forget()
+                if item is not None and self._fence.holds(item.span):
+                    with self._metrics.stage("write"):
+                        self._append(item)
+                    if item.span.flush:
+                        self._seal(item.span.flush)
+                if self._epoch is not None and self._is_due(self._epoch):
+                    self._seal(0)
+        finally:
+            with suppress(DependencyError):  # also after a failure: it may be what fills the disk. The next start tries again
                 self._forget()
-            if item is not None and self._fence.holds(item.span):
-                with self._metrics.stage("write"):
-                    self._append(item)
-                if item.span.flush:
-                    self._seal(item.span.flush)
-            if self._epoch is not None and self._is_due(self._epoch):
-                self._seal(0)
-        self._forget()
 
     def _append(self, item: Decided) -> None:
         span, batch = item.span, item.batch

@@ -133,7 +133,7 @@ MUTATIONS = [
     ),
     _engine(
         "staging of others is deleted however young",
-        ("elif left.writer == self.writer or left.age_s > 2 * self._stale_after_s:", "else:"),
+        ("(left.writer == self.writer or left.age_s > 2 * self._stale_after_s)", "True"),
         quick=True,
     ),
     _engine("an epoch is committed however old", ("        if age > self._stale_after_s:\n", "        if False:\n")),

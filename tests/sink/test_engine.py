@@ -154,6 +154,7 @@ class Files:
     left: list[Staged] = field(default_factory=list)
     public: set[str] = field(default_factory=set)
     discarded: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
 
     def staged(self) -> list[Staged]:
         return list(self.left)
@@ -163,9 +164,11 @@ class Files:
 
     def project(self, entry: Manifest) -> None:
         self.public.add(entry.name)
+        self.steps.append(f"project {entry.uuid}")
 
     def discard(self, writer: str, epoch: int, uuid: str) -> None:
         self.discarded.append(uuid)
+        self.steps.append(f"discard {uuid}")
 
 
 class Clock:
@@ -215,8 +218,15 @@ def test_a_start_projects_what_is_committed_and_deletes_what_is_not() -> None:
     bench = Bench(Kafka(log=[FOUNDED, manifest("w-1", 0, {0: (5, 9)})]), files)
     bench.engine.recover()
     assert {"w-1-00000000", "w-9-00000000"} <= files.public
-    assert sorted(files.discarded) == ["10", "dead"]
+    assert files.steps == ["discard dead", "project 90", "project 10"], "what is not committed may fill the disk"
     assert bench.engine.next_epoch == 1
+
+
+def test_nothing_is_deleted_for_a_folder_of_another_life() -> None:
+    files = Files(left=[Staged("w-1", 1, "dead", 5.0)], public={"w-8-00000000"})
+    with pytest.raises(ProtocolError, match="another life"):
+        Bench(Kafka(log=[FOUNDED]), files).engine.recover()
+    assert files.steps == []
 
 
 def test_a_successors_staging_is_never_taken_for_our_own() -> None:

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from sink_data import Maker, make_dataset
 
-from streamer.errors import ConfigError, DependencyError, ProtocolError
+from streamer.errors import ConfigError, DependencyError, DiskFull, ProtocolError
 from streamer.sink.card import update_card
+from streamer.sink.local import LocalFolder
 from streamer.sink.storage import Storage, staging_path
 from streamer.wire.manifest import FileEntry, decode, encode
 
@@ -193,6 +194,29 @@ def test_check_writable_says_what_is_wrong(tmp_path):
         Storage(str(tmp_path / "out"), "cats").check_writable()
     with pytest.raises(ConfigError):
         Storage("nowhere://x", "cats")
+
+
+class FullFolder(LocalFolder):
+    """A disk on which names can still be made and nothing can be written: `/dev/full` is the kernel's own."""
+
+    def create(self, path):
+        file = super().create(path)
+        file.close()
+        (self.root / path).unlink()
+        (self.root / path).symlink_to("/dev/full")
+        with self.explained("write", path), (self.root / path).open("wb", buffering=0) as full:
+            full.write(b"x")
+
+
+def test_a_full_disk_is_fatal_unless_something_of_our_own_may_be_deleted(tmp_path):
+    storage = Storage(str(tmp_path), "cats")
+    assert storage.has_room("w-0")
+    storage.open_staged("w-1", 3, "ab", "shards/x.tar").close()
+    storage.folder = FullFolder(tmp_path / "cats")
+    with pytest.raises(DiskFull, match=r"No space left on device\. The fix: free space"):
+        storage.has_room("w-0")
+    assert not storage.has_room("w-1")
+    assert [s.writer for s in storage.staged()] == ["w-1"], "the probe left nothing"
 
 
 def test_root_uri_is_what_verify_takes(tmp_path, s3_output):

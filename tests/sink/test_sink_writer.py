@@ -12,7 +12,7 @@ from sink_data import Maker
 
 import streamer.sink.writer
 from streamer.config import Config
-from streamer.errors import DeadLetterFuse, ProtocolError
+from streamer.errors import DeadLetterFuse, DependencyError, ProtocolError
 from streamer.flow.channel import Channel
 from streamer.flow.item import Decided, Fence, Run, Span
 from streamer.flow.worker import Failure, Worker
@@ -203,6 +203,37 @@ def test_what_is_open_when_the_process_stops_is_discarded(bench: Bench) -> None:
     bench.stop()
     assert bench.staged() == set()
     assert not Path(bench.storage.root_uri, staging_path("w-0", 7, "")).exists()
+
+
+def test_a_write_that_fails_leaves_nothing_of_the_open_epoch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk must not stay full because of what can never be committed."""
+    bench.feed((0, 16))
+    bench.settle()
+    assert bench.staged() == {7}
+
+    def fails(self: EpochWriter, batch: DecidedBatch) -> None:
+        raise DependencyError("the disk is full")
+
+    monkeypatch.setattr(EpochWriter, "append", fails)
+    bench.feed((0, 16))
+    assert bench.worker.join(WAIT_S)
+    assert bench.staged() == set()
+    with pytest.raises(DependencyError, match="the disk is full"):
+        bench.failure.raise_if_any()
+
+
+def test_an_epoch_that_cannot_be_removed_does_not_hide_why_the_thread_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: object, *_: object) -> None:
+        raise DependencyError(f"the storage is away: {len(_)}")
+
+    bench.feed((0, 16))
+    bench.settle()
+    monkeypatch.setattr(EpochWriter, "append", fails)
+    monkeypatch.setattr(EpochWriter, "discard", fails)
+    bench.feed((0, 16))
+    assert bench.worker.join(WAIT_S)
+    with pytest.raises(DependencyError, match="away: 1"):
+        bench.failure.raise_if_any()
 
 
 @pytest.mark.parametrize("how", ["backwards", "two terms"])
