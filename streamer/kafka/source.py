@@ -121,7 +121,8 @@ class Source:
         return hand
 
     def forget(self, partitions: Collection[int]) -> None:
-        """Drops what is in hand of these partitions and ignores what still comes of them."""
+        """They are taken away, or about to be: drops what is in hand of them and ignores what still comes."""
+        self.joined = False
         self.owned.difference_update(partitions)
         self._records = [r for r in self._records if r.partition in self.owned]
         self._bytes = sum(self._weight(r.value) for r in self._records)
@@ -211,14 +212,12 @@ class Source:
     def _on_revoke(self, _consumer: Consumer, revoked: list[TopicPartition]) -> None:
         with _Kept(self):
             partitions = [tp.partition for tp in revoked]
-            self.joined = False
             self.forget(partitions)
             self._listener.revoked(partitions)
 
     def _on_lost(self, _consumer: Consumer, lost: list[TopicPartition]) -> None:
         with _Kept(self):
             partitions = [tp.partition for tp in lost]
-            self.joined = False
             self.forget(partitions)
             self._listener.lost(partitions)
 

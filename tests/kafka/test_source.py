@@ -290,6 +290,25 @@ def test_forget_and_rewind(group: Group, kafka: str, topic_name: str) -> None:
         assert [r.offset for r in records if r.partition == p] == list(range(first, 20))
 
 
+def test_a_bounded_run_is_not_done_while_the_group_has_yet_to_say_whose_a_partition_is(group: Group, kafka: str, topic_name: str) -> None:
+    """Whether it was lost, or another replica's `open` was read before the group said anything."""
+    create_topic(kafka, topic_name, partitions=2)
+    produce(kafka, topic_name, [(b"a", {})] * 40)
+    told, done_when_lost = Listener(), []
+    source = group.source(told)
+    told.lost = lambda partitions: done_when_lost.append(source.is_done()) or told._told("lost", partitions)  # type: ignore[method-assign]
+    source.stop_at({0: 20, 1: 20})
+    take_until(source, source.is_done)
+    source.forget([1])
+    assert not source.is_done()
+
+    time.sleep(7)  # longer than the poll interval
+    until(lambda: source.owned == {0, 1}, source)
+    assert done_when_lost == [False]
+    assert not source.is_done(), "it is read again"
+    take_until(source, source.is_done)
+
+
 def test_partitions_move_to_a_second_member_and_back(group: Group, kafka: str, topic_name: str) -> None:
     create_topic(kafka, topic_name, partitions=4)
     produce(kafka, topic_name, [(b"a", {})] * 40)
