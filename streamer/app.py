@@ -172,7 +172,7 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
         claim_log = ClaimLog(config, meld, binding(config, topic, model), admin.message_limit(config.claims_topic))
         at_exit.callback(claim_log.close)
         claim_log.restore(admin, lambda at, end: health.enter(f"restoring the claim log: {at} of {end} entries"))
-        metrics.index_vectors.set(len(meld))
+        metrics.watch_index(lambda: {"vectors": len(meld), "evicted_vectors": meld.evicted})
         stage = (
             NoClaims(decided, fence, failure) if config.dedup is None else ClaimStage(config, claim_log, decided, fence, failure, metrics)
         )
@@ -272,7 +272,7 @@ def make_meld(config: Config, model: Model) -> Meld:
     dedup = config.dedup
     threshold = 1.0 if dedup is None else dedup.threshold
     device = str(model.device) if dedup is None or dedup.device == "auto" else dedup.device
-    return Meld(model.dim, threshold, open_index(model.dim, threshold, device))
+    return Meld(model.dim, threshold, open_index(model.dim, threshold, device), capacity=None if dedup is None else dedup.capacity)
 
 
 def binding(config: Config, topic: TopicInfo, model: Model) -> DatasetEntry:

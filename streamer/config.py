@@ -237,7 +237,8 @@ class Dedup(Section):
     """τ: cosine similarity at or above which two records are near-duplicates. fp16 vectors carry no more than 0.999."""
     action: Literal["remove", "flag"] = "remove"
     probe: Literal["certified"] = "certified"
-    capacity: None = None
+    capacity: int | None = Field(None, ge=24_576)
+    """The most winners that are kept; beyond it the oldest are forgotten, and what resembles them is new again. None: all are kept."""
     train_at: Literal["auto"] = "auto"
     device: Device = "auto"
 

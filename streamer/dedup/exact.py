@@ -9,7 +9,7 @@ import numpy as np
 from streamer.dedup.arithmetic import contenders, widen
 from streamer.dedup.index import Found
 from streamer.dedup.store import Winners, WinnerStore
-from streamer.records import F16, F32, F64, I64
+from streamer.records import F16, F32, I64
 
 QUERIES = 256
 ROWS = 512
@@ -33,20 +33,22 @@ class ExactIndex:
         view = self.store.view
         winners = np.full(len(vectors), -1, np.int64)
         similarity = np.full(len(vectors), np.nan)
+        origins = np.full((len(vectors), 2), -1, np.int64)
         for at in range(0, len(vectors), QUERIES):
             part = slice(at, at + QUERIES)
-            self._search(widen(vectors[part]), view, winners[part], similarity[part])
-        return Found(winners, similarity)
+            self._search(widen(vectors[part]), view, Found(winners[part], similarity[part], origins[part]))
+        return Found(winners, similarity, origins)
 
-    def _search(self, wide: F32, view: Winners, winners: I64, similarity: F64) -> None:
-        """Fills in ``winners`` and ``similarity``. From the oldest winners to the newest: a query is done with its first match."""
+    def _search(self, wide: F32, view: Winners, found: Found) -> None:
+        """Fills in ``found``. From the oldest winners to the newest: a query is done with its first match."""
         keys, left = self._keys(wide, view), np.arange(len(wide))
-        for low in range(0, view.rows, self.span):
+        for low in range(view.first, view.rows, self.span):
             queries, rows = self._nominate(keys, view, low, min(low + self.span, view.rows))
             if len(rows):
                 done = np.zeros(len(left), np.bool_)
                 for query, row, value in _decide(wide[left], queries, rows, view, self._threshold):
-                    winners[left[query]], similarity[left[query]] = view.position(row), value
+                    found.winners[left[query]], found.similarity[left[query]] = view.position(row), value
+                    found.origins[left[query]] = view.origin(row)
                     done[query] = True
                 keys, left = keys[~done], left[~done]
                 if not len(left):

@@ -15,6 +15,8 @@ class Found(NamedTuple):
     """(n,) the lowest position of a winner at or above the threshold; −1 where there is none."""
     similarity: F64
     """(n,) the exact float64 dot product with that winner; NaN where there is none."""
+    origins: I64
+    """(n, 2) its partition and offset; −1 where there is none."""
 
 
 class WinnerIndex(Protocol):
@@ -25,7 +27,7 @@ class WinnerIndex(Protocol):
     * `search` is identical to brute force over the store in float64: same positions, same bits of similarity.
     * The *lowest* position at or above the threshold is found, not the most similar one.
     * It sees every winner whose `add` returned before the search began. It may see later ones too.
-    * Rows that the store has marked as removed before the search began are not found; nobody tells the index.
+    * Rows that the store has marked as removed, or evicted, before the search began are not found; nobody tells the index.
     * `search` may run on any number of threads while `add` runs on another. Neither waits for the other for longer than it
       takes to publish a reference; maintenance (training, merging) never changes an answer.
     * Memory of one search is bounded, whatever the data: independent of the number of winners and of matches.

@@ -25,12 +25,15 @@ class Ledger:
         self.until = opened.start
         self._won: dict[int, int] = {}
         self._lost: dict[int, Claim] = {}
+        self._evicted: dict[int, Claim] = {}
+        """Winners whose vectors the store has no more; each of them is in ``_won`` too."""
 
     def open(self, entry: Open) -> None:
         """Takes over the partition, and forgets every verdict below its ``from``."""
         if entry.start > self.floor:
             self._won = {offset: position for offset, position in self._won.items() if offset >= entry.start}
             self._lost = {offset: claim for offset, claim in self._lost.items() if offset >= entry.start}
+            self._evicted = {offset: claim for offset, claim in self._evicted.items() if offset >= entry.start}
             self.floor = entry.start
             self.until = max(self.until, entry.start)
         self.opened = entry
@@ -50,6 +53,14 @@ class Ledger:
         self._lost[offset] = claim
         self.until = max(self.until, offset + 1)
 
+    def evict(self, offset: int, claim: Claim) -> None:
+        """The store drops the winner's vector; here it stays as long as its verdict may be asked for."""
+        if offset in self._won:
+            self._evicted[offset] = claim
+
+    def evicted(self, offset: int) -> Claim | None:
+        return self._evicted.get(offset)
+
     def won(self, offset: int) -> int:
         """Position of the offset's winner, withdrawn or not; −1 where it has none."""
         return self._won.get(offset, -1)
@@ -61,6 +72,6 @@ class Ledger:
         """The state in a canonical form."""
         entry = self.opened
         digest.update(repr((entry.partition, entry.generation, entry.term, entry.start, self.floor, sorted(self._won.items()))).encode())
-        for offset, claim in sorted(self._lost.items()):
-            digest.update(repr((offset, claim.position, claim.duplicate_of, claim.similarity)).encode())
+        for offset, claim in (*sorted(self._lost.items()), *sorted(self._evicted.items())):
+            digest.update(repr((offset, claim.position, claim.won, claim.duplicate_of, claim.similarity)).encode())
             digest.update(claim.vector.tobytes())

@@ -20,7 +20,7 @@ import numpy as np
 from streamer.dedup.arithmetic import are_unit, contenders, widen
 from streamer.dedup.index import WinnerIndex
 from streamer.dedup.ledger import Ledger
-from streamer.dedup.store import Winners
+from streamer.dedup.store import BLOCK, Winners
 from streamer.records import F16, F32, F64, I64, U8, Bools, Claim
 from streamer.wire.claim import Claims, DatasetEntry, Entry, Open, Withdraw, encode
 
@@ -56,6 +56,8 @@ class Applied:
     """(n,) where LOST: position of the lowest-position winner at or above τ in the conflict zone; else −1."""
     similarity: F64
     """(n,) where LOST: exact dot product with that winner; else NaN."""
+    origins: I64
+    """(n, 2) where LOST: that winner's partition and offset; else −1."""
 
     @property
     def positions(self) -> I64:
@@ -72,6 +74,8 @@ class Precheck(NamedTuple):
     """(n,) the lowest position of a winner at or above τ; −1 where there is none. May be ≥ ``seen``: applied meanwhile."""
     similarity: F64
     """(n,) exact dot product with that winner; NaN where there is none."""
+    origins: I64
+    """(n, 2) that winner's partition and offset; −1 where there is none."""
 
 
 class Meld:
@@ -81,8 +85,13 @@ class Meld:
     What another thread reads is complete up to the ``position`` that it read before.
     """
 
-    def __init__(self, dim: int, threshold: float, index: WinnerIndex, window: int = W) -> None:
-        """``index``: empty, of the same dimension and threshold. ``window``: W, other values are for tests."""
+    def __init__(self, dim: int, threshold: float, index: WinnerIndex, window: int = W, capacity: int | None = None) -> None:
+        """``index``: empty, of the same dimension and threshold. ``window``: W, other values are for tests.
+
+        ``capacity``: the most winners that are kept; at least `least_capacity`. Beyond it the oldest are evicted, at positions that
+        follow from the log alone. The conflict zone is younger, so no verdict depends on it; only pre-checks miss what was evicted.
+        """
+        assert capacity is None or capacity >= least_capacity(window)
         self.dim = dim
         self.threshold = threshold
         self.position = 0
@@ -90,13 +99,20 @@ class Meld:
         self._index = index
         self._store = index.store
         self._window = window
+        self._capacity = capacity
         self._dataset: DatasetEntry | None = None
         self._ledgers: dict[int, Ledger] = {}
         self._withdrawn = 0
 
     def __len__(self) -> int:
         """Number of winners, without the withdrawn ones."""
-        return self._store.view.rows - self._withdrawn
+        view = self._store.view
+        return view.rows - view.first - self._withdrawn
+
+    @property
+    def evicted(self) -> int:
+        """Number of winners evicted so far. Any thread."""
+        return self._store.view.first
 
     @property
     def dataset(self) -> DatasetEntry | None:
@@ -117,13 +133,13 @@ class Meld:
             self._dataset = self._dataset or entry
             valid = self._dataset == entry
         self.position += 1
-        return Applied(self.position - 1, valid, np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0))
+        return Applied(self.position - 1, valid, np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0), np.empty((0, 2), np.int64))
 
     def precheck(self, vectors: F16) -> Precheck:
         """(n, d) fp16, each of length 1 ± `NORM_SLACK` → near which applied winner. Any thread."""
         seen = self.position  # before the search: every winner below it is in the index
         found = self._index.search(vectors)
-        return Precheck(seen, found.winners, found.similarity)
+        return Precheck(seen, *found)
 
     def prior(self, partition: int, offset: int) -> Claim | None:
         """The verdict on the origin's counting claim; None if it has none, or lies below its partition's latest ``from``. Any thread.
@@ -136,7 +152,10 @@ class Meld:
         position = ledger.won(offset)
         if position < 0:
             return ledger.lost(offset)
-        view = self._store.view
+        view = self._store.view  # before the look at what was evicted: it is put there first
+        evicted = ledger.evicted(offset)
+        if evicted is not None:
+            return evicted
         row = view.row_of(position)
         return Claim(position, not view.is_removed(row), None, None, view.vector(row))
 
@@ -144,11 +163,6 @@ class Meld:
         """Offsets of the partition at or above this have no verdict. Any thread."""
         ledger = self._ledgers.get(partition)
         return 0 if ledger is None else ledger.until
-
-    def origin(self, position: int) -> tuple[int, int]:
-        """(partition, offset) of the winner at ``position``, withdrawn or not. Any thread. Raises KeyError if no winner has it."""
-        view = self._store.view
-        return view.origin(view.row_of(position))
 
     def open_of(self, partition: int) -> Open | None:
         """The partition's latest valid open. Any thread."""
@@ -171,7 +185,7 @@ class Meld:
             ledger.hash_into(digest)
         view = self._store.view
         for name in ("positions", "partitions", "offsets", "removed", "vectors"):
-            for _, block, here in view.spans(0, view.rows):
+            for _, block, here in view.spans(view.first, view.rows):
                 digest.update(getattr(block, name)[here].tobytes())
         return digest.hexdigest()
 
@@ -189,6 +203,10 @@ class Meld:
         ledger = self._ledgers.get(entry.partition)
         if ledger is None or ledger.opened.term != entry.term or ledger.won(entry.offset) < 0:
             return False
+        evicted = ledger.evicted(entry.offset)
+        if evicted is not None:
+            ledger.evict(entry.offset, evicted._replace(won=False))
+            return evicted.won
         row = self._store.view.row_of(ledger.won(entry.offset))
         if self._store.view.is_removed(row):
             return False
@@ -198,7 +216,9 @@ class Meld:
 
     def _claims(self, entry: Claims) -> Applied:
         n = len(entry.offsets)
-        applied = Applied(self.position, True, np.full(n, VOID_TERM, np.uint8), np.full(n, -1, np.int64), np.full(n, np.nan))
+        applied = Applied(
+            self.position, True, np.full(n, VOID_TERM, np.uint8), np.full(n, -1, np.int64), np.full(n, np.nan), np.full((n, 2), -1, np.int64)
+        )  # fmt: skip
         ledger = self._ledgers.get(entry.partition)
         if ledger is None or ledger.opened.term != entry.term:
             return replace(applied, valid=False)
@@ -231,6 +251,7 @@ class Meld:
             origin = (entry.partition, int(offsets[own])) if own >= 0 else view.origin(first + column)
             at = part.start + int(counting[row])
             won[row], applied.status[at], applied.winners[at], applied.similarity[at] = False, LOST, winner, similarity
+            applied.origins[at] = origin
             ledger.lose(int(offsets[row]), Claim(int(positions[row]), False, origin, similarity, vectors[row].copy()))
 
         if not won.all():
@@ -238,6 +259,22 @@ class Meld:
         self._store.append(vectors, codes, positions, entry.partition, offsets)
         self._index.add(vectors, positions)
         ledger.win(offsets.tolist(), positions.tolist())
+        self._evict()
+
+    def _evict(self) -> None:
+        """Drops the oldest winners, a sixteenth of the capacity at once, when there are more than it allows."""
+        view = self._store.view
+        if self._capacity is None or view.rows - view.first <= self._capacity:
+            return
+        first = -(-(view.rows - self._capacity + self._capacity // 16) // BLOCK) * BLOCK
+        for _, block, here in view.spans(view.first, first):
+            self._withdrawn -= int(np.count_nonzero(block.removed[here]))
+            for row in range(BLOCK):
+                ledger, offset = self._ledgers[int(block.partitions[row])], int(block.offsets[row])
+                if offset >= ledger.floor:
+                    claim = Claim(int(block.positions[row]), not block.removed[row], None, None, block.vectors[row].copy())
+                    ledger.evict(offset, claim)
+        self._store.evict(first)
 
     def _losers(self, view: Winners, first: int, wide: F32, codes: F32) -> list[tuple[int, int, float]]:
         """Who of n rows loses, each against the winners before it: (which of the n, its lowest matching winner, similarity).
@@ -270,6 +307,11 @@ class Meld:
                 winning[zone + row] = False
                 losers.append((row, int(columns[winners[0]]), float(products[at, winners[0]])))
         return losers
+
+
+def least_capacity(window: int = W) -> int:
+    """The smallest capacity with which the conflict zone, and what an eviction takes beyond it, is never touched."""
+    return 2 * window + 2 * BLOCK
 
 
 def _count(ledger: Ledger, offsets: I64, fresh: Bools, unit: Bools) -> U8:

@@ -1,6 +1,7 @@
 """Every winner's fp16 vector, position and origin: append-only, the truth that indexes only point into.
 
-Rows are in position order. Readers take one `Winners` view and keep it; growth adds blocks and never moves a row.
+Rows are in position order. Readers take one `Winners` view and keep it; growth adds blocks and never moves a row, eviction drops the
+oldest blocks and never renumbers one.
 Beside each vector lies its code (`streamer.dedup.sketch`), so that whoever compares computes it once.
 """
 
@@ -40,46 +41,56 @@ class Block:
 class Winners(NamedTuple):
     """What was appended up to some moment. Any thread; nothing here blocks."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block | None, ...]
+    """None where all rows were evicted."""
+    first: int
+    """Rows below this were evicted: a multiple of `BLOCK`."""
     rows: int
-    """How many of the blocks' rows are written."""
+    """How many rows were ever written, the evicted ones with them."""
     sketch: Sketch
 
+    def block(self, row: int) -> Block:
+        """The block of a row that was not evicted."""
+        block = self.blocks[row // BLOCK]
+        assert block is not None
+        return block
+
     def first_at(self, position: int) -> int:
-        """The lowest row whose position is at least ``position``; ``rows`` where there is none."""
-        at = bisect_right(self.blocks, position - 1, key=_first_position) - 1
-        if at < 0:
-            return 0
+        """The lowest row, of those not evicted, whose position is at least ``position``; ``rows`` where there is none."""
+        begin = self.first // BLOCK
+        at = bisect_right(self.blocks, position - 1, lo=begin, key=_first_position) - 1
+        if at < begin:
+            return self.first
         used = min(BLOCK, self.rows - at * BLOCK)
-        return at * BLOCK + int(np.searchsorted(self.blocks[at].positions[:used], position))
+        return at * BLOCK + int(np.searchsorted(self.block(at * BLOCK).positions[:used], position))
 
     def row_of(self, position: int) -> int:
-        """The row of the winner at ``position``. Raises KeyError if no winner has it."""
+        """The row of the winner at ``position``. Raises KeyError if no winner has it, or it was evicted."""
         row = self.first_at(position)
         if row == self.rows or self.position(row) != position:
             raise KeyError(position)
         return row
 
     def position(self, row: int) -> int:
-        return int(self.blocks[row // BLOCK].positions[row % BLOCK])
+        return int(self.block(row).positions[row % BLOCK])
 
     def origin(self, row: int) -> tuple[int, int]:
         """(partition, offset)"""
-        block, at = self.blocks[row // BLOCK], row % BLOCK
+        block, at = self.block(row), row % BLOCK
         return int(block.partitions[at]), int(block.offsets[at])
 
     def vector(self, row: int) -> F16:
         """(d,) float16, a view."""
-        vector: F16 = self.blocks[row // BLOCK].vectors[row % BLOCK]
+        vector: F16 = self.block(row).vectors[row % BLOCK]
         return vector
 
     def is_removed(self, row: int) -> bool:
-        return bool(self.blocks[row // BLOCK].removed[row % BLOCK])
+        return bool(self.block(row).removed[row % BLOCK])
 
     def spans(self, low: int, high: int) -> list[tuple[int, Block, slice]]:
         """Rows ``low`` to ``high`` as (first row, block, rows inside it), in order."""
         return [
-            (max(low, at * BLOCK), self.blocks[at], slice(max(low - at * BLOCK, 0), min(high - at * BLOCK, BLOCK)))
+            (max(low, at * BLOCK), self.block(at * BLOCK), slice(max(low - at * BLOCK, 0), min(high - at * BLOCK, BLOCK)))
             for at in range(low // BLOCK, -(-high // BLOCK))
         ]
 
@@ -101,7 +112,7 @@ class WinnerStore:
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
-        self._view = Winners((), 0, whole(dim))
+        self._view = Winners((), 0, 0, whole(dim))
         self._next_fit = FIRST_FIT
 
     @property
@@ -114,7 +125,7 @@ class WinnerStore:
 
         ``codes``: theirs under the current view's sketch. A view taken afterwards has the rows; earlier views stay as they were.
         """
-        blocks, rows, sketch = self._view
+        blocks, first, rows, sketch = self._view
         done = 0
         while done < len(positions):
             at = rows % BLOCK
@@ -122,6 +133,7 @@ class WinnerStore:
                 blocks = (*blocks, self._new_block(codes.shape[1]))
             n = min(BLOCK - at, len(positions) - done)
             block, here, taken = blocks[-1], slice(at, at + n), slice(done, done + n)
+            assert block is not None
             block.vectors[here] = vectors[taken]
             block.codes[here] = codes[taken]
             block.positions[here] = positions[taken]
@@ -129,7 +141,7 @@ class WinnerStore:
             block.offsets[here] = offsets[taken]
             rows += n
             done += n
-        self._view = Winners(blocks, rows, sketch)
+        self._view = Winners(blocks, first, rows, sketch)
         if rows >= self._next_fit:
             self._next_fit = 4 * rows
             if width_for(self.dim) < self.dim:
@@ -137,13 +149,19 @@ class WinnerStore:
 
     def remove(self, row: int) -> None:
         """The winner of this row is none from now on. Claims thread."""
-        self._view.blocks[row // BLOCK].removed[row % BLOCK] = True
+        self._view.block(row).removed[row % BLOCK] = True
+
+    def evict(self, first: int) -> None:
+        """Drops the rows below ``first``, a multiple of `BLOCK`. Views taken before keep them. Claims thread."""
+        blocks, _, rows, sketch = self._view
+        self._view = Winners((*[None] * (first // BLOCK), *blocks[first // BLOCK :]), first, rows, sketch)
 
     def _fit(self) -> None:
         """New codes for all rows: about 1 µs each, and as the store grows 1.3 times each in all."""
-        blocks, rows, _ = self._view
-        sketch = fitted(widen(self._view.vectors(np.unique(np.linspace(0, rows - 1, SAMPLE).astype(np.int64)))))
-        self._view = Winners(tuple(replace(block, codes=sketch.codes(widen(block.vectors))) for block in blocks), rows, sketch)
+        blocks, first, rows, _ = self._view
+        sketch = fitted(widen(self._view.vectors(np.unique(np.linspace(first, rows - 1, SAMPLE).astype(np.int64)))))
+        coded = tuple(None if block is None else replace(block, codes=sketch.codes(widen(block.vectors))) for block in blocks)
+        self._view = Winners(coded, first, rows, sketch)
 
     def _new_block(self, width: int) -> Block:
         return Block(
@@ -156,5 +174,6 @@ class WinnerStore:
         )
 
 
-def _first_position(block: Block) -> int:
+def _first_position(block: Block | None) -> int:
+    assert block is not None
     return int(block.positions[0])

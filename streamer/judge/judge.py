@@ -157,8 +157,8 @@ class Judge:
         found = self._meld.precheck(embeddings[undecided])
         hits = found.winners >= 0
         for k in np.flatnonzero(hits):
-            row, winner = int(undecided[k]), self._meld.origin(int(found.winners[k]))
-            decisions[row] = duplicate(decisions[row], winner, float(found.similarity[k]), None, self._flag_duplicates)
+            row = int(undecided[k])
+            decisions[row] = duplicate(decisions[row], found.origins[k], float(found.similarity[k]), None, self._flag_duplicates)
         return undecided[~hits], found.seen
 
 

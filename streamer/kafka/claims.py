@@ -191,7 +191,6 @@ class ClaimStage:
                         elif isinstance(entry, Open):
                             self._watch(entry)
                     self._changed.notify_all()
-                self._metrics.index_vectors.set(len(self._meld))
             self._emit()
 
     def _watch(self, entry: Open) -> None:
@@ -216,7 +215,7 @@ class ClaimStage:
             if status == WON:
                 judged.decisions[row] = judged.decisions[row]._replace(claim=int(outcome.positions[k]))
             elif status == LOST:
-                winner, similarity = self._meld.origin(int(outcome.winners[k])), float(outcome.similarity[k])
+                winner, similarity = outcome.origins[k], float(outcome.similarity[k])
                 judged.decisions[row] = duplicate(judged.decisions[row], winner, similarity, int(outcome.positions[k]), self._flags)
             elif status == VOID_STALE:
                 again.append(int(row))
@@ -237,9 +236,8 @@ class ClaimStage:
         found = self._meld.precheck(judged.embeddings[rows])
         hits = found.winners >= 0
         for k in np.flatnonzero(hits):
-            winner = self._meld.origin(int(found.winners[k]))
             row = int(rows[k])
-            judged.decisions[row] = duplicate(judged.decisions[row], winner, float(found.similarity[k]), None, self._flags)
+            judged.decisions[row] = duplicate(judged.decisions[row], found.origins[k], float(found.similarity[k]), None, self._flags)
         self._claim(pending, rows[~hits], found.seen)
         return int(hits.sum())
 

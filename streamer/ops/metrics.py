@@ -30,6 +30,11 @@ transaction was aborted, or its term or first offset was no longer the current o
 REBALANCES = ("assigned", "revoked", "lost")
 FETCH_ERRORS = ("uri_not_allowed", "not_found", "fetch_refused", "length_mismatch", "sha256_mismatch", "too_many_bytes", "temporary")
 """The reasons of `INVALID_REASONS` that a fetch can have, and what is tried again."""
+INDEX = {
+    "vectors": "Vectors in the near-duplicate index; memory and search time rise with it.",
+    "evicted_vectors": "Vectors forgotten because of dedup.capacity; what resembles them is new again.",
+}
+"""Gauges of the near-duplicate index, each named ``streamer_index_…``, and what they say."""
 OTHER = "other"
 
 _LATENCY_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 90, 120, 300, 600, 1800, 3600, 21600, 86400)
@@ -64,6 +69,7 @@ class Metrics:
         self._oldest_ms = 0
         self._opened_at = 0.0
         self._device_memory: Callable[[], Mapping[str, float]] = dict
+        self._index: Callable[[], Mapping[str, float]] = dict
         self._make_line()
         self._make_commit({("accepted", ""), ("duplicate", NEAR_DUPLICATE)} | {("filtered", rule) for rule in (FORMAT_RULE, *rules)})
         self._make_rebalance()
@@ -84,11 +90,7 @@ class Metrics:
             buckets=_BATCH,
             registry=self.registry,
         )
-        self.index_vectors = Gauge(
-            "streamer_index_vectors",
-            "Vectors in the near-duplicate index; memory and search time rise with it.",
-            registry=self.registry,
-        )
+        self.registry.register(Scraped(self._scrape_index))
         self.registry.register(Scraped(self._scrape_queues))
 
     def _make_commit(self, decisions: set[tuple[str, str]]) -> None:
@@ -217,6 +219,10 @@ class Metrics:
         """``read`` gives bytes by kind (``allocated``, ``free``, …); called at each scrape in the HTTP thread, must not block."""
         self._device_memory = read
 
+    def watch_index(self, read: Callable[[], Mapping[str, float]]) -> None:
+        """``read`` gives values by the names in `INDEX`, 0 for a missing one; called at each scrape in the HTTP thread, must not block."""
+        self._index = read
+
     # The commit
 
     def epoch_open(self, records: int, nbytes: int, opened_at: float) -> None:
@@ -264,6 +270,11 @@ class Metrics:
         self._fetch_error.get(cause, self._fetch_error[OTHER]).inc()
 
     # Read at scrape time, in the HTTP thread
+
+    def _scrape_index(self) -> Iterator[Metric]:
+        values = self._index()
+        for name, documentation in INDEX.items():
+            yield GaugeMetricFamily(f"streamer_index_{name}", documentation, value=values.get(name, 0.0))
 
     def _scrape_queues(self) -> Iterator[Metric]:
         items = GaugeMetricFamily(

@@ -85,7 +85,7 @@ class Replica:
         for k, (offset, status) in enumerate(zip(entry.offsets.tolist(), applied.status.tolist(), strict=True)):
             origin = (entry.partition, offset)
             if status in (WON, LOST):
-                verdict = (status == WON, None if status == WON else self.meld.origin(int(applied.winners[k])))
+                verdict = (status == WON, None if status == WON else tuple(applied.origins[k].tolist()))
                 assert self.kafka.verdicts.setdefault(origin, verdict) == verdict, "final, and the same on every replica"
                 self.settle(*origin, ("accepted", None) if status == WON else ("duplicate", verdict[1]), of=entry.term)
             elif status == VOID_STALE:
@@ -133,9 +133,9 @@ class Replica:
     def claim(self, partition, work, offsets):
         vectors = self.kafka.vectors[partition, offsets]
         found = self.meld.precheck(vectors)
-        for offset, winner in zip(offsets, found.winners.tolist(), strict=True):
+        for offset, winner, origin in zip(offsets, found.winners.tolist(), found.origins.tolist(), strict=True):
             if winner >= 0:
-                work.decided[offset] = ("duplicate", self.meld.origin(winner))
+                work.decided[offset] = ("duplicate", tuple(origin))
         rows = np.flatnonzero(found.winners < 0)
         if len(rows):
             self.outbox.append(Claims(partition, work.term, found.seen, np.array(offsets)[rows], vectors[rows]))

@@ -7,13 +7,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from meld_oracle import Oracle, dot
+from pydantic import ValidationError
 
 import streamer.dedup.exact
 import streamer.dedup.meld
 import streamer.dedup.sketch
 import streamer.dedup.store
+from streamer.config import Dedup
 from streamer.dedup.index import open_index
-from streamer.dedup.meld import LOST, REPEAT, VOID_STALE, VOID_TERM, VOID_VECTOR, WON, Meld, W
+from streamer.dedup.meld import LOST, REPEAT, VOID_STALE, VOID_TERM, VOID_VECTOR, WON, Meld, W, least_capacity
 from streamer.records import Claim
 from streamer.wire.claim import Claims, DatasetEntry, Open, Withdraw, decode, encode
 
@@ -88,7 +90,7 @@ class TestZone:
     def test_the_zone_holds_winners_of_every_partition(self):
         meld, (*_, applied) = meld_of(Open(0, 1, 7, 0), Open(1, 1, 8, 0), claims(0, 7, 2, (5, 0)), claims(1, 8, 2, (9, 3)))
         assert statuses(applied) == [LOST]
-        assert meld.origin(int(applied.winners[0])) == (0, 5)
+        assert applied.origins.tolist() == [[0, 5]]
         assert meld.prior(1, 9).duplicate_of == (0, 5)
 
     def test_at_the_threshold_is_a_duplicate_and_a_bit_below_is_not(self):
@@ -201,6 +203,55 @@ class TestPrior:
         assert meld.prior(0, 1).vector.base is None, "a loser's vector is its own, not a view of a whole message"
 
 
+class TestCapacity:
+    def test_the_config_refuses_less(self):
+        with pytest.raises(ValidationError):
+            Dedup(capacity=least_capacity() - 1)
+        assert Dedup(capacity=least_capacity()).capacity == 24_576
+
+    @pytest.fixture
+    def evicted(self):
+        """100 winners under offsets 0 to 99, of which the oldest were evicted."""
+        rows = np.random.default_rng(0).standard_normal((100, 16))
+        vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+        with (
+            mock.patch.object(streamer.dedup.store, "BLOCK", 4),
+            mock.patch.object(streamer.dedup.meld, "BLOCK", 4),
+            mock.patch.object(streamer.dedup.exact, "ROWS", 4),
+        ):
+            meld = Meld(16, 0.95, open_index(16, 0.95, "cpu"), window=8, capacity=least_capacity(8))
+            meld.apply(Open(0, 1, 7, 0))
+            for offset in range(100):
+                assert statuses(meld.apply(Claims(0, 7, meld.position, np.array([offset]), vectors[offset : offset + 1]))) == [WON]
+                assert len(meld) <= 24
+            yield meld, vectors
+
+    def test_the_oldest_go_and_are_found_no_more(self, evicted):
+        meld, vectors = evicted
+        assert meld.evicted + len(meld) == 100
+        assert len(meld) >= 16
+        found = meld.precheck(vectors)
+        assert (found.winners >= 0).tolist() == [offset >= meld.evicted for offset in range(100)]
+        assert found.origins[-1].tolist() == [0, 99]
+
+    def test_their_verdict_stays_as_long_as_it_may_be_asked_for(self, evicted):
+        meld, vectors = evicted
+        claim = meld.prior(0, 3)
+        assert claim[:4] == (4, True, None, None)
+        assert claim.vector.tolist() == vectors[3].tolist()
+        assert statuses(meld.apply(Claims(0, 7, meld.position, np.array([3]), vectors[3:4]))) == [REPEAT]
+        meld.apply(Open(0, 1, 7, 50))
+        assert meld.prior(0, 3) is None
+        assert meld.prior(0, 60).won
+
+    def test_they_can_be_withdrawn(self, evicted):
+        meld, _ = evicted
+        assert meld.apply(Withdraw(0, 3, 7)).valid
+        assert not meld.apply(Withdraw(0, 3, 7)).valid
+        assert meld.prior(0, 3)[:4] == (4, False, None, None)
+        assert meld.evicted + len(meld) == 100
+
+
 class TestWithdraw:
     def test_a_withdrawn_winner_is_none_any_more(self):
         meld, (*_, withdrawn, again, later) = meld_of(
@@ -212,7 +263,6 @@ class TestWithdraw:
         assert later.winners.tolist() == [-1, 5]
         assert meld.prior(0, 0)[:4] == (1, False, None, None), "won False without duplicate_of: withdrawn"
         assert meld.prior(0, 1)[:3] == (2, False, (0, 0)), "a verdict is final, also when what it names is withdrawn"
-        assert meld.origin(1) == (0, 0)
         assert meld.precheck(np.array([at(0)], np.float16)).winners.tolist() == [5]
         assert len(meld) == 1
 
@@ -358,6 +408,7 @@ def test_equals_the_oracle(ops, seed, pair, window, part, width):
     with (
         mock.patch.object(streamer.dedup.meld, "_ROWS", part),
         mock.patch.object(streamer.dedup.store, "BLOCK", 4),
+        mock.patch.object(streamer.dedup.meld, "BLOCK", 4),
         mock.patch.object(streamer.dedup.store, "FIRST_FIT", 3),
         mock.patch.object(streamer.dedup.store, "width_for", return_value=width),
         mock.patch.object(streamer.dedup.sketch, "width_for", return_value=width),
@@ -365,30 +416,48 @@ def test_equals_the_oracle(ops, seed, pair, window, part, width):
         mock.patch.object(streamer.dedup.exact.ExactIndex, "span", 6),
     ):
         oracle = Oracle(DIM, threshold, window)
-        replicas = [Meld(DIM, threshold, open_index(DIM, threshold, "cpu"), window) for _ in range(2)]
+        capacity = least_capacity(window)
+        replicas = [Meld(DIM, threshold, open_index(DIM, threshold, "cpu"), window, limit) for limit in (None, None, capacity, capacity)]
         opened = [("open", 0, 0, 1, 0), ("open", 1, 0, 1, 0)]
         for op in opened + ops:
             entry = entry_of(op, oracle.position, vectors)
             expected = oracle.apply(entry)
-            first, second = replicas[0].apply(entry), replicas[1].apply(decode(encode(entry)))
-            assert replicas[0].position == replicas[1].position == oracle.position
+            every = [replica.apply(entry if at == 0 else decode(encode(entry))) for at, replica in enumerate(replicas)]
+            assert {replica.position for replica in replicas} == {oracle.position}
+            assert all(len(replica) <= capacity for replica in replicas[2:])
             if not isinstance(entry, Claims):
-                assert first.valid == second.valid == expected
+                assert {applied.valid for applied in every} == {expected}
                 continue
-            for applied in (first, second):
+            for applied in every:
                 got = list(zip(map(KINDS.get, statuses(applied)), applied.winners.tolist(), applied.similarity.tolist(), strict=True))
+                origins = [oracle.winners[w][0] if w >= 0 else (-1, -1) for w in applied.winners.tolist()]
+                assert list(map(tuple, applied.origins.tolist())) == origins
                 assert got == [
                     (kind, winner, pytest.approx(s, abs=0) if s is not None else pytest.approx(np.nan, nan_ok=True))
                     for kind, winner, s in expected
                 ]
         check_state(oracle, replicas[0], vectors)
+        check_verdicts(oracle, replicas[2])
         assert replicas[0].digest() == replicas[1].digest()
+        assert replicas[2].digest() == replicas[3].digest()
 
 
 def check_state(oracle, meld, vectors):
     assert len(oracle.counted) == len(set(oracle.counted)), "an origin has at most one counting claim"
     assert len(meld) == len(oracle.winners.keys() - oracle.withdrawn)
     assert meld.dataset == oracle.dataset
+    check_verdicts(oracle, meld)
+    units = vectors[:24]
+    seen, winners, similarity, origins = meld.precheck(units)
+    assert seen == oracle.position
+    for vector, winner, value, origin in zip(units, winners.tolist(), similarity.tolist(), origins.tolist(), strict=True):
+        expected, at_least = oracle.near(vector, below=seen)
+        assert winner == expected
+        assert value == at_least if expected >= 0 else np.isnan(value)
+        assert tuple(origin) == (oracle.winners[winner][0] if winner >= 0 else (-1, -1))
+
+
+def check_verdicts(oracle, meld):
     for partition in range(2):
         assert meld.open_of(partition) == oracle.opens[partition][-1]
         for offset in range(15):
@@ -399,15 +468,3 @@ def check_state(oracle, meld, vectors):
                 assert claim.duplicate_of == (None if winner is None else oracle.winners[winner][0])
                 assert winner is None or winner < claim.position, "a loser names a winner earlier in the log"
                 assert offset < meld.claimed_until(partition)
-    units = vectors[:24]
-    seen, winners, similarity = meld.precheck(units)
-    assert seen == oracle.position
-    for vector, winner, value in zip(units, winners.tolist(), similarity.tolist(), strict=True):
-        expected, at_least = oracle.near(vector, below=seen)
-        assert winner == expected
-        assert value == at_least if expected >= 0 else np.isnan(value)
-    for position, (origin, _) in oracle.winners.items():
-        assert meld.origin(position) == origin
-    for position in set(range(oracle.position)) - oracle.winners.keys():
-        with pytest.raises(KeyError):
-            meld.origin(position)

@@ -59,8 +59,7 @@ def test_precheck_equals_brute_force_at_the_seen_it_returns(impatient):
         winners += fresh
         if fresh and at % 5 == 0:
             withdrawn_at[fresh[0][0]] = meld.position
-            partition, offset = meld.origin(fresh[0][0])
-            assert meld.apply(Withdraw(partition, offset, 7)).valid
+            assert meld.apply(Withdraw(0, at + int(np.flatnonzero(applied.status == WON)[0]), 7)).valid
     done.set()
     for thread in threads:
         thread.join(30)

@@ -19,7 +19,7 @@ from streamer.flow.channel import Channel
 from streamer.flow.worker import Failure
 from streamer.ops.health import Health
 from streamer.ops.http import OpsServer
-from streamer.ops.metrics import DROP_CAUSES, FETCH_ERRORS, REBALANCES, STAGES, Metrics
+from streamer.ops.metrics import DROP_CAUSES, FETCH_ERRORS, INDEX, REBALANCES, STAGES, Metrics
 from streamer.ops.tally import EpochTally
 from streamer.records import OUTCOMES, DecidedBatch, Decision, Facts, Record
 from tests.ops.ops_prometheus import NoPrometheus, find_prometheus, prometheus
@@ -86,7 +86,7 @@ def work(metrics):
         metrics.epoch_dropped(cause, 1)
     for event in REBALANCES:
         metrics.rebalanced(event, 1, PARTITIONS)
-    metrics.index_vectors.inc(2)
+    metrics.watch_index(lambda: dict.fromkeys(INDEX, 2.0))
     metrics.epoch_open(n, 1000 * n, time.time())
     metrics.epoch_committed(tally, len(INVALID_REASONS))
     metrics.lag(dict.fromkeys(range(PARTITIONS), 7), now_ms)
