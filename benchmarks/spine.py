@@ -66,6 +66,7 @@ class SeededModel:
     """In place of `streamer.model.model.Model`: bytes → unit vector, one matrix product a batch."""
 
     score_names: tuple[str, ...] = ()
+    pixels_shape = None
     device = "cpu"
 
     def __init__(self, dim: int) -> None:

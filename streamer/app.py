@@ -182,7 +182,7 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
         embedder = model.embedder
         decoder = parts.decoder(
             config, embedder.transform, embedder.decode, embedder.draft_size, rules.header_rules, stage.prior, failure,
-            lambda: metrics.stage("decode"), metrics.fetch_failed, metrics.fetch_seconds.observe,
+            lambda: metrics.stage("decode"), metrics.fetch_failed, metrics.fetch_seconds.observe, model.pixels_shape,
         )  # fmt: skip
         at_exit.callback(decoder.close)
         judge = Judge(

@@ -5,6 +5,7 @@
     │   └── DatasetMismatch      2   the dataset was made with another topic, model, dimension or threshold
     ├── DependencyError          1   broker, topic, storage or a file is missing, wrong or refuses
     │   └── DiskFull             1   the storage has no room
+    ├── PluginError              1   the embedder or a head is broken: it fails for all images, or gives another shape
     ├── ProtocolError            1   what was read contradicts the invariants; going on could write something wrong
     ├── DeadLetterFuse           1   too many records are invalid: more likely our fault than theirs
     └── TemporaryError          75   fenced, overrun or a dependency is away for now: start again
@@ -47,6 +48,10 @@ class DiskFull(DependencyError):
     """The storage has no room, or the quota is used up."""
 
 
+class PluginError(StreamerError):
+    """The embedder or a head fails for every image of a batch, or gives something else than it must."""
+
+
 class ProtocolError(StreamerError):
     """Logs, offsets or files contradict each other; going on could write something wrong."""
 
@@ -84,7 +89,9 @@ INVALID_REASONS: dict[str, str] = {
     "truncated": "the image ends too early",
     "corrupt": "the decoder found an error in the image",
     "unsupported_image": "the decoder does not support this kind of image",
-    "decoder_failed": "the embedder's own transform() or decode() raised, or gave no (height, width, 3) uint8 array",
+    "decoder_failed": "the embedder's own transform() or decode() raised, or gave no (height, width, 3) uint8 array like the others'",
+    "embedder_failed": "the embedder's embed() raised for this image, also alone",
+    "head_failed": "a head's score() raised for this image's vector, also alone",
     "embedding_not_finite": "the model gave NaN, infinity or a zero vector for this image",
     "withdrawn": "its claim was won earlier, but its image can no longer be had (see the claim log's withdraw entries)",
 }

@@ -68,11 +68,13 @@ class Decoder:
         busy: Callable[[], AbstractContextManager[None]] = nullcontext,
         fetch_failed: Callable[[str], None] = lambda cause: None,
         fetched: Callable[[float], None] = lambda seconds: None,
+        pixels_shape: tuple[int, ...] | None = None,
     ) -> None:
         """``prior(partition, offset)`` is the verdict of an earlier claim; called on the pool's threads, like the rules and the embedder's functions.
 
         ``busy`` wraps the work on each chunk, for its time; ``fetch_failed`` and ``fetched`` are `Fetcher`'s ``failed`` and ``fetched``. What is
         no single record's fault (a fetch past its deadline, a bug) is reported to ``failure`` and raised from the chunk's future.
+        ``pixels_shape``: (H, W, 3) that every image must have in the end; None: any.
         """
         set_up()
         self._content_type = config.kafka.default_content_type
@@ -81,6 +83,7 @@ class Decoder:
         self._transform = embedder_transform
         self._own_decode = embedder_decode
         self._draft_size = draft_size
+        self._pixels_shape = pixels_shape
         self._rules = rules
         self._prior = prior
         self._failure = failure
@@ -182,21 +185,22 @@ class Decoder:
         with self._pixels.hold(0 if header is None else header.width * header.height):
             if self._own_decode is not None:
                 with _EMBEDDER:
-                    return _checked(self._own_decode(data))
+                    return self._checked(self._own_decode(data))
             assert header is not None, "this is a bug: an unreadable header goes no further without an embedder's decode"
             with closing(decode_rgb(data, header, self._draft_size)) as image, _EMBEDDER:
-                return _checked(self._transform(image))
+                return self._checked(self._transform(image))
+
+    def _checked(self, pixels: U8) -> U8:
+        if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3):
+            raise TypeError(
+                f"gave {type(pixels).__name__} {getattr(pixels, 'dtype', '')} {getattr(pixels, 'shape', '')}, not (height, width, 3) uint8"
+            )
+        if self._pixels_shape not in (None, pixels.shape):
+            raise ValueError(f"gave {pixels.shape}, where every other image has {self._pixels_shape}")
+        return pixels
 
 
 _EMBEDDER = Undecodable("decoder_failed")
-
-
-def _checked(pixels: U8) -> U8:
-    if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3):
-        raise TypeError(
-            f"gave {type(pixels).__name__} {getattr(pixels, 'dtype', '')} {getattr(pixels, 'shape', '')}, not (height, width, 3) uint8"
-        )
-    return pixels
 
 
 def _names(failures: list[FailedRule]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from streamer.dedup.meld import Meld
 from streamer.dedup.verdict import by_prior, duplicate
+from streamer.errors import InvalidRecord
 from streamer.flow.item import Judged
 from streamer.flow.worker import Failure
 from streamer.judge.batcher import Batch, Batcher
@@ -30,6 +31,8 @@ class Embedded(Protocol):
     def embeddings(self) -> F32: ...
     @property
     def scores(self) -> dict[str, F32]: ...
+    @property
+    def failures(self) -> Mapping[int, InvalidRecord]: ...
 
 
 class Ticket(Protocol):
@@ -104,16 +107,18 @@ class Judge:
         embeddings = np.zeros((n, self._model.dim), np.float16)
         embedded = np.zeros(n, np.bool_)
         scores = {name: np.full(n, np.nan, np.float32) for name in names}
+        failures: dict[int, InvalidRecord] = {}
         for ticket in tickets:
             with self._metrics.stage("embed"):
                 result = ticket.result()
             vectors, finite = unit_vectors(result.embeddings)
             embeddings[rows] = vectors
             embedded[rows] = finite
+            failures = {int(rows[i]): error for i, error in result.failures.items()}
             for name in names:
                 scores[name][rows] = result.scores[name]
         with self._metrics.stage("filter"):
-            decisions = [self._decide(row, bool(embedded[i]), i, scores) for i, row in enumerate(batch.rows)]
+            decisions = [self._decide(row, bool(embedded[i]), failures.get(i), i, scores) for i, row in enumerate(batch.rows)]
             for i, row in enumerate(batch.rows):
                 if row.prior is not None:
                     decisions[i] = self._confirm(row, row.prior, decisions[i], batch.span.terms[row.record.partition].id)
@@ -125,10 +130,12 @@ class Judge:
         facts: list[Facts] = [row.facts for row in batch.rows]
         return Judged(batch.span, records, facts, decisions, embeddings, embedded, scores, claimed, seen)
 
-    def _decide(self, row: Decoded, is_finite: bool, i: int, scores: Mapping[str, F32]) -> Decision:
+    def _decide(self, row: Decoded, is_finite: bool, failure: InvalidRecord | None, i: int, scores: Mapping[str, F32]) -> Decision:
         """The decision about row ``i`` if the record is nobody's duplicate."""
         if isinstance(row, Settled):
             return row.decision
+        if failure is not None:
+            return Decision("invalid", failure.reason, detail=failure.detail)
         if not is_finite:
             return Decision("invalid", "embedding_not_finite")
         failures = row.failures

@@ -133,11 +133,21 @@ def line_for(device: torch.device) -> Line:
     return CudaLine(device) if device.type == "cuda" else HostLine()
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Also for the allocators and libraries that raise a plain RuntimeError."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
+    if not isinstance(error, RuntimeError):
+        return False
     text = str(error)
     return any(
         sign in text for sign in ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     )
+
+
+def is_of_device(error: Exception) -> bool:
+    """Out of memory, or a GPU that failed and does so for whatever follows: no single image's fault."""
+    failed = isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("CUDA ", "CUBLAS_", "CUDNN_", "cuDNN"))
+    )
+    return failed or is_out_of_memory(error)

@@ -39,13 +39,16 @@ class ImageEmbedder(ABC):
         """RGB image → (H, W, 3) uint8, H and W the same for every image: resize and crop only, `embed` normalises.
 
         Called on decode threads, concurrently: it must not change the object. It may block for as long as the work takes.
+        Whatever it raises, or another H or W, makes that one record ``invalid``, reason ``decoder_failed``.
         """
 
     @abstractmethod
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """(n, H, W, 3) uint8 on `device` → (n, `dim`) float32 on `device`; n ≥ 1, any n. The device thread only; without gradients.
 
-        Out of memory (``torch.OutOfMemoryError``) may leave it: the caller halves the batch and calls again.
+        Out of memory (``torch.OutOfMemoryError``) may leave it: the caller halves the batch and calls again. After anything else that it raises
+        it is called for each row alone, and a row that raises again makes that one record ``invalid``, reason ``embedder_failed``. Raising for
+        every row of a batch of different images, or another shape or type, ends the process with exit code 1.
         """
 
     def place(self, device: torch.device) -> None:

@@ -29,7 +29,10 @@ class Head(ABC):
 
     @abstractmethod
     def score(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """(n, `dim`) float32 → (n,) float32, raw, on the same device; NaN fails every rule. The device thread only; it must not block."""
+        """(n, `dim`) float32 → (n,) float32, raw, on the same device; NaN fails every rule. The device thread only; it must not block.
+
+        What it raises is treated as what `ImageEmbedder.embed` raises; the reason of the one record is ``head_failed``.
+        """
 
     def place(self, device: torch.device) -> None:
         """Called once, before the first `score`. The base class moves every attribute that is a tensor or a torch module."""

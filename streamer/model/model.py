@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from streamer import plugins
 from streamer.config import AestheticHead, Config, CustomEmbedder, CustomHead, HeadConfig, LinearHeadConfig, NsfwHead, head_name
-from streamer.errors import ConfigError, DependencyError
+from streamer.errors import ConfigError, DependencyError, InvalidRecord, PluginError
 from streamer.model import laion
 from streamer.model.embedder import ImageEmbedder
 from streamer.model.head import Head
@@ -34,21 +35,24 @@ class Embedded:
     """(n, d) float32"""
     scores: dict[str, F32]
     """Head name → (n,) float32"""
+    failures: Mapping[int, InvalidRecord] = field(default_factory=dict)
+    """Row → why it has no vector or no score; the row is NaN from there on."""
 
 
 class Ticket:
     """A batch that was submitted."""
 
-    def __init__(self, parts: Sequence[Pending], dim: int, names: tuple[str, ...]) -> None:
+    def __init__(self, parts: Sequence[Pending], dim: int, names: tuple[str, ...], failures: Mapping[int, InvalidRecord]) -> None:
         self._parts = parts
         self._dim = dim
         self._names = names
+        self._failures = failures
 
     def result(self) -> Embedded:
         """Blocks until the batch is computed. Any thread, any number of times."""
         rows = np.concatenate([p.result() for p in self._parts]) if self._parts else np.empty((0, self._dim + len(self._names)), np.float32)
         scores = {name: np.ascontiguousarray(rows[:, self._dim + i]) for i, name in enumerate(self._names)}
-        return Embedded(np.ascontiguousarray(rows[:, : self._dim]), scores)
+        return Embedded(np.ascontiguousarray(rows[:, : self._dim]), scores, self._failures)
 
 
 class Model:
@@ -64,6 +68,8 @@ class Model:
         self.score_names = tuple(h.name for h in self.heads)
         self.batch_limit = 0
         """Images per forward that fit the device's memory, learnt from running out; 0: no limit met."""
+        self.pixels_shape: tuple[int, ...] | None = None
+        """(H, W, 3) of what the embedder makes of an image; None before the first one."""
         self._line = line_for(device)
         embedder.place(device)
         for head in self.heads:
@@ -84,26 +90,30 @@ class Model:
         """n images (H, W, 3) uint8 of one shape, n ≥ 0. The device thread only.
 
         On a GPU it returns once copy and computation are queued; it then waits only for the copy of the batch before the last. On the CPU it
-        computes. Out of memory: the batch is halved, as often as needed, and the size that fits is kept for later batches.
-        Raises DependencyError when not even one image fits.
+        computes. Out of memory: the batch is halved, as often as needed, and the size that fits is kept for later batches. Where the embedder or
+        a head raises, the rows are computed one by one, and those that raise again are among the ticket's failures.
+        Raises DependencyError when not even one image fits, PluginError when the embedder or a head is broken.
         """
         parts: list[Pending] = []
+        failures: dict[int, InvalidRecord] = {}
         while (done := sum(len(p.rows) for p in parts)) < len(pixels):
             size = min(len(pixels) - done, self.batch_limit or len(pixels))
-            part = self._start(pixels[done : done + size])
+            failed: dict[int, InvalidRecord] = {}
+            part = self._start(pixels[done : done + size], failed)
             if part is None:  # outside the handler: the failed batch's tensors live as long as its traceback
                 self._halve(size)
             else:
                 parts.append(part)
-        return Ticket(parts, self.dim, self.score_names)
+                failures |= {done + i: error for i, error in failed.items()}
+        return Ticket(parts, self.dim, self.score_names, failures)
 
-    def _start(self, pixels: Sequence[U8]) -> Pending | None:
+    def _start(self, pixels: Sequence[U8], failed: dict[int, InvalidRecord]) -> Pending | None:
         """None: out of memory."""
         from streamer.model.device import is_out_of_memory
 
         try:
-            return self._line.start(pixels, self._compute)
-        except RuntimeError as error:
+            return self._line.start(pixels, partial(self._compute, failed))
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
@@ -115,19 +125,66 @@ class Model:
         self.batch_limit = size // 2
         log.warning("device: out of memory with %d images; going on with %d at a time (set batch.size to that)", size, self.batch_limit)
 
-    def _compute(self, pixels: torch.Tensor) -> torch.Tensor:
-        """→ (n, dim + heads) float32, in one tensor, so that one copy brings it back."""
+    def _compute(self, failed: dict[int, InvalidRecord], pixels: torch.Tensor) -> torch.Tensor:
+        """→ (n, dim + heads) float32, in one tensor, so that one copy brings it back. Adds to ``failed``."""
         import torch
 
         with torch.inference_mode():
-            vectors = self.embedder.embed(pixels)
-            _require(vectors, (len(pixels), self.dim), f"embedder: {type(self.embedder).__name__}.embed()")
+            what = f"embedder: {type(self.embedder).__name__}.embed()"
+            vectors = _apply(self.embedder.embed, pixels, (self.dim,), what, "embedder_failed", failed)
             columns = [vectors]
             for head in self.heads:
-                scores = head.score(vectors)
-                _require(scores, (len(pixels),), f"heads: {head.name}: {type(head).__name__}.score()")
-                columns.append(scores[:, None])
+                what = f"heads: {head.name}: {type(head).__name__}.score()"
+                columns.append(_apply(head.score, vectors, (), what, "head_failed", failed)[:, None])
             return torch.cat(columns, dim=1)
+
+
+def _apply(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    rows: torch.Tensor,
+    width: tuple[int, ...],
+    what: str,
+    reason: str,
+    failed: dict[int, InvalidRecord],
+) -> torch.Tensor:
+    """``function(rows)``; where it raises, row by row, so that one image costs no other anything. → (n, *width) float32.
+
+    A row that raises alone, too, becomes NaN and is added to ``failed``. Raises PluginError when different rows all do, or for a wrong shape.
+    """
+    import torch
+
+    from streamer.model.device import is_of_device
+
+    try:
+        done = function(rows)
+    except Exception as error:  # one image that a plugin cannot take must not cost the others anything
+        if is_of_device(error):
+            raise
+        first = error
+    else:
+        _require(done, (len(rows), *width), what)
+        return done
+    done = rows.new_full((len(rows), *width), float("nan"), dtype=torch.float32)
+    tried = [i for i in range(len(rows)) if i not in failed and bool(rows[i].isfinite().all())]
+    bad: dict[int, InvalidRecord] = {}
+    for i in tried:
+        try:
+            one = function(rows[i : i + 1])
+        except Exception as error:
+            if is_of_device(error):
+                raise
+            bad[i] = InvalidRecord(reason, f"{type(error).__name__}: {error}")
+        else:
+            _require(one, (1, *width), what)
+            done[i] = one[0]
+    if len(bad) == len(tried) and any(not bool((rows[i] == rows[tried[0]]).all()) for i in tried):
+        raise PluginError(
+            f"{what} fails for every one of {len(tried)} images, the first time with {type(first).__name__}: {first}"
+        ) from first
+    for failure in bad.values():
+        log.warning("%s cannot take one image, whose record is invalid: %s", what, failure.detail)
+    failed |= bad
+    return done
 
 
 def load_model(config: Config) -> Model:
@@ -233,9 +290,14 @@ def _probe(model: Model) -> None:
             image.save(file, "JPEG")
             pixels = model.embedder.decode(file.getvalue())
             _require_pixels(pixels, "decode()")
+        model.pixels_shape = pixels.shape
         embedded = model.submit([pixels, pixels]).result()
+    except PluginError as error:
+        raise ConfigError(str(error)) from error
     except plugins.PLUGIN_ERRORS as error:
         raise ConfigError(f"embedder, heads: a first image cannot be embedded and scored: {type(error).__name__}: {error}") from error
+    for failure in embedded.failures.values():
+        raise ConfigError(f"embedder, heads: a first image cannot be embedded and scored: {failure.detail}")
     lengths = np.linalg.norm(embedded.embeddings, axis=1)
     if not np.isfinite(lengths).all() or (model.embedder.normalized and np.abs(lengths - 1).max() > 1e-3):
         expected = "1" if model.embedder.normalized else "finite"
@@ -255,4 +317,4 @@ def _require(tensor: object, shape: tuple[int, ...], what: str) -> None:
 
     if not (isinstance(tensor, torch.Tensor) and tuple(tensor.shape) == shape and tensor.dtype == torch.float32):
         got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-        raise ConfigError(f"{what} returned {got}; it must return a tensor {shape} of torch.float32")
+        raise PluginError(f"{what} returned {got}; it must return a tensor {shape} of torch.float32")

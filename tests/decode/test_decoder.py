@@ -34,13 +34,21 @@ def record(value: bytes | None, offset: int = 0, **headers: bytes) -> Record:
 class Line:
     """A decoder with its surroundings."""
 
-    def __init__(self, settings: Config | None = None, filters: list[FieldRule] = (), own_decode=None, priors=None, transform=None) -> None:  # type: ignore[assignment]
+    def __init__(
+        self,
+        settings: Config | None = None,
+        filters: list[FieldRule] = (),
+        own_decode=None,
+        priors=None,
+        transform=None,
+        shape=None,  # type: ignore[assignment]
+    ) -> None:
         self.stop = Failure()
         self.transformed: list[tuple[int, int]] = []
         settings = config(output={"path": "/x"}) if settings is None else settings
         self.decoder = Decoder(
             settings, transform or self._transform, own_decode, (0, 0), Rules(filters, settings.output.formats).header_rules,
-            lambda partition, offset: (priors or {}).get((partition, offset)), self.stop,
+            lambda partition, offset: (priors or {}).get((partition, offset)), self.stop, pixels_shape=shape,
         )  # fmt: skip
 
     def _transform(self, image: Image.Image) -> np.ndarray:
@@ -184,6 +192,17 @@ def test_an_embedder_that_fails_makes_one_record_invalid(line, answer):
         (row,) = ours(record(photo()))
         assert (row.decision.outcome, row.decision.reason) == ("invalid", "decoder_failed")
         assert not ours.stop.stop.is_set()
+
+
+def test_an_image_of_another_shape_than_the_others_is_invalid(line):
+    """It could not be stacked with its batch-mates."""
+    ours = line(transform=lambda image: np.zeros((image.height // 8, 8, 3), np.uint8), shape=(8, 8, 3))
+    good, bad = ours(record(photo("PNG", (64, 64))), record(photo("PNG", (64, 32))))
+    assert isinstance(good, Sample)
+    assert (bad.decision.reason, bad.decision.detail) == (
+        "decoder_failed",
+        "ValueError: gave (4, 8, 3), where every other image has (8, 8, 3)",
+    )
 
 
 def test_big_images_wait_for_one_another(line, monkeypatch):

@@ -16,7 +16,7 @@ from prometheus_client import generate_latest
 from streamer.config import FieldRule
 from streamer.dedup.index import open_index
 from streamer.dedup.meld import LOST, WON, Meld
-from streamer.errors import DependencyError
+from streamer.errors import DependencyError, InvalidRecord
 from streamer.flow.channel import Channel
 from streamer.flow.item import Chunk, Fence, Judged, Run, Span
 from streamer.flow.worker import Failure, Worker
@@ -43,6 +43,8 @@ class Vectors:
     heads: Mapping[str, list[float]]
     dim: int = DIM
     calls: list[int] = field(default_factory=list)
+    failures: dict[int, InvalidRecord] = field(default_factory=dict)
+    """By the row's place among those that are embedded."""
     broken: Exception | None = None
 
     @property
@@ -55,7 +57,7 @@ class Vectors:
         numbers = [int(p[0, 0, 0]) for p in pixels]
         self.calls.append(len(numbers))
         scores = {name: np.array([column[n] for n in numbers], np.float32) for name, column in self.heads.items()}
-        return Ready(Embedded(np.array([self.vectors[n] for n in numbers], np.float32), scores))
+        return Ready(Embedded(np.array([self.vectors[n] for n in numbers], np.float32), scores, self.failures))
 
 
 @dataclass
@@ -210,6 +212,28 @@ def test_an_embedding_that_is_none_makes_one_record_invalid(bad: np.ndarray) -> 
     assert judged.embedded.tolist() == [True, False, True]
     assert judged.claimed.tolist() == [0, 2]
     assert np.isfinite(judged.embeddings).all()
+
+
+def test_an_image_that_the_model_cannot_take_makes_one_record_invalid() -> None:
+    setup = Setup([EYE[0], np.full(DIM, np.nan), EYE[1]], heads={"a": [0.5, np.nan, np.nan]})
+    setup.model.failures = {1: InvalidRecord("embedder_failed", "KeyError: 'x'"), 2: InvalidRecord("head_failed", "OSError: y")}
+    judged = setup.judged([settled(7, Decision("invalid", "corrupt")), *(sample(i) for i in range(3))])
+    assert judged.decisions[1:] == [
+        Decision("accepted"),
+        Decision("invalid", "embedder_failed", detail="KeyError: 'x'"),
+        Decision("invalid", "head_failed", detail="OSError: y"),
+    ]
+    assert judged.embedded.tolist() == [False, True, False, True]
+    assert judged.claimed.tolist() == [1]
+
+
+def test_a_won_prior_that_the_model_cannot_take_now_keeps_its_vector() -> None:
+    setup = Setup([np.full(DIM, np.nan)])
+    setup.model.failures = {0: InvalidRecord("embedder_failed")}
+    prior = setup.win(100, EYE[0])
+    judged = setup.judged([sample(0, prior=prior)])
+    assert judged.decisions == [Decision("accepted", None, ("embedder_failed",), claim=prior.position)]
+    np.testing.assert_array_equal(judged.embeddings[0], EYE[0].astype(np.float16))
 
 
 def test_header_failures_that_only_flag_become_flags() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from streamer import Head, ImageEmbedder
 from streamer.config import Config, parse
-from streamer.errors import ConfigError, DependencyError
+from streamer.errors import ConfigError, DependencyError, PluginError
 from streamer.model import device as devices
 from streamer.model import laion
 from streamer.model.model import Embedded, Model, load_model
@@ -128,9 +128,76 @@ def test_out_of_memory_with_one_image_ends_with_a_message() -> None:
         model.submit(images(5))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_batch_that_raises_is_computed_row_by_row(device: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And batches that are halved meanwhile still count their rows from the batch's beginning."""
+
+    class Picky(Mean):
+        def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+            if bool((pixels == 255).flatten(1).all(dim=1).any()):
+                raise ZeroDivisionError("white")
+            return super().embed(pixels)
+
+    class PickyHead(Weighted):
+        def score(self, embeddings: torch.Tensor) -> torch.Tensor:
+            assert bool(embeddings.isfinite().all())
+            if bool((embeddings[:, 3] > 0.99).any()):
+                raise KeyError("black")
+            return super().score(embeddings)
+
+    model = Model(Picky(fits=20), [PickyHead("first", (1, 0, 0, 0)), Weighted("sum", (1, 1, 1, 1))], torch.device(device))
+    batch = images(32)
+    batch[5][:], batch[17][:], batch[30][:] = 255, 0, 255
+    with caplog.at_level(logging.WARNING):
+        result = model.submit(batch).result()
+    assert {i: (e.reason, e.detail) for i, e in result.failures.items()} == {
+        5: ("embedder_failed", "ZeroDivisionError: white"),
+        17: ("head_failed", "KeyError: 'black'"),
+        30: ("embedder_failed", "ZeroDivisionError: white"),
+    }
+    assert "embedder: Picky.embed() cannot take one image, whose record is invalid: ZeroDivisionError: white" in caplog.text
+    good = [i for i in range(32) if i not in (5, 17, 30)]
+    check(Embedded(result.embeddings[good], {n: s[good] for n, s in result.scores.items()}), [batch[i] for i in good])
+    assert np.isnan(result.embeddings[[5, 30]]).all()
+    assert np.isfinite(result.embeddings[17]).all()
+    assert np.isnan(result.scores["first"][[5, 17, 30]]).all()
+
+
+def test_an_embedder_that_fails_for_different_images_is_broken() -> None:
+    class Broken(Mean):
+        def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+            raise ValueError(f"no good: {len(pixels)}")
+
+    with pytest.raises(
+        PluginError, match=r"embedder: Broken\.embed\(\) fails for every one of 3 images, the first time with ValueError: no good: 3"
+    ) as caught:
+        model_of(Broken()).submit(images(3))
+    assert caught.value.exit_code == 1
+    alone = model_of(Broken()).submit(images(1) * 2).result()  # the same image twice: it may be the image's fault
+    assert [e.detail for e in alone.failures.values()] == ["ValueError: no good: 1"] * 2
+
+
+def test_a_wrong_shape_or_type_is_a_broken_plugin() -> None:
+    class Wide(Mean):
+        def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+            return super().embed(pixels).double()
+
+    with pytest.raises(PluginError, match=r"embedder: Wide\.embed\(\) returned \(3, 4\) of torch.float64; it must return"):
+        model_of(Wide()).submit(images(3))
+
+
+@pytest.mark.parametrize("error", ["CUDA error: an illegal memory access was encountered", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"])
+def test_a_broken_device_is_no_images_fault(error: str) -> None:
+    embedder = Mean(fits=0, error=error)
+    with pytest.raises(RuntimeError, match=error):
+        model_of(embedder).submit(images(1))
+
+
 def test_other_runtime_errors_are_not_taken_for_want_of_memory() -> None:
-    with pytest.raises(RuntimeError, match="expected scalar type"):
-        model_of(Mean(fits=0, error="expected scalar type Float")).submit(images(2))
+    model = model_of(Mean(fits=0, error="expected scalar type Float"))
+    with pytest.raises(PluginError, match="expected scalar type"):
+        model.submit(images(2))
+    assert model.batch_limit == 0
 
 
 @pytest.mark.gpu
