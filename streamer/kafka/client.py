@@ -124,7 +124,7 @@ def transactional_config(config: Config, batch_bytes: int = 1_000_000) -> dict[s
 _PRODUCER = {"linger.ms": 0, "compression.type": "none"}  # fp16 vectors and images do not shrink
 _OURS = {"acks": "all", "message.max.bytes": MESSAGE_BYTES, "logger": _LOGGER}
 
-_FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.FENCED_INSTANCE_ID}
+_FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
 _FORGOTTEN = {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError._ASSIGNMENT_LOST}
 _FORGOTTEN |= {KafkaError._MAX_POLL_EXCEEDED, KafkaError.INVALID_PRODUCER_ID_MAPPING, KafkaError.UNKNOWN_PRODUCER_ID}
 _MISSING = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_ID}
@@ -154,12 +154,19 @@ def explain(error: KafkaError | KafkaException, doing: str) -> StreamerError:
     if isinstance(error, KafkaException):
         error = error.args[0]
     code, words = error.code(), plain(error)
-    if code in _FENCED or (code == KafkaError._FATAL and "fenced" in words):  # a consumer has the cause of a fatal error in words only
+    if code == KafkaError.FENCED_INSTANCE_ID or (code == KafkaError._FATAL and "fenced" in words):  # a consumer says why only in words
         return Fenced(
             f"{doing}: another process runs under this writer's name and took over ({words}). Give each replica a `writer` of its own."
         )
+    if code in _FENCED:  # the broker raises the producer's epoch for both
+        return Fenced(
+            f"{doing}: another process runs under this writer's name and took over, or this one stood still for longer than a transaction may take, "
+            f"{TRANSACTION_TIMEOUT_S:.0f} s ({words}). Give each replica a `writer` of its own; if no other has this one's, just start it again."
+        )
     if code in _FORGOTTEN:
-        return Fenced(f"{doing}: the broker no longer counts this replica in: it was away or busy for too long ({words}). Start it again.")
+        return Fenced(
+            f"{doing}: the broker no longer counts this replica in: it was away, busy or idle for too long ({words}). Start it again."
+        )
     if code in _MISSING:
         return DependencyError(f"{doing}: there is no such topic or partition ({words}). Create it, or correct its name.")
     if code in _FORBIDDEN:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from streamer.config import Config
-from streamer.errors import DependencyError, Fenced, ProtocolError, StreamerError, TemporaryError
+from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import TRANSACTION_TIMEOUT_S, consumer_config, explain, is_final, transactional_config
 from streamer.sink.engine import DeadLetter
@@ -62,7 +62,7 @@ class KafkaTransactions:
                 return
             except KafkaException as error:
                 if not error.args[0].retriable() or time.monotonic() > deadline:
-                    raise self._translate(error, f"opening the transactional id {self._config.transactional_id}") from None
+                    raise explain(error, f"opening the transactional id {self._config.transactional_id}") from None
             self._refresh()
 
     def confirm(self) -> None:
@@ -73,7 +73,7 @@ class KafkaTransactions:
             self._producer.produce(self._config.commits_topic, b"")
             unsent = self._producer.flush(CALL_TIMEOUT_S)  # an abort forgets what was not sent, and then asks nobody
         except KafkaException as error:
-            raise self._translate(error, doing) from None
+            raise explain(error, doing) from None
         if unsent:  # and an abort would wait for it for ever
             raise TemporaryError(f"{doing}: no answer from the broker within {CALL_TIMEOUT_S:.0f} s. Start again.")
         self._abort(doing)
@@ -175,7 +175,7 @@ class KafkaTransactions:
         except KafkaException as raised:
             error = raised.args[0]
             if error.fatal() or not error.txn_requires_abort():
-                raise self._translate(raised, doing) from None
+                raise explain(raised, doing) from None
             self._abort(doing)
             if failed and failed[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 raise explain(failed[0], doing) from None
@@ -186,7 +186,7 @@ class KafkaTransactions:
         try:
             _again(lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
         except KafkaException as error:
-            raise self._translate(error, f"aborting after {doing}") from None
+            raise explain(error, f"aborting after {doing}") from None
 
     def _produce(self, topic: str, value: bytes | None, headers: list[tuple[str, bytes | None]], delivered: Delivered) -> None:
         while True:
@@ -212,15 +212,6 @@ class KafkaTransactions:
         if size > self._dead_letter_limit:
             headers = origin
         self._produce(self._config.dead_topic, value, headers, delivered)
-
-    def _translate(self, raised: KafkaException, doing: str) -> StreamerError:
-        code = raised.args[0].code()
-        if code in (KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED, KafkaError.FENCED_INSTANCE_ID):
-            return Fenced(
-                f"{doing}: another process runs under the writer name {self._config.writer!r} and took over. Give every replica its own name "
-                "(config: writer), or stop one of the two."
-            )
-        return explain(raised.args[0], doing)
 
 
 def founding_manifest(config: Config, admin: Admin) -> Manifest | None:

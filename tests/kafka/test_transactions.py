@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from streamer.config import Config, parse
 from streamer.errors import DependencyError, Fenced, ProtocolError, TemporaryError
+from streamer.kafka import client as client_module
 from streamer.kafka import commit as commit_module
 from streamer.kafka.admin import Admin, CommittedOffset
 from streamer.kafka.commit import KafkaTransactions, founding_manifest
@@ -241,11 +242,26 @@ def test_a_second_process_of_the_same_name_fences_the_first(asked_by: str, datas
     first.port.confirm()
     assert first.commit(first.manifest(0))
     second = dataset.writer()
-    with pytest.raises(Fenced, match=r"writer name 'w0'.*config: writer"):
+    with pytest.raises(Fenced, match=r"of w0|\.w0: .*another process runs under this writer's name"):
         first.commit(first.manifest(1)) if asked_by == "commit" else first.port.confirm()
     second.port.confirm()
     assert second.commit(second.manifest(1, uuid="e" * 32))
     assert [m.uuid for m in second.port.read()] == [UUID, "e" * 32]
+
+
+def test_a_transaction_that_timed_out_is_not_blamed_on_a_namesake_alone(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker answers alike; it looks for transactions that are too old every 10 s."""
+    monkeypatch.setattr(client_module, "TRANSACTION_TIMEOUT_S", 1.0)
+    a = dataset.writer()
+    a.port._producer.begin_transaction()
+    a.port._producer.produce(dataset.config.commits_topic, b"")
+    a.port._producer.flush(SOON)
+    time.sleep(13)
+    with pytest.raises(
+        Fenced, match=r"another process .* or this one stood still for longer than a transaction may take, 1 s .* start it again"
+    ):
+        a.port._abort("testing")
+    assert dataset.writer().commit(a.manifest(0))
 
 
 def test_other_names_do_not_fence_each_other(dataset: Dataset) -> None:
