@@ -27,13 +27,14 @@ from pydantic import (
     PlainSerializer,
     Tag,
     ValidationError,
+    WithJsonSchema,
     field_serializer,
     field_validator,
     model_validator,
 )
 
 from streamer.errors import ConfigError
-from streamer.units import parse_duration, parse_size
+from streamer.units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size
 
 
 def _duration(seconds: float) -> str:
@@ -58,8 +59,11 @@ def _start(value: Any) -> Any:
         raise ValueError(f"{value!r} is neither earliest, latest nor a time like 2026-01-31T12:00:00Z") from None
 
 
-Size = Annotated[int, BeforeValidator(parse_size)]
-Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0), PlainSerializer(_duration)]
+_SIZE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": SIZE_PATTERN}]})
+_DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN})
+
+Size = Annotated[int, BeforeValidator(parse_size), _SIZE_SCHEMA]
+Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0), PlainSerializer(_duration), _DURATION_SCHEMA]
 Scalar = Annotated[str | int | float | bool, BeforeValidator(_scalar)]
 PluginPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -272,6 +276,10 @@ def _dedup_off(value: Any) -> Any:
     return None if value is False or value == "off" else value  # YAML 1.1 reads a bare `off` as false
 
 
+def _dedup_schema(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = [{"enum": ["off", False]} if kind == {"type": "null"} else kind for kind in schema["anyOf"]]
+
+
 class Config(Section):
     dataset: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,199}$")
     writer: str = Field("auto", validate_default=True)
@@ -281,7 +289,7 @@ class Config(Section):
     embedder: EmbedderConfig
     heads: tuple[HeadConfig, ...] = ()
     filters: tuple[RuleConfig, ...] = ()
-    dedup: Annotated[Dedup | None, BeforeValidator(_dedup_off)] = Dedup()
+    dedup: Annotated[Dedup | None, BeforeValidator(_dedup_off), Field(json_schema_extra=_dedup_schema)] = Dedup()
     """None: `dedup: off`."""
     output: Output
     batch: BatchConfig = BatchConfig()
@@ -364,13 +372,16 @@ def head_name(head: AestheticHead | NsfwHead | LinearHeadConfig | MlpHeadConfig 
 
 
 def load(path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> Config:
-    """File, then environment, then ``section.key=value`` overrides. Raises ConfigError naming every mistake and its place."""
+    """File, then environment, then ``section.key=value`` overrides. Raises ConfigError naming every mistake and its place.
+
+    Values of the latter two are read as YAML, but those of single properties in ``kafka.client`` are taken as they are written.
+    """
     try:
         raw = yaml.safe_load(Path(path).read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config: {error.strerror}. Give its path with -c or STREAMER_CONFIG.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+        raise ConfigError(f"{path}: not YAML: {_place(error)}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: the config must be a mapping; see README.md for an example")
     for name, value in sorted((os.environ if environ is None else environ).items()):
@@ -379,7 +390,7 @@ def load(path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, 
     for override in overrides:
         dotted, equals, value = override.partition("=")
         if not equals:
-            raise ConfigError(f"--set {override}: write it as section.key=value")
+            raise ConfigError(f"--set {re.split('[:{ ]', override)[0]}: write it as section.key=value")
         keys = dotted.split(".", 2) if dotted.startswith("kafka.client.") else dotted.split(".")  # names of properties have dots
         _set(raw, keys, value, f"--set {dotted}")
     return parse(raw, str(path))
@@ -401,9 +412,30 @@ def _set(raw: dict[str, Any], path: list[str], text: str, source: str) -> None:
     try:
         for key in path[:-1]:
             at = at[int(key)] if isinstance(at, list) else at.setdefault(key, {})
-        at[int(path[-1]) if isinstance(at, list) else path[-1]] = yaml.safe_load(text)
-    except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
+        is_property = path[:-1] == ["kafka", "client"]  # a password may look like any kind of YAML
+        at[int(path[-1]) if isinstance(at, list) else path[-1]] = text if is_property else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: cannot be set: not YAML: {_place(error)}") from None
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise ConfigError(f"{source}: cannot be set: {error}") from None
+
+
+def _place(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What is wrong and where, without the text around it, which may be a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    problem = re.sub(r"'[^']{2,}'", "'…'", error.problem or "")  # names of aliases and tags
+    mark = error.problem_mark
+    return f"{f'{error.context}, ' if error.context else ''}{problem} in line {mark.line + 1}, column {mark.column + 1}"
+
+
+_SECRET = re.compile(r"password|secret|token|key|basic\.auth|^sasl\.(?!mechanisms?$)")
+HIDDEN = "***"
+
+
+def is_secret(name: str) -> bool:
+    """Whether a property of ``kafka.client`` may be one that nobody should see."""
+    return _SECRET.search(name.lower()) is not None
 
 
 _TAG_AT = {"embedder": 1, "heads": 2, "filters": 2}
@@ -423,6 +455,8 @@ def _explain(error: Any) -> str:
         path, message = f"{path}.type", _unknown_type(error)
     elif error["type"] != "value_error":
         message = f"{message} (got {error['input']!r})"
+    if loc[:2] == ("kafka", "client") and (len(loc) == 2 or is_secret(str(loc[2]))):
+        message = f"must be {'properties and their values' if len(loc) == 2 else 'a text, a number, true or false'} (got {HIDDEN})"
     return f"{path}: {message}" if path else message
 
 

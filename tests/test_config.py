@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from streamer.commands.check import command as check
-from streamer.config import Config, CustomEmbedder, CustomRule, FieldRule, TimmEmbedder, load, parse
+from streamer.config import BatchConfig, Config, CustomEmbedder, CustomRule, Fetch, FieldRule, Output, TimmEmbedder, load, parse
 from streamer.errors import ConfigError
 
 MINIMAL: dict[str, Any] = {
@@ -302,7 +302,8 @@ def test_the_process_environment_is_the_default(tmp_path: Path, monkeypatch: pyt
         ("output.formats=[jpg]", "output.formats", ("jpg",)),
         ("filters.0.at_least=300", "filters.0.at_least", 300.0),
         ("kafka.client={session.timeout.ms: 6000}", "kafka.client", {"session.timeout.ms": 6000}),
-        ("kafka.client.session.timeout.ms=6000", "kafka.client", {"session.timeout.ms": 6000}),
+        ("kafka.client.session.timeout.ms=6000", "kafka.client", {"session.timeout.ms": "6000"}),
+        ("kafka.client.sasl.password=*x: 0123 #", "kafka.client", {"sasl.password": "*x: 0123 #"}),
         ("fetch.timeout=5s", "fetch.timeout", 5.0),
     ],
 )
@@ -316,10 +317,11 @@ def test_overrides(override: str, attribute: str, expected: object, tmp_path: Pa
 
 def test_environment_reaches_lists_and_client_properties(tmp_path: Path) -> None:
     path = file(tmp_path, yaml.safe_dump(rules({"field": "min_side", "at_least": 200})))
-    config = load(path, (), {"STREAMER__FILTERS__0__AT_LEAST": "300", "STREAMER__KAFKA__CLIENT__SESSION.TIMEOUT.MS": "6000"})
+    environ = {"STREAMER__KAFKA__CLIENT__SESSION.TIMEOUT.MS": "6000", "STREAMER__KAFKA__CLIENT__SASL.PASSWORD": "0123"}
+    config = load(path, (), {"STREAMER__FILTERS__0__AT_LEAST": "300", **environ})
     assert isinstance(config.filters[0], FieldRule)
     assert config.filters[0].at_least == 300
-    assert config.kafka.client == {"session.timeout.ms": 6000}
+    assert config.kafka.client == {"session.timeout.ms": "6000", "sasl.password": "0123"}
 
 
 @pytest.mark.parametrize(
@@ -339,6 +341,26 @@ def test_wrong_overrides(override: str, words: tuple[str, ...], tmp_path: Path) 
     with pytest.raises(ConfigError) as raised:
         load(path, [override], {})
     assert all(word in str(raised.value) for word in words), raised.value
+
+
+@pytest.mark.parametrize("name", ["sasl.password", "sasl.username", "ssl.key.pem", "my.token", "X.SECRET"])
+def test_no_error_echoes_a_secret_of_the_client(name: str, tmp_path: Path) -> None:
+    good, listed = yaml.safe_dump(MINIMAL), yaml.safe_dump(changed(kafka={"client": {name: ["hunter2"]}}))
+    cases: list[tuple[str, list[str], dict[str, str]]] = [
+        (listed, [], {}),
+        (f"{good}client: {{{name}: *hunter2}}\n", [], {}),
+        (f"{good}client: {{{name}: !hunter2 x}}\n", [], {}),
+        (f"{good}client: {{{name}: 'a' hunter2}}\n", [], {}),
+        (good, [f"kafka.client.{name}:hunter2"], {}),
+        (good, [f"kafka.client={{{name}: *hunter2}}"], {}),
+        (good, ["kafka.client=hunter2"], {}),
+        (good, [], {"STREAMER__KAFKA__CLIENT": f"{{{name}: [hunter2]}}"}),
+        (good, [], {"STREAMER__KAFKA": f"{{client: {{{name}: *hunter2}}}}"}),
+    ]
+    for text, overrides, environ in cases:
+        with pytest.raises(ConfigError) as raised:
+            load(file(tmp_path, text), overrides, environ)
+        assert "hunter2" not in str(raised.value)
 
 
 def test_a_wrong_environment_variable_is_named(tmp_path: Path) -> None:
@@ -384,6 +406,54 @@ def test_what_check_prints_is_the_same_config(raw: dict[str, Any], tmp_path: Pat
     assert Config.model_validate(config.model_dump(by_alias=True)) == config
 
 
+def test_check_prints_no_secret_of_the_client(tmp_path: Path) -> None:
+    client = {"sasl.password": "hunter2", "sasl.username": "hunter2", "ssl.key.location": "hunter2", "sasl.mechanism": "PLAIN"}
+    path = file(tmp_path, yaml.safe_dump(changed(kafka={"client": client})))
+    done = CliRunner().invoke(check, ["-c", str(path), "--print"], catch_exceptions=False)
+    shown = yaml.safe_load(done.stdout)["kafka"]["client"]
+    assert shown == {**dict.fromkeys(client, "***"), "sasl.mechanism": "PLAIN"}
+    assert "hunter2" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("Fetch", "max_bytes"), ("Fetch", "timeout"), ("Output", "shard_bytes"), ("BatchConfig", "linger")]
+)
+def test_the_schema_takes_what_the_loader_takes(section: str, key: str) -> None:
+    field = Config.model_json_schema(by_alias=True)["$defs"][section]["properties"][key]
+    kinds = {kind["type"]: kind for kind in field.get("anyOf", [field])}
+    model = {"Fetch": Fetch, "Output": Output, "BatchConfig": BatchConfig}[section]
+    texts = [
+        "",
+        "20",
+        "20MB",
+        " 20 mib ",
+        "1.5GB",
+        "20XB",
+        "5iB",
+        "10s",
+        "50ms",
+        "1h30m",
+        " 1.5h ",
+        "1h 30m",
+        "0s",
+        "0.0m",
+        "0B",
+        "٣s",
+        "1s\n",
+        "s",
+    ]
+    for value in (20, -1, 1.5, *texts):
+        try:
+            model.model_validate({"path": "/x", key: value} if section == "Output" else {key: value})
+            taken = True
+        except ValueError:
+            taken = False
+        if isinstance(value, str):
+            assert bool(re.search(kinds["string"]["pattern"], value)) == taken, value
+        else:
+            assert (isinstance(value, int) and "integer" in kinds and value >= kinds["integer"]["minimum"]) == taken, value
+
+
 def test_the_schema_is_printed_without_a_config_and_accepts_the_documented_one() -> None:
     done = CliRunner().invoke(check, ["--schema"], catch_exceptions=False, env={"STREAMER_CONFIG": None})
     assert done.exit_code == 0
@@ -392,6 +462,7 @@ def test_the_schema_is_printed_without_a_config_and_accepts_the_documented_one()
     assert set(yaml.safe_load(FULL)) <= set(schema["properties"])
     assert "in" in schema["$defs"]["FieldRule"]["properties"]
     assert schema["additionalProperties"] is False
+    assert schema["properties"]["dedup"]["anyOf"] == [{"$ref": "#/$defs/Dedup"}, {"enum": ["off", False]}]
 
 
 def test_the_digest_is_about_what_decides_an_outcome() -> None:

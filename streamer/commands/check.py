@@ -10,7 +10,7 @@ import click
 import yaml
 
 from streamer.commands.options import read_config, with_config
-from streamer.config import Config
+from streamer.config import HIDDEN, Config, is_secret
 from streamer.errors import EXIT_DONE, StreamerError
 
 
@@ -36,7 +36,10 @@ def command(path: str, overrides: tuple[str, ...], show: bool, as_json: bool) ->
     """Config, plugins, weights, device, broker, topics, output: one line each. Exit code: that of the first thing that is wrong."""
     config = read_config(path, overrides)
     if show:
-        print(yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True), end="")
+        shown = config.model_dump(mode="json", by_alias=True)
+        client = shown["kafka"]["client"]
+        shown["kafka"]["client"] = {name: HIDDEN if is_secret(name) else value for name, value in client.items()}
+        print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
         return
     sys.exit(_report(config, as_json))
 

@@ -91,7 +91,7 @@ def consumer_config(
     if group_instance_id is not None:
         fixed["group.instance.id"] = group_instance_id
     merged = client_config(config.kafka, tuned, fixed)
-    if int(merged["max.poll.interval.ms"]) < int(merged["session.timeout.ms"]):
+    if _integer(merged, "max.poll.interval.ms") < _integer(merged, "session.timeout.ms"):
         raise ConfigError(
             f"kafka.client: max.poll.interval.ms ({merged['max.poll.interval.ms']}) must not be below "
             f"session.timeout.ms ({merged['session.timeout.ms']}); set both"
@@ -99,9 +99,16 @@ def consumer_config(
     return merged
 
 
+def _integer(properties: Mapping[str, Any], name: str) -> int:
+    try:
+        return int(properties[name])
+    except ValueError:
+        raise ConfigError(f"kafka.client.{name}: {properties[name]!r} is no number") from None
+
+
 def poll_interval_s(config: Config) -> float:
     """``max.poll.interval.ms`` in seconds: what the deadlines of drip polling and of a revoke are fractions of."""
-    return int(config.kafka.client.get("max.poll.interval.ms", MAX_POLL_INTERVAL_MS)) / 1000
+    return _integer({"max.poll.interval.ms": MAX_POLL_INTERVAL_MS, **config.kafka.client}, "max.poll.interval.ms") / 1000
 
 
 def producer_config(config: Config) -> dict[str, Any]:
@@ -117,7 +124,7 @@ def transactional_config(config: Config, batch_bytes: int = 1_000_000) -> dict[s
     merged = client_config(config.kafka, _PRODUCER, {**fixed, "batch.size": min(batch_bytes, 1_000_000)})
     for name in ("message.timeout.ms", "delivery.timeout.ms"):  # librdkafka refuses more than the transaction's
         if name in merged:
-            merged[name] = min(int(merged[name]), limit_ms)
+            merged[name] = min(_integer(merged, name), limit_ms)
     return merged
 
 

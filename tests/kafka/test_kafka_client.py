@@ -58,6 +58,11 @@ def test_timeouts_that_cannot_go_together():
         consumer_config(make_config(**{"max.poll.interval.ms": 10_000}), "g")
     short = make_config(**{"max.poll.interval.ms": 10_000, "session.timeout.ms": 6_000, "message.timeout.ms": 90_000})
     Consumer(consumer_config(short, "g")).close()
+    for make in (lambda c: consumer_config(c, "g"), poll_interval_s):
+        with pytest.raises(ConfigError, match=r"kafka\.client\.max\.poll\.interval\.ms: 'soon' is no number"):
+            make(make_config(**{"max.poll.interval.ms": "soon"}))
+    with pytest.raises(ConfigError, match=r"kafka\.client\.message\.timeout\.ms: '' is no number"):
+        transactional_config(make_config(**{"message.timeout.ms": ""}))
     Producer(transactional_config(short))  # librdkafka would refuse a message.timeout.ms above the transaction's
     assert poll_interval_s(short) == 10.0
     assert poll_interval_s(make_config()) == 300.0
