@@ -49,7 +49,11 @@ def _table(topic: str, rows: list[PartitionLag]) -> Table:
         ("seconds behind", f"{oldest:.1f}"),
     ):
         table.add_column(name, footer, justify="right")
+    if any(row.note for row in rows):
+        table.add_column("note")
     for row in rows:
         committed = "none yet" if row.committed is None else str(row.committed)
-        table.add_row(str(row.partition), committed, str(row.end), str(row.records), f"{row.seconds:.1f}")
+        table.add_row(
+            str(row.partition), committed, str(row.end), str(row.records), f"{row.seconds:.1f}", *([row.note] if row.note else [])
+        )
     return table

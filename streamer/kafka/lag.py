@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
@@ -13,6 +13,7 @@ from streamer.errors import TemporaryError
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import consumer_config, explain
 from streamer.kafka.topics import configured_starts, input_topic
+from streamer.wire import claim
 from streamer.wire import manifest as wire
 
 DEADLINE_S = 20.0
@@ -29,6 +30,8 @@ class PartitionLag:
     """Offsets from the committed one (or from where the dataset would start) to the end: control records are counted, too."""
     seconds: float
     """Age of the first record that is not committed; 0 if there is none."""
+    note: str
+    """Why a replica would refuse to start here; empty if it would not."""
 
 
 def measure(config: Config, admin: Admin) -> list[PartitionLag]:
@@ -37,8 +40,9 @@ def measure(config: Config, admin: Admin) -> list[PartitionLag]:
     Raises DependencyError, TemporaryError, ProtocolError.
     """
     topic = config.kafka.topic
-    partitions = range(input_topic(admin, config).partitions)
-    committed = {p: found.offset for p, found in admin.committed(config.group, topic, partitions).items()}
+    found = input_topic(admin, config)
+    partitions = range(found.partitions)
+    committed = {p: group.offset for p, group in admin.committed(config.group, topic, partitions).items()}
     if len(committed) < len(partitions):
         # A group's offsets expire a week after it was last seen; what the commit log says holds.
         committed = {**_tile_ends(config, admin), **committed}
@@ -46,6 +50,11 @@ def measure(config: Config, admin: Admin) -> list[PartitionLag]:
     starts = {**configured_starts(admin, config, fresh), **committed}
     begins = admin.begin_offsets(topic, partitions)
     ends = admin.end_offsets(topic, partitions, committed=True)
+    notes = dict.fromkeys(partitions, "")
+    notes |= {p: f"{begins[p] - at} offsets expired before they were processed" for p, at in committed.items() if at < begins[p]}
+    if _bound_topic(config, admin) not in (None, found.id) or any(at > ends[p] for p, at in committed.items()):
+        notes = dict.fromkeys(partitions, "the topic was made again: nothing of it is processed")
+        starts = begins
     behind = {p: max(starts[p], begins[p]) for p in partitions if ends[p] > max(starts[p], begins[p])}
     oldest = _first_timestamps(config, behind)
     now = time.time()
@@ -56,6 +65,7 @@ def measure(config: Config, admin: Admin) -> list[PartitionLag]:
             end=ends[p],
             records=ends[p] - behind[p] if p in oldest else 0,  # only control records are left: nothing to do
             seconds=round(max(0.0, now - oldest[p] / 1000), 3) if p in oldest else 0.0,
+            note=notes[p],
         )
         for p in partitions
     ]
@@ -63,13 +73,28 @@ def measure(config: Config, admin: Admin) -> list[PartitionLag]:
 
 def _tile_ends(config: Config, admin: Admin) -> dict[int, int]:
     """Partition → where the last committed epoch that has it ends."""
-    topic = config.commits_topic
-    if admin.topic(topic) is None:
-        return {}
-    begin, end = admin.begin_offsets(topic, [0])[0], admin.end_offsets(topic, [0], committed=True)[0]
     ends: dict[int, int] = {}
+    for value in _values(config, admin, config.commits_topic):
+        for partition, (_, following) in wire.decode(value).partitions.items():
+            ends[partition] = max(following, ends.get(partition, 0))
+    return ends
+
+
+def _bound_topic(config: Config, admin: Admin) -> str | None:
+    """The id of the topic that the dataset is bound to; None before its first start."""
+    for value in _values(config, admin, config.claims_topic):
+        entry = claim.decode(value)
+        return entry.topic_id if isinstance(entry, claim.DatasetEntry) else None
+    return None
+
+
+def _values(config: Config, admin: Admin, topic: str) -> Iterator[bytes]:
+    """The values of the one partition of ``topic``, if there is such a topic, up to its end."""
+    if admin.topic(topic) is None:
+        return
+    begin, end = admin.begin_offsets(topic, [0])[0], admin.end_offsets(topic, [0], committed=True)[0]
     if begin == end:
-        return ends
+        return
     consumer = Consumer(consumer_config(config, f"{config.group}.lag"))
     try:
         consumer.assign([TopicPartition(topic, 0, begin)])
@@ -82,8 +107,7 @@ def _tile_ends(config: Config, admin: Admin) -> dict[int, int]:
                 continue
             error = message.error()
             if error is None:
-                for partition, (_, following) in wire.decode(message.value() or b"").partitions.items():
-                    ends[partition] = max(following, ends.get(partition, 0))
+                yield message.value() or b""
                 at = message.offset() + 1
             elif error.code() == KafkaError._PARTITION_EOF:
                 at = message.offset()
@@ -91,7 +115,6 @@ def _tile_ends(config: Config, admin: Admin) -> dict[int, int]:
                 raise explain(error, f"reading {topic}")
     finally:
         consumer.close()
-    return ends
 
 
 def _first_timestamps(config: Config, positions: Mapping[int, int]) -> dict[int, int]:

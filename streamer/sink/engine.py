@@ -249,8 +249,8 @@ class CommitEngine:
         if offset is not None and offset != start:
             return (
                 f"partition {p}: the group streamer.{self.dataset} is committed at offset {offset}, but the manifests end at {start}: somebody moved the "
-                f"group's offsets by hand. Stop all replicas and set it back (kafka-consumer-groups --group streamer.{self.dataset} --reset-offsets "
-                f"--to-offset {start} --topic TOPIC:{p} --execute); a `seek` forward or a replay backward are the supported ways to move."
+                f"group's offsets by hand. Stop all replicas and set it back (kafka-consumer-groups.sh --bootstrap-server … --group streamer.{self.dataset} "
+                f"--reset-offsets --to-offset {start} --topic TOPIC:{p} --execute). Other records are read by replaying them into a new dataset."
             )
         if end < start:
             return (

@@ -9,14 +9,16 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from streamer.commands.lag import command
 from streamer.config import Config, load
 from streamer.errors import DependencyError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import consumer_config, transactional_config
+from streamer.kafka.client import consumer_config, producer_config, transactional_config
 from streamer.kafka.lag import PartitionLag, measure
 from streamer.testing import create_topic
+from streamer.wire import claim
 from streamer.wire.manifest import Manifest, encode
 
 HOUR_S = 3600
@@ -65,6 +67,7 @@ def test_from_the_groups_offsets(config):
     assert about(first, 3, 5, 2, 2)
     assert about(second, 5, 5, 0, 0)
     assert about(third, 0, 0, 0, 0)
+    assert not any(row.note for row in (first, second, third))
 
 
 def test_before_the_first_commit_it_counts_from_the_start(config):
@@ -102,6 +105,46 @@ def test_control_records_are_no_work(config):
     producer.commit_transaction(10)
     commit(config, p0=1)
     assert about(measure(config, Admin(config.kafka))[0], 1, 2, 0, 0)
+
+
+def test_a_topic_that_was_made_again_is_not_processed_at_all(config, path):
+    servers, topic = config.kafka.bootstrap_servers, config.kafka.topic
+    create_topic(servers, topic, partitions=2)
+    admin = Admin(config.kafka)
+    admin.ensure_dataset_topics(config)
+    producer = Producer(producer_config(config))
+    for entry in (claim.DatasetEntry("another topic's id", "m", 4, 0.9, 1), claim.Open(0, 1, 1, 0)):
+        producer.produce(config.claims_topic, claim.encode(entry))
+    assert producer.flush(10) == 0
+    write_hourly(config, 0, 5)
+    commit(config, p0=5)
+    first, second = measure(config, admin)
+    assert about(first, 5, 5, 5, 5)
+    assert first.note == second.note == "the topic was made again: nothing of it is processed"
+    table = CliRunner().invoke(command, ["-c", str(path)], catch_exceptions=False)
+    assert "made again" in table.stdout
+
+
+def test_a_topic_that_ends_before_the_committed_offset_was_made_again(config):
+    create_topic(config.kafka.bootstrap_servers, config.kafka.topic)
+    write_hourly(config, 0, 2)
+    commit(config, p0=7)
+    (row,) = measure(config, Admin(config.kafka))
+    assert about(row, 7, 2, 2, 2)
+    assert "made again" in row.note
+
+
+def test_records_that_expired_before_they_were_processed_are_told(config):
+    servers, topic = config.kafka.bootstrap_servers, config.kafka.topic
+    create_topic(servers, topic)
+    write_hourly(config, 0, 5)
+    commit(config, p0=1)
+    admin = AdminClient({"bootstrap.servers": servers})
+    for future in admin.delete_records([TopicPartition(topic, 0, 3)]).values():
+        future.result(10)
+    (row,) = measure(config, Admin(config.kafka))
+    assert about(row, 1, 5, 2, 2)
+    assert row.note == "2 offsets expired before they were processed"
 
 
 def test_the_command(config, path):

@@ -15,6 +15,7 @@ from streamer import replica
 from streamer.app import CLOSE_LIMIT_S, HEARTBEAT_S
 from streamer.cli import VERBS
 from streamer.config import load
+from streamer.replica import DRAIN_DEADLINE_S
 
 K8S = Path(__file__).parents[2] / "k8s"
 KUBECTL = Path(sys.executable).parent / "kubectl"
@@ -177,6 +178,12 @@ def test_every_setting_in_the_environment_is_one_of_the_config(base, gpu, tmp_pa
         names = [name for name in environment(objects) if name.startswith("STREAMER__")]
         environ = {name: environment(objects)[name].get("value", "streamer-0") for name in names}
         config_of(objects, tmp_path, environ)  # an unknown one raises
+
+
+def test_a_batch_on_cpus_is_over_before_a_shutdowns_deadline(base, tmp_path):
+    """Two batches may be on the device, at 2.5 CPU seconds an image."""
+    config = config_of(base, tmp_path, {})
+    assert 2 * config.batch.size * 2.5 / float(container(base)["resources"]["requests"]["cpu"]) < DRAIN_DEADLINE_S
 
 
 def test_the_gpu_component(base, gpu, tmp_path):
