@@ -44,8 +44,16 @@ def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None
     logging.getLogger().setLevel(logging.WARNING)  # other libraries speak only when something is wrong
     logging.getLogger("streamer").setLevel(level.upper())
     librdkafka = logging.getLogger(LIBRDKAFKA)
-    librdkafka.filters[:] = [Repeats(_REPEAT_S)]
+    librdkafka.filters[:] = [_is_told, Repeats(_REPEAT_S)]
     logging.captureWarnings(True)
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """False for librdkafka's remark that a consumer has no use for a producer's property: ``kafka.client`` is for both."""
+    return "property and will be ignored by this" not in record.getMessage()
+
+
+logging.getLogger(LIBRDKAFKA).addFilter(_is_told)  # also for commands that never call `setup`
 
 
 def hide(client: Mapping[str, object]) -> None:

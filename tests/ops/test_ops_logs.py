@@ -6,6 +6,7 @@ import logging
 import warnings
 
 import pytest
+from confluent_kafka import Consumer, Producer
 
 from streamer.errors import ConfigError
 from streamer.ops import logs
@@ -98,6 +99,20 @@ def test_librdkafka_does_not_repeat_itself(spoken):
         log.error("FAIL [rdkafka#consumer-1] connect to broker:9092 failed (after %dms)", i)
     log.error("another thing")
     assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_librdkafka_does_not_complain_that_consumers_and_producers_share_properties(spoken):
+    """Real clients, whose own words these are."""
+    stream = spoken(STREAMER_LOG="text")
+    log = logging.getLogger(logs.LIBRDKAFKA)
+    shared = {"session.timeout.ms": 6_000, "linger.ms": 5, "logger": log}
+    Producer(shared).poll(0.1)
+    consumer = Consumer({**shared, "group.id": "g", "heartbeat.interval.ms": 7_000})
+    consumer.poll(0.1)
+    consumer.close()
+    assert "ignored" not in stream.getvalue()
+    log.warning("CONFWARN [rdkafka#consumer-1] another remark")
+    assert "another remark" in stream.getvalue()
 
 
 def test_a_repeat_is_said_again_later():
