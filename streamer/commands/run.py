@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -30,10 +31,16 @@ def parse_until(text: str | None) -> str | float | None:
 
 
 def stop_on_signals() -> Callable[[], bool]:
-    """The first SIGTERM or SIGINT asks to stop; the second ends the process at once. Main thread only."""
-    stopping = threading.Event()
+    """Whether to stop, which the first SIGTERM or SIGINT asks for; the second ends the process at once. Main thread only.
+
+    As long as nobody has asked, nothing has been read: then the first signal ends the process at once, and well.
+    """
+    stopping, asked = threading.Event(), threading.Event()
 
     def stop(number: int, _frame: object) -> None:
+        if not asked.is_set():
+            logs.say_now(f"{signal.Signals(number).name} before anything was read: leaving", logging.INFO)
+            os._exit(EXIT_DONE)
         if stopping.is_set():
             logs.say_now(f"second signal ({signal.Signals(number).name}): leaving at once; the open epoch is read again at the next start")
             os._exit(EXIT_FAILED)
@@ -41,7 +48,12 @@ def stop_on_signals() -> Callable[[], bool]:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    return stopping.is_set
+
+    def is_stopping() -> bool:
+        asked.set()
+        return stopping.is_set()
+
+    return is_stopping
 
 
 def be_replica(config: Config, run: Callable[[Callable[[], bool]], None]) -> NoReturn:

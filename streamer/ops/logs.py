@@ -61,9 +61,9 @@ def hide(client: Mapping[str, object]) -> None:
     _secrets.add(str(value) for name, value in client.items() if _SECRET_KEY.search(name))
 
 
-def say_now(message: str) -> None:
-    """One error line straight to the file descriptor, for a process that may be stuck in any lock, logging's own included."""
-    record = logging.makeLogRecord({"name": "streamer", "levelno": logging.ERROR, "levelname": "ERROR", "msg": message})
+def say_now(message: str, level: int = logging.ERROR) -> None:
+    """One line straight to the file descriptor, for a process that may be stuck in any lock, logging's own included."""
+    record = logging.makeLogRecord({"name": "streamer", "levelno": level, "levelname": logging.getLevelName(level), "msg": message})
     handlers = logging.getLogger().handlers
     formatter = handlers[0].formatter if handlers else None
     os.write(2, (formatter or TextLines()).format(record).encode("utf-8", "replace") + b"\n")

@@ -90,6 +90,18 @@ def test_sigterm_before_there_is_anything_to_drain(when: str, kafka: str, topic_
     replica.wait_for("serving /metrics" if when == "loading" else "partitions assigned", timeout=60)
     replica.process.send_signal(signal.SIGTERM)
     assert replica.end(60) == 0, replica.log
+    assert replica.count("draining") == (when == "idle"), "before anything is read it ends at once"
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.3, 0.6, 0.9, 1.2, 2.0])
+def test_sigterm_during_the_imports(after_s: float, kafka: str, topic_name: str, dataset_name: str, make_service: Made) -> None:
+    """By the signal itself, as any process that has no handler yet, or by ours."""
+    create_topic(kafka, topic_name)
+    replica = make_service(dataset_name).start()
+    time.sleep(after_s)
+    replica.process.send_signal(signal.SIGTERM)
+    assert replica.end(20) in (0, -signal.SIGTERM), replica.log
+    assert "Traceback" not in replica.log
 
 
 # Failures
