@@ -98,12 +98,12 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def fetcher(monkeypatch) -> Iterator[Callable[..., Fetcher]]:
-    """Makes fetchers for localhost that give up after 6 × 0.3 s."""
+    """Makes fetchers for localhost whose patience outlasts a busy machine."""
     monkeypatch.setattr(fetch, "_FIRST_PAUSE_S", 0.02)
     made: list[Fetcher] = []
 
     def make(failed: Callable[[str], None] = lambda cause: None, **options: object) -> Fetcher:
-        made.append(Fetcher(Fetch.model_validate({"schemes": ["http"], "hosts": ["localhost"], "timeout": "300ms", **options}), failed))
+        made.append(Fetcher(Fetch.model_validate({"schemes": ["http"], "hosts": ["localhost"], "timeout": "10s", **options}), failed))
         return made[-1]
 
     yield make
@@ -197,10 +197,10 @@ def test_retry_after_is_honoured(site, fetcher):
     site.pages["/x"] = lambda handler: (status(429, ("Retry-After", "1")) if site.seen["/x"] == 1 else give(BODY))(handler)
     began = time.monotonic()
     assert get(fetcher(), site.url("/x")) == BODY
-    assert 1 <= time.monotonic() - began < 2
+    assert 1 <= time.monotonic() - began < 5
     site.pages["/y"] = status(503, ("Retry-After", "100"))
     with pytest.raises(TemporaryError):
-        get(fetcher(), site.url("/y"))
+        get(fetcher(timeout="300ms"), site.url("/y"))
     assert site.seen["/y"] == 1, "so long the record is not waited for"
 
 
@@ -208,8 +208,8 @@ def test_in_the_end_the_process_is_to_stop(site, fetcher):
     site.pages["/x"] = status(500)
     began = time.monotonic()
     with pytest.raises(TemporaryError, match=r"cannot fetch http://localhost.*status 500.*1\.8 s.*start again"):
-        get(fetcher(), site.url("/x"))
-    assert time.monotonic() - began < 2.5
+        get(fetcher(timeout="300ms"), site.url("/x"))
+    assert time.monotonic() - began < 5
     assert site.seen["/x"] > 3
 
 
