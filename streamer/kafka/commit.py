@@ -99,7 +99,7 @@ class KafkaTransactions:
             if time.monotonic() > deadline:
                 raise TemporaryError(
                     f"{topic}: cannot be read past offset {self._log_at} of {target} within {READ_DEADLINE_S:.0f} s: another writer's transaction is still "
-                    "open, or the broker is slow. Start again."
+                    f"open, or the broker is slow. Start again. If it stays so, the transaction hangs: {self._find_hanging(topic)}"
                 )
             message = self._log.poll(0.2)
             self._refresh()
@@ -114,6 +114,12 @@ class KafkaTransactions:
             elif is_final(error):
                 raise explain(error, f"reading {topic}")
         return manifests
+
+    def _find_hanging(self, topic: str) -> str:
+        return (
+            f"find it with kafka-transactions.sh --bootstrap-server {self._config.kafka.bootstrap_servers} find-hanging --topic {topic}, and end it with "
+            "the same command's abort."
+        )
 
     # Offsets
 
@@ -131,7 +137,10 @@ class KafkaTransactions:
                 error = raised.args[0]
             # A time-out means unknown, never none: another writer's open transaction hides the offset until it ends.
             if time.monotonic() > deadline:
-                raise TemporaryError(f"the group {self._config.group}'s committed offsets cannot be read: {error.str()}. Start again.")
+                raise TemporaryError(
+                    f"the group {self._config.group}'s committed offsets cannot be read: {error.str()}. Start again. If it stays so while the brokers are "
+                    f"up, a transaction hangs: {self._find_hanging('__consumer_offsets')}"
+                )
             self._refresh()
             time.sleep(0.1)
 
