@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -55,6 +55,7 @@ from streamer.sink.ledger import Ledger
 from streamer.sink.storage import Storage
 from streamer.sink.writer import EpochThread
 from streamer.wire.claim import DatasetEntry
+from streamer.wire.manifest import Manifest
 
 log = logging.getLogger("streamer")
 
@@ -65,6 +66,10 @@ QUEUE_BATCHES = 3
 HEARTBEAT_S = 300.0
 """A thread that gives no sign for so long is taken for dead by the liveness probe: longer than any single step may take."""
 CLOSE_LIMIT_S = 20.0
+COMMIT_LIMIT_S = 90.0
+"""The watchdog's budget for one transaction, and for a projection of no bytes."""
+PROJECT_BYTES_PER_S = 10_000_000
+"""The watchdog takes a projection that is slower for one that hangs: a disk renames, an object store copies."""
 
 
 class SystemClock:
@@ -211,9 +216,15 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
         source = Source(config)
         transactions = KafkaTransactions(config, admin, source.consumer, admin.message_limit(config.dead_topic), span.starts, beat)
         at_exit.callback(transactions.close)
+
+        @contextmanager
+        def guarded(step: str, manifest: Manifest) -> Iterator[None]:
+            with metrics.stage(step), watchdog.limit(f"{step} of {manifest.name}", limit_s(step, manifest)):
+                yield
+
         stale_after_s = 2 * (config.output.seal_after + DRAIN_DEADLINE_S) + TRANSACTION_TIMEOUT_S
         engine = CommitEngine(
-            config.dataset, config.writer, transactions, storage, SystemClock(), pipeline, stale_after_s, span.fixed_ends, metrics.stage
+            config.dataset, config.writer, transactions, storage, SystemClock(), pipeline, stale_after_s, span.fixed_ends, guarded
         )  # fmt: skip
         engine.recover()
         if not has_room:
@@ -226,7 +237,7 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
                 "or made again. Restore the topic, or continue with a new dataset name."
             )
         fence.run = Run(1, engine.next_epoch)
-        replica = Replica(source, engine, line, failure, metrics, watchdog, beat, poll_interval_s(config))
+        replica = Replica(source, engine, line, failure, metrics, beat, poll_interval_s(config))
 
         def stopping() -> bool:
             if stop():
@@ -254,6 +265,12 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
                     worker.join(CLOSE_LIMIT_S / 4)
                 source.close()
             watchdog.close()
+
+
+def limit_s(step: str, manifest: Manifest) -> float:
+    """The watchdog's budget for an epoch's ``commit`` or ``project``."""
+    nbytes = sum(file.bytes for file in manifest.files) if step == "project" else 0
+    return COMMIT_LIMIT_S + nbytes / PROJECT_BYTES_PER_S
 
 
 def _raise_if_fenced(transactions: KafkaTransactions, watchdog: Watchdog) -> None:

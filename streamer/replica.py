@@ -23,7 +23,6 @@ from streamer.kafka.claims import ClaimStage, NoClaims
 from streamer.kafka.source import Source
 from streamer.ops.health import Heartbeat
 from streamer.ops.metrics import Metrics
-from streamer.ops.watchdog import Watchdog
 from streamer.records import Decoded, Term
 from streamer.sink.engine import CommitEngine, Sealed
 from streamer.sink.writer import EpochThread, Finished
@@ -32,8 +31,6 @@ log = logging.getLogger("streamer")
 
 DRAIN_DEADLINE_S = 60.0
 """At a shutdown. The pod's grace period is longer."""
-COMMIT_LIMIT_S = 90.0
-"""The watchdog's budget for one epoch's transaction and projection."""
 SUPERSEDED_LIMIT_S = 60.0
 """So long the group may take to tell us that a partition is not ours any more."""
 TICK_S = 0.02
@@ -75,7 +72,7 @@ class Replica:
     """The life of one replica on the Kafka thread. `Source` calls `assigned`, `revoked` and `lost` while it polls."""
 
     def __init__(
-        self, source: Source, engine: CommitEngine, line: Line, failure: Failure, metrics: Metrics, watchdog: Watchdog, beat: Heartbeat,
+        self, source: Source, engine: CommitEngine, line: Line, failure: Failure, metrics: Metrics, beat: Heartbeat,
         poll_interval_s: float,
     ) -> None:  # fmt: skip
         self._source = source
@@ -83,7 +80,6 @@ class Replica:
         self._line = line
         self._failure = failure
         self._metrics = metrics
-        self._watchdog = watchdog
         self._beat = beat
         self._revoke_deadline_s = 0.2 * poll_interval_s
         self._drip_s = poll_interval_s / 4
@@ -179,8 +175,7 @@ class Replica:
             return False
         self._committing = finished
         began = time.monotonic()
-        with self._watchdog.limit(f"the commit of epoch {sealed.epoch}", COMMIT_LIMIT_S):
-            manifest = self._engine.commit(sealed, serve)
+        manifest = self._engine.commit(sealed, serve)
         if self._committing is None:
             return finished.run.number == self._line.fence.run.number  # a callback was faster
         self._committing = None

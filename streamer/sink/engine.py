@@ -130,14 +130,14 @@ class CommitEngine:
         pipeline: Mapping[str, Any],
         stale_after_s: float,
         fixed_ends: Callable[[Mapping[int, int]], Mapping[int, int]] | None = None,
-        stage: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+        stage: Callable[[str, Manifest], AbstractContextManager[None]] = lambda name, manifest: nullcontext(),
     ) -> None:
         """``stale_after_s``: an epoch that was opened so long ago is not committed any more, and what others left staged and uncommitted
         for twice as long is deleted.
 
         ``fixed_ends``: for a replay, its end offsets for given starts; written into the dataset's first manifest.
 
-        ``stage`` is entered around each transaction (``commit``) and each projection after it (``project``), for their time.
+        ``stage`` is entered around each epoch's transaction (``commit``) and each projection after one (``project``), to time and to limit them.
         """
         self.dataset = dataset
         self.writer = writer
@@ -213,8 +213,12 @@ class CommitEngine:
     def _project_for_others(self) -> None:
         """A writer that went for good may have left its last epoch unprojected; every earlier one it projected before it went on."""
         for manifest in [m for m in self._unseen.values() if self._is_settled(m)]:
-            self._files.project(manifest)
+            self._project(manifest)
             del self._unseen[manifest.writer]
+
+    def _project(self, manifest: Manifest) -> None:
+        with self._stage("project", manifest):
+            self._files.project(manifest)
 
     def assign(self, partitions: Collection[int]) -> dict[int, int]:
         """Where each newly assigned partition starts: the stable committed offset, then the commit log, which must agree.
@@ -289,13 +293,12 @@ class CommitEngine:
             self._check_age(sealed)
             manifest = self._manifest(sealed)
             offsets = {p: following for p, (_, following) in sealed.ranges.items()}
-            with self._stage("commit"):
+            with self._stage("commit", manifest):
                 committed = self._kafka.commit(manifest, sealed.dead_letters, offsets, membership)
             if committed:
                 self.ledger.commit(manifest)
-                with self._stage("project"):
-                    self._files.project(manifest)
-                    self._project_for_others()
+                self._project(manifest)
+                self._project_for_others()
                 return manifest
             self._clock.sleep(0.1 * 2**attempt)
         return "aborted"

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from streamer.app import CLOSE_LIMIT_S
+from streamer.app import CLOSE_LIMIT_S, COMMIT_LIMIT_S
 from streamer.config import load
-from streamer.replica import COMMIT_LIMIT_S, DRAIN_DEADLINE_S
+from streamer.replica import DRAIN_DEADLINE_S
 from streamer.testing.jars import KAFKA_VERSION
 
 ROOT = Path(__file__).parents[2]

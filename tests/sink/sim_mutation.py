@@ -148,8 +148,8 @@ MUTATIONS = [
     _engine(
         "an epoch is projected before its transaction",
         (
-            '            with self._stage("commit"):\n',
-            '            self._files.project(manifest)\n            with self._stage("commit"):\n',
+            '            with self._stage("commit", manifest):\n',
+            '            self._files.project(manifest)\n            with self._stage("commit", manifest):\n',
         ),
         quick=True,
     ),

@@ -166,7 +166,14 @@ class Process(Owner):
             source = streamer.kafka.source.Source(CONFIG)
         storage = storage_on(self.folder)
         engine: CommitEngine = world.parts.engine.CommitEngine(
-            "d", self.writer, transactions, storage, self, {"config": "c"}, world.stale_after_s
+            "d",
+            self.writer,
+            transactions,
+            storage,
+            self,
+            {"config": "c"},
+            world.stale_after_s,
+            stage=lambda name, _manifest: self.limit(name, COMMIT_LIMIT_S),
         )
         engine.recover()
         fence = SimFence(Run(1, engine.next_epoch), lambda: world.forgotten(self, "dropped"))
@@ -181,7 +188,7 @@ class Process(Owner):
         metrics: Any = SimMetrics(world.drops)
         epochs = self._epoch_thread(decided, fence, open_epoch, stage, failure, metrics)
         line: Any = Line(fence, chunks, SimDecoder(), stage, epochs)  # type: ignore[arg-type]
-        replica: Replica = world.parts.replica.Replica(source, engine, line, failure, metrics, self, lambda: None, world.poll_interval_s)
+        replica: Replica = world.parts.replica.Replica(source, engine, line, failure, metrics, lambda: None, world.poll_interval_s)
         lost = replica.lost
 
         def seen_lost(partitions: Collection[int]) -> None:
@@ -291,7 +298,6 @@ def simulated(world: Any) -> Iterator[None]:
             time=clock,
             secrets=_Secrets(),
             DRAIN_DEADLINE_S=DRAIN_S,
-            COMMIT_LIMIT_S=COMMIT_LIMIT_S,
             SUPERSEDED_LIMIT_S=SUPERSEDED_S,
         ),
         mock.patch.multiple(streamer.sink.writer, time=clock, uuid4=_Name),

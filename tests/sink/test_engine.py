@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from streamer.app import COMMIT_LIMIT_S, limit_s
 from streamer.errors import ConfigError, Fenced, ProtocolError, TemporaryError
 from streamer.records import Term
 from streamer.sink.engine import COMMIT_ATTEMPTS, OTHERS_GRACE_S, CommitEngine, Sealed, iso
 from streamer.sink.ledger import Ledger
 from streamer.sink.storage import Staged
-from streamer.wire.manifest import Manifest
+from streamer.wire.manifest import FileEntry, Manifest
 
 NOW = 1_750_000_000.0
 STALE_S = 300.0
@@ -435,3 +437,33 @@ def test_an_epoch_out_of_turn_is_a_bug() -> None:
     bench = founded()
     with pytest.raises(ProtocolError, match="this is a bug: epoch 3 is sealed where 0 is due"):
         bench.engine.commit(replace(bench.sealed(), epoch=3), lambda: True)
+
+
+def test_the_transaction_and_every_projection_are_limited_one_by_one() -> None:
+    """A copy of gigabytes may take longer than a transaction, and what a callback does while it is served belongs to neither."""
+    bench = founded()
+    inside: list[str] = []
+    steps: list[tuple[str, ...]] = []
+
+    @contextmanager
+    def stage(name: str, entry: Manifest) -> Iterator[None]:
+        inside.append(f"{name} {entry.uuid}")
+        steps.append(tuple(inside))
+        yield
+        inside.pop()
+
+    bench.engine = CommitEngine("cats", "w-1", bench.kafka, bench.files, bench.clock, {}, STALE_S, stage=stage)
+    bench.kafka.at = 0
+    bench.engine.recover()
+    bench.kafka.log.append(manifest("w-2", 0, {1: (0, 3)}))
+    bench.engine.assign([0])
+    bench.own(0, 5)
+    bench.engine.commit(bench.sealed(), lambda: inside == [])
+    assert steps == [("commit e0",), ("project e0",), ("project 20",)]
+
+
+def test_the_budget_of_a_projection_grows_with_its_bytes() -> None:
+    large = manifest("w-1", 0, {}, files=(FileEntry("a.tar", 15_000_000_000, "", 1), FileEntry("b.tar", 5_000_000_000, "", 1)))
+    assert limit_s("commit", large) == COMMIT_LIMIT_S
+    assert limit_s("project", large) == COMMIT_LIMIT_S + 2000
+    assert limit_s("project", FOUNDED) == COMMIT_LIMIT_S
