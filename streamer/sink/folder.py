@@ -53,6 +53,10 @@ class Folder(ABC):
         """Names of the folders directly in ``path``, sorted; empty if there is no such folder."""
 
     @abstractmethod
+    def changed(self, path: str) -> float | None:
+        """When something was last made or removed directly in the folder ``path``, like `Entry.mtime`; None where the storage does not know."""
+
+    @abstractmethod
     def publish(self, source: str, target: str, size: int) -> None:
         """``target`` holds what ``source`` held, durably and never half; ``source`` may be gone afterwards.
 

@@ -58,6 +58,12 @@ class LocalFolder(Folder):
         except FileNotFoundError:
             return []
 
+    def changed(self, path: str) -> float | None:
+        try:
+            return (self.root / path).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
     def publish(self, source: str, target: str, size: int) -> None:
         if (found := self.size(source)) is None:
             raise FileNotFoundError(self.place(source))

@@ -49,6 +49,11 @@ class RemoteFolder(Folder):
     def folders(self, path: str) -> list[str]:
         return [i.base_name for i in self._select(path, recursive=False) if not i.is_file]
 
+    def changed(self, path: str) -> float | None:
+        with self.explained("look at", path):
+            mtime = self._fs.get_file_info(self._at(path)).mtime
+        return None if mtime is None else mtime.timestamp()
+
     def publish(self, source: str, target: str, size: int) -> None:
         if (found := self.size(source)) is None:
             raise FileNotFoundError(self.place(source))

@@ -77,8 +77,9 @@ class Storage:
         for writer in self.folder.folders(STAGING):
             for name in self.folder.folders(f"{STAGING}/{writer}"):
                 if match := _STAGED.fullmatch(name):
-                    entries = self.folder.walk(f"{STAGING}/{writer}/{name}")
-                    changed[writer, int(match[1]), match[2]] = max((e.mtime for e in entries), default=now)
+                    path = f"{STAGING}/{writer}/{name}"
+                    latest = max((e.mtime for e in self.folder.walk(path)), default=None) or self.folder.changed(path) or now
+                    changed[writer, int(match[1]), match[2]] = latest
         return [Staged(*key, age_s=max(0.0, now - mtime)) for key, mtime in changed.items()]
 
     def discard(self, writer: str, epoch: int, uuid: str) -> None:

@@ -87,6 +87,9 @@ class SimFolder(Folder):
         below = f"{path}/"
         return sorted({p[len(below) :].partition("/")[0] for p in self._disk.files if p.startswith(below) and "/" in p[len(below) :]})
 
+    def changed(self, path: str) -> float | None:
+        return None
+
     def publish(self, source: str, target: str, size: int) -> None:
         self._step("publish")
         if source not in self._disk.files:

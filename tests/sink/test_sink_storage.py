@@ -1,16 +1,20 @@
 """Storage: what projection promises after a crash at any step, with others at work, and with files that are gone."""
 
 import multiprocessing
+import os
 import threading
+import time
 from dataclasses import replace
 
 import pytest
 import yaml
+from pyarrow import fs
 from sink_data import Maker, make_dataset
 
 from streamer.errors import ConfigError, DependencyError, DiskFull, ProtocolError
 from streamer.sink.card import update_card
 from streamer.sink.local import LocalFolder
+from streamer.sink.remote import RemoteFolder
 from streamer.sink.storage import Storage, staging_path
 from streamer.wire.manifest import FileEntry, decode, encode
 
@@ -134,6 +138,24 @@ def test_discard_twice(storage):
     storage.discard("w-0", 0, manifest.uuid)
     assert storage.staged() == []
     assert snapshot(storage) == {}
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_an_empty_staged_folder_is_as_old_as_it_looks(tmp_path, kind):
+    """A process that was killed between making the folder and its first file must not leave it for ever."""
+    storage = Storage(str(tmp_path), "cats")
+    if kind == "remote":
+        storage.folder = RemoteFolder(fs.LocalFileSystem(), str(tmp_path / "cats"), "elsewhere://cats")
+    empty, fresh = (tmp_path / "cats" / staging_path("w-0", epoch, "ab") for epoch in (3, 4))
+    for folder in (empty, fresh):
+        folder.mkdir(parents=True)
+    os.utime(empty, (time.time() - 5000, time.time() - 5000))
+    ages = {s.epoch: s.age_s for s in storage.staged()}
+    assert 4990 < ages[3] < 5100
+    assert ages[4] < 100
+    storage.open_staged("w-0", 3, "ab", "x").close()
+    os.utime(empty, (time.time() - 5000, time.time() - 5000))
+    assert {s.epoch: s.age_s < 100 for s in storage.staged()} == {3: True, 4: True}, "a file says it better"
 
 
 def test_other_things_in_staging_are_left_alone(storage):
