@@ -263,8 +263,9 @@ class CommitEngine:
             )
         if begin > start:
             return (
-                f"partition {p}: the records {start} to {begin - 1} expired before they were processed (the topic begins at {begin}). "
-                "They are lost to this dataset: continue with a new dataset name, and give the topic a longer retention."
+                f"partition {p}: the offsets {start} to {begin - 1} expired before they were processed (the topic begins at {begin}). Whether they held records, "
+                "or only the end marks of a producer's transactions, cannot be told any more. What they held is lost to this dataset: continue with a new "
+                "dataset name, and give the topic a longer retention."
             )
         return ""
 
