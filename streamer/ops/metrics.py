@@ -160,7 +160,7 @@ class Metrics:
         self._rebalance = {event: rebalances.labels(event) for event in REBALANCES}
         self._partitions = Gauge(
             "streamer_partitions_assigned",
-            "Partitions that this replica owns; 0 means that it is a spare.",
+            "Partitions that this replica owns; 0 means that it is a spare, or lost them.",
             registry=self.registry,
         )
 

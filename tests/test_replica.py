@@ -1,0 +1,50 @@
+"""What `Replica` shows of itself; what it does is driven in tests/sink, tests/integration and tests/faults."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from types import SimpleNamespace
+from typing import Any
+
+from streamer.flow.item import Fence, Run
+from streamer.flow.worker import Failure
+from streamer.ops.metrics import Metrics
+from streamer.replica import Replica
+
+
+class Source:
+    """Two partitions with ten records each."""
+
+    def __init__(self) -> None:
+        self.owned = {0, 1}
+
+    def ends(self) -> dict[int, int]:
+        return dict.fromkeys(self.owned, 10)
+
+
+def lags(metrics: Metrics) -> dict[str, float]:
+    found = (s for family in metrics.registry.collect() for s in family.samples if s.name == "streamer_lag_records")
+    return {s.labels["partition"]: s.value for s in found}
+
+
+def test_a_replica_that_lost_its_partitions_shows_no_lag_and_owns_none() -> None:
+    """It stays ready, like a spare: these two are how one sees it."""
+    nothing: Any = lambda *_: None  # noqa: E731
+    source, metrics = Source(), Metrics()
+    engine: Any = SimpleNamespace(ledger=SimpleNamespace(end=lambda p: 4), next_epoch=0, disown=nothing)
+    stage = SimpleNamespace(close=nothing, reset=nothing)
+    line: Any = SimpleNamespace(fence=Fence(Run(1, 0)), stage=stage)
+    replica = Replica(source, engine, line, Failure(), metrics, nothing, 300.0)  # type: ignore[arg-type]
+    replica._uncommitted.append((1_000, {0: 9}))
+    replica._show_lag()
+    assert lags(metrics) == {"0": 6, "1": 6}
+    assert metrics.registry.get_sample_value("streamer_lag_seconds")
+
+    lost: Collection[int] = set(source.owned)
+    source.owned.clear()
+    replica.lost(lost)
+    replica._show_lag()
+    assert lags(metrics) == {}
+    assert metrics.registry.get_sample_value("streamer_lag_seconds") == 0
+    assert metrics.registry.get_sample_value("streamer_partitions_assigned") == 0
+    assert metrics.registry.get_sample_value("streamer_rebalances_total", {"event": "lost"}) == 2
