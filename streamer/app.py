@@ -25,7 +25,7 @@ import webdataset  # noqa: F401 - takes seconds to import: now, and not in the w
 
 from streamer.config import Config
 from streamer.decode.decoder import Decoder
-from streamer.dedup.index import open_index
+from streamer.dedup.index import WinnerIndex, open_index
 from streamer.dedup.meld import VERSION as MELD_VERSION
 from streamer.dedup.meld import Meld
 from streamer.errors import DependencyError, Fenced, ProtocolError, StreamerError
@@ -70,6 +70,8 @@ COMMIT_LIMIT_S = 90.0
 """The watchdog's budget for one transaction, and for a projection of no bytes."""
 PROJECT_BYTES_PER_S = 10_000_000
 """The watchdog takes a projection that is slower for one that hangs: a disk renames, an object store copies."""
+MAINTAIN_S = 0.2
+"""How often the index looks whether there is something to train or to merge."""
 
 
 class SystemClock:
@@ -173,11 +175,12 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
             "decode", QUEUE_BATCHES * config.batch.size // CHUNK_RECORDS + config.decode.threads + 2, QUEUE_BYTES
         )
         decided: Channel[Decided] = Channel("write", 4, QUEUE_BYTES)
-        meld = make_meld(config, model)
+        index = make_index(config, model)
+        meld = Meld(model.dim, threshold_of(config), index, capacity=None if config.dedup is None else config.dedup.capacity)
         claim_log = ClaimLog(config, meld, binding(config, topic, model), admin.message_limit(config.claims_topic))
         at_exit.callback(claim_log.close)
         claim_log.restore(admin, lambda at, end: health.enter(f"restoring the claim log: {at} of {end} entries"))
-        metrics.watch_index(lambda: {"vectors": len(meld), "evicted_vectors": meld.evicted})
+        metrics.watch_index(lambda: {"vectors": len(meld), "evicted_vectors": meld.evicted, **index.gauges()})
         stage = (
             NoClaims(decided, fence, failure) if config.dedup is None else ClaimStage(config, claim_log, decided, fence, failure, metrics)
         )
@@ -247,7 +250,7 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
 
         workers = [Worker("device", judge.run, failure), Worker("writer", epochs.run, failure)]
         if isinstance(stage, ClaimStage):
-            workers.append(Worker("claims", stage.run, failure))
+            workers += [Worker("claims", stage.run, failure), Worker("index", partial(maintain, index, failure), failure)]
         for worker in workers:
             worker.start()
         try:
@@ -284,12 +287,23 @@ def _raise_if_fenced(transactions: KafkaTransactions, watchdog: Watchdog) -> Non
             log.debug("whether another process took over is unknown: %s", error)
 
 
-def make_meld(config: Config, model: Model) -> Meld:
-    """The dedup state, empty; its index is on the model's device unless ``dedup.device`` says otherwise."""
+def threshold_of(config: Config) -> float:
+    return 1.0 if config.dedup is None else config.dedup.threshold
+
+
+def make_index(config: Config, model: Model) -> WinnerIndex:
+    """Empty; on the model's device unless ``dedup.device`` says otherwise."""
     dedup = config.dedup
-    threshold = 1.0 if dedup is None else dedup.threshold
     device = str(model.device) if dedup is None or dedup.device == "auto" else dedup.device
-    return Meld(model.dim, threshold, open_index(model.dim, threshold, device), capacity=None if dedup is None else dedup.capacity)
+    train_at = None if dedup is None or dedup.train_at == "auto" else dedup.train_at
+    return open_index(model.dim, threshold_of(config), device, dedup is not None and dedup.probe == "calibrated", train_at)
+
+
+def maintain(index: WinnerIndex, failure: Failure) -> None:
+    """The index thread: upkeep beside the line."""
+    while not failure.stop.is_set():
+        if not index.maintain():
+            failure.stop.wait(MAINTAIN_S)
 
 
 def binding(config: Config, topic: TopicInfo, model: Model) -> DatasetEntry:

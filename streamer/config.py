@@ -240,10 +240,12 @@ class Dedup(Section):
     threshold: float = Field(0.95, gt=0, le=0.999)
     """τ: cosine similarity at or above which two records are near-duplicates. fp16 vectors carry no more than 0.999."""
     action: Literal["remove", "flag"] = "remove"
-    probe: Literal["certified"] = "certified"
+    probe: Literal["certified", "calibrated"] = "certified"
+    """certified finds what brute force finds; calibrated looks into fewer cells, and shows the recall that leaves."""
     capacity: int | None = Field(None, ge=24_576)
     """The most winners that are kept; beyond it the oldest are forgotten, and what resembles them is new again. None: all are kept."""
-    train_at: Literal["auto"] = "auto"
+    train_at: Literal["auto"] | Annotated[int, Field(ge=1024)] = "auto"
+    """Winners at which the index makes its first k-means cells."""
     device: Device = "auto"
 
 

@@ -50,6 +50,12 @@ def similarities(left: F16 | F32, right: F16 | F32) -> F64:
     return products
 
 
+def similarities_of(left: F16 | F32, right: F16 | F32) -> F64:
+    """(n, d) and (n, d) of fp16 values → (n,) exact dot products of the rows. Pure."""
+    products: F64 = np.einsum("ij,ij->i", left.astype(np.float64), right.astype(np.float64))
+    return products
+
+
 def contenders(left: F32, right: F32, threshold: float) -> tuple[I64, I64, F64]:
     """Where (n, d) and (m, d) of fp16 values may match: ascending rows i of left and j of right, and their (|i|, |j|) exact dot products.
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from streamer.dedup.arithmetic import contenders, widen
-from streamer.dedup.index import Found
+from streamer.dedup.arithmetic import contenders, similarities_of, widen
+from streamer.dedup.index import Found, nothing_found
 from streamer.dedup.store import Winners, WinnerStore
 from streamer.records import F16, F32, I64
 
 QUERIES = 256
 ROWS = 512
 """Rows of one product in float32, a divisor of the store's `BLOCK`: small enough to stay in the cache."""
+PAIRS = 4096
+"""Nominated pairs decided on at once."""
 
 
 class ExactIndex:
@@ -30,19 +34,22 @@ class ExactIndex:
         """Nothing to do: the store is what is searched."""
 
     def search(self, vectors: F16) -> Found:
-        view = self.store.view
-        winners = np.full(len(vectors), -1, np.int64)
-        similarity = np.full(len(vectors), np.nan)
-        origins = np.full((len(vectors), 2), -1, np.int64)
+        view, found = self.store.view, nothing_found(len(vectors))
         for at in range(0, len(vectors), QUERIES):
             part = slice(at, at + QUERIES)
-            self._search(widen(vectors[part]), view, Found(winners[part], similarity[part], origins[part]))
-        return Found(winners, similarity, origins)
+            self.search_rows(widen(vectors[part]), view, view.first, found.part(part))
+        return found
 
-    def _search(self, wide: F32, view: Winners, found: Found) -> None:
-        """Fills in ``found``. From the oldest winners to the newest: a query is done with its first match."""
-        keys, left = self._keys(wide, view), np.arange(len(wide))
-        for low in range(view.first, view.rows, self.span):
+    def search_rows(self, wide: F32, view: Winners, first: int, found: Found) -> None:
+        """Fills in what is missing in ``found``, from rows of the view at or above ``first``, a multiple of `ROWS`.
+
+        ``wide``: (n, d) float32. From the oldest winners to the newest: a query is done with its first match.
+        """
+        left = np.flatnonzero(found.winners < 0)
+        if not len(left):
+            return
+        keys = self._keys(wide[left], view)
+        for low in range(max(first, view.first), view.rows, self.span):
             queries, rows = self._nominate(keys, view, low, min(low + self.span, view.rows))
             if len(rows):
                 done = np.zeros(len(left), np.bool_)
@@ -53,6 +60,18 @@ class ExactIndex:
                 keys, left = keys[~done], left[~done]
                 if not len(left):
                     return
+
+    def maintain(self) -> bool:
+        return False
+
+    def gauges(self) -> Mapping[str, float]:
+        return {"rho": 1.0, "recall": 1.0, "recall_low": 1.0, "imbalance": 1.0}
+
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        return {}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Nothing to take up."""
 
     def _keys(self, wide: F32, view: Winners) -> Any:
         """What `_nominate` compares: one row for each query."""
@@ -85,3 +104,21 @@ def _decide(wide: F32, queries: I64, rows: I64, view: Winners, threshold: float)
             found.append((int(queries[i[k]]), int(part[j[first]]), float(products[k, first])))
         queries = np.delete(queries, i[matched])
     return found
+
+
+def decide_pairs(wide: F32, queries: I64, rows: I64, view: Winners, threshold: float, found: Found) -> I64:
+    """Of nominated pairs fills in each query's lowest matching row: (n, d) float32, (k,) and (k,) → (m, 2) the queries and rows that matched."""
+    known = (rows >= view.first) & (rows < view.rows)
+    order = np.flatnonzero(known)[np.argsort(rows[known], kind="stable")]
+    matched: list[tuple[int, int]] = []
+    for low in range(0, len(order), PAIRS):
+        part = order[low : low + PAIRS]
+        part = part[found.winners[queries[part]] < 0]
+        products = similarities_of(wide[queries[part]], view.vectors(rows[part]))
+        for k in np.flatnonzero(products >= threshold).tolist():
+            query, row = int(queries[part[k]]), int(rows[part[k]])
+            if found.winners[query] < 0 and not view.is_removed(row):
+                found.winners[query], found.similarity[query] = view.position(row), products[k]
+                found.origins[query] = view.origin(row)
+                matched.append((query, row))
+    return np.array(matched, np.int64).reshape(-1, 2)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from streamer.dedup.store import WinnerStore
 from streamer.records import F16, F64, I64
@@ -17,6 +21,15 @@ class Found(NamedTuple):
     """(n,) the exact float64 dot product with that winner; NaN where there is none."""
     origins: I64
     """(n, 2) its partition and offset; −1 where there is none."""
+
+    def part(self, here: slice) -> Found:
+        """Some of the n, to be filled in."""
+        return Found(self.winners[here], self.similarity[here], self.origins[here])
+
+
+def nothing_found(n: int) -> Found:
+    """For n vectors, to be filled in."""
+    return Found(np.full(n, -1, np.int64), np.full(n, np.nan), np.full((n, 2), -1, np.int64))
 
 
 class WinnerIndex(Protocol):
@@ -41,13 +54,26 @@ class WinnerIndex(Protocol):
     def search(self, vectors: F16) -> Found:
         """(n, d) fp16, each of length 1 ± `NORM_SLACK` → `Found`. Any thread; does not block."""
 
+    def maintain(self) -> bool:
+        """One step of upkeep, on a thread of its own: may take seconds. False: there was nothing to do."""
 
-def open_index(dim: int, threshold: float, device: str) -> WinnerIndex:
-    """An empty index for ``cpu`` or ``cuda:N``."""
+    def gauges(self) -> Mapping[str, float]:
+        """Values for metrics, by name (`streamer.ops.metrics.INDEX`). Any thread."""
+
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What spares the next process the upkeep, as named arrays. Any thread."""
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Takes up a `state` of the rows that are in the store now. Before any other thread."""
+
+
+def open_index(dim: int, threshold: float, device: str, calibrated: bool = False, train_at: int | None = None) -> WinnerIndex:
+    """An empty index for ``cpu`` or ``cuda:N``. ``train_at``: winners at which it makes its first cells; None: a default."""
     if device == "cpu":
-        from streamer.dedup.exact import ExactIndex
+        from streamer.dedup.calibration import Calibration
+        from streamer.dedup.ivf import TRAIN_AT, IvfIndex
 
-        return ExactIndex(WinnerStore(dim), threshold)
+        return IvfIndex(WinnerStore(dim), threshold, Calibration() if calibrated else None, TRAIN_AT if train_at is None else train_at)
     from streamer.dedup.device import DeviceIndex
 
     return DeviceIndex(WinnerStore(dim), threshold, device)

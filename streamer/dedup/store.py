@@ -30,7 +30,7 @@ class Block:
     vectors: F16
     """(BLOCK, d) float16"""
     codes: F32
-    """(BLOCK, width) float32, under the view's sketch"""
+    """(BLOCK, width) float32, under the view's sketch; (0, width) once they were forgotten"""
     positions: I64
     partitions: I64
     offsets: I64
@@ -101,6 +101,10 @@ class Winners(NamedTuple):
             found[at] = self.vector(row)
         return found
 
+    def slice(self, low: int, high: int) -> F16:
+        """Rows ``low`` to ``high`` → (n, d) float16, a copy."""
+        return np.concatenate([block.vectors[here] for _, block, here in self.spans(low, high)])
+
     def removed(self, low: int, high: int) -> I64:
         """The withdrawn ones of rows ``low`` to ``high``, ascending."""
         found = [np.flatnonzero(block.removed[here]) + first for first, block, here in self.spans(low, high)]
@@ -156,11 +160,22 @@ class WinnerStore:
         blocks, _, rows, sketch = self._view
         self._view = Winners((*[None] * (first // BLOCK), *blocks[first // BLOCK :]), first, rows, sketch)
 
+    def forget_codes(self, below: int) -> None:
+        """Frees the codes of all blocks that end at or below the row ``below``. Claims thread."""
+        at = max(below // BLOCK - 1, 0)
+        block = self._view.blocks[at] if at < len(self._view.blocks) else None
+        if below < BLOCK or block is None or not len(block.codes):
+            return
+        blocks = (*(b and replace(b, codes=b.codes[:0].copy()) for b in self._view.blocks[: at + 1]), *self._view.blocks[at + 1 :])
+        self._view = self._view._replace(blocks=blocks)
+
     def _fit(self) -> None:
         """New codes for all rows: about 1 µs each, and as the store grows 1.3 times each in all."""
         blocks, first, rows, _ = self._view
         sketch = fitted(widen(self._view.vectors(np.unique(np.linspace(first, rows - 1, SAMPLE).astype(np.int64)))))
-        coded = tuple(None if block is None else replace(block, codes=sketch.codes(widen(block.vectors))) for block in blocks)
+        coded = tuple(
+            None if block is None else replace(block, codes=sketch.codes(widen(block.vectors[: len(block.codes)]))) for block in blocks
+        )
         self._view = Winners(coded, first, rows, sketch)
 
     def _new_block(self, width: int) -> Block:

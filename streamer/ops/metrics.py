@@ -33,6 +33,14 @@ FETCH_ERRORS = ("uri_not_allowed", "not_found", "fetch_refused", "length_mismatc
 INDEX = {
     "vectors": "Vectors in the near-duplicate index; memory and search time rise with it.",
     "evicted_vectors": "Vectors forgotten because of dedup.capacity; what resembles them is new again.",
+    "base_vectors": "Vectors in the lists of the index; those it holds beyond them are compared one by one.",
+    "lists": "k-means cells of the index; 0 until there are enough vectors to train on.",
+    "imbalance": "What the sizes of the cells cost, 1 if all were equal; above 2 the index trains again.",
+    "trainings": "How often the index made its cells anew since the process began.",
+    "longest_wait_seconds": "The longest a search waited for the upkeep of the index since the process began.",
+    "rho": "Share of the certain bound that a search looks at; 1 unless dedup.probe is calibrated.",
+    "recall": "Share of the audited near-duplicates that a calibrated search found; 1 where all searches are certified.",
+    "recall_low": "Lower end of the 95 % interval of streamer_index_recall; low means that the data has changed.",
 }
 """Gauges of the near-duplicate index, each named ``streamer_index_…``, and what they say."""
 OTHER = "other"

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import streamer.dedup.exact
+import streamer.dedup.ivf
+import streamer.dedup.lists
 import streamer.dedup.store
 from streamer.dedup.arithmetic import similarities, widen
 from streamer.dedup.exact import ExactIndex
@@ -19,11 +21,25 @@ def device_index(device):
     return lambda dim, threshold: DeviceIndex(WinnerStore(dim), threshold, device)
 
 
-@pytest.fixture(params=["exact", "device:cpu", pytest.param("device:cuda:0", marks=pytest.mark.gpu)])
-def make(request):
-    """(dim, threshold) → an empty index. The device tier's code runs on torch's CPU device too."""
-    device = request.param.partition(":")[2]
-    return device_index(device) if device else lambda dim, threshold: open_index(dim, threshold, "cpu")
+@pytest.fixture(params=["exact", "ivf", "ivf:growing", "device:cpu", pytest.param("device:cuda:0", marks=pytest.mark.gpu)])
+def make(request, monkeypatch):
+    """(dim, threshold) → an empty index. The device tier's code runs on torch's CPU device too.
+
+    ``ivf`` trains as soon as it may, ``ivf:growing`` again and again, in small steps.
+    """
+    kind, _, device = request.param.partition(":")
+    if kind == "device":
+        return device_index(device)
+    if kind == "exact":
+        return lambda dim, threshold: ExactIndex(WinnerStore(dim), threshold)
+    if device == "growing":
+        monkeypatch.setattr(streamer.dedup.ivf, "MERGE", 512)
+        monkeypatch.setattr(streamer.dedup.ivf, "GROWTH", 1.3)
+        monkeypatch.setattr(streamer.dedup.ivf, "WORN", 1.0)
+        monkeypatch.setattr(streamer.dedup.ivf, "KEEP_CODES", 0)
+        monkeypatch.setattr(streamer.dedup.lists, "RESULTS", 5_000)
+        return lambda dim, threshold: open_index(dim, threshold, "cpu", train_at=600)
+    return lambda dim, threshold: open_index(dim, threshold, "cpu", train_at=2_048)
 
 
 def unit(rng, n, dim):
@@ -43,6 +59,8 @@ def near(rng, rows, cosine):
 def fill(index, vectors, positions, partition=0, offset=0):
     index.store.append(vectors, index.store.view.sketch.codes(widen(vectors)), positions, partition, offset + np.arange(len(positions)))
     index.add(vectors, positions)
+    while index.maintain():
+        pass
 
 
 def brute(vectors, positions, queries, threshold, removed=()):
