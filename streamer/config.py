@@ -62,6 +62,11 @@ def _start(value: Any) -> Any:
 _SIZE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": SIZE_PATTERN}]})
 _DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN})
 
+
+def _snapshots(value: Any) -> Any:
+    return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false
+
+
 Size = Annotated[int, BeforeValidator(parse_size), _SIZE_SCHEMA]
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0), PlainSerializer(_duration), _DURATION_SCHEMA]
 Scalar = Annotated[str | int | float | bool, BeforeValidator(_scalar)]
@@ -247,6 +252,10 @@ class Dedup(Section):
     train_at: Literal["auto"] | Annotated[int, Field(ge=1024)] = "auto"
     """Winners at which the index makes its first k-means cells."""
     device: Device = "auto"
+    snapshots: Annotated[str, BeforeValidator(_snapshots), Field(min_length=1)] = "dataset"
+    """Where the dedup state is kept, so that a start need not read the whole claim log: a path or URI, ``dataset`` (beside it) or ``off``."""
+    snapshot_every: int = Field(200_000, ge=1)
+    """Positions of the claim log; more where that is less than a tenth of the winners."""
 
 
 class Output(Section):
@@ -365,6 +374,8 @@ class Config(Section):
     def digest(self) -> str:
         """16 hex digits over what decides an outcome: embedder, heads, filters, decode limits, dedup, formats."""
         parts = self.model_dump(mode="json", by_alias=True, include={"fetch", "decode", "embedder", "heads", "filters", "dedup"})
+        if self.dedup is not None:
+            parts["dedup"] = self.dedup.model_dump(mode="json", exclude={"snapshots", "snapshot_every"})
         parts["formats"] = self.output.formats
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

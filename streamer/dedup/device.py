@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from streamer.dedup.arithmetic import rounding
@@ -40,6 +44,13 @@ class DeviceIndex(ExactIndex):
                 rows[: self._count] = self._rows[: self._count]
             rows[self._count : count] = torch.tensor(vectors)
             self._rows, self._count = rows, count
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raises torch.OutOfMemoryError where the device is full."""
+        view = self.store.view
+        self._count = view.first
+        for _, block, here in view.spans(view.first, view.rows):
+            self.add(block.vectors[here], block.positions[here])
 
     def _keys(self, wide: F32, view: Winners) -> torch.Tensor:
         return torch.from_numpy(wide).to(self._device)

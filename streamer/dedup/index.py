@@ -61,10 +61,13 @@ class WinnerIndex(Protocol):
         """Values for metrics, by name (`streamer.ops.metrics.INDEX`). Any thread."""
 
     def state(self) -> Mapping[str, npt.NDArray[Any]]:
-        """What spares the next process the upkeep, as named arrays. Any thread."""
+        """What spares the next process the upkeep, as named arrays that never change afterwards. Any thread; does not block."""
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Takes up a `state` of the rows that are in the store now. Before any other thread."""
+        """The store was filled from a snapshot: as if `add` had been called for all its rows. Before any other thread; takes its time.
+
+        ``state``: of these rows, perhaps by another kind of index: what it does not know it ignores. The oldest may be evicted since.
+        """
 
 
 def open_index(dim: int, threshold: float, device: str, calibrated: bool = False, train_at: int | None = None) -> WinnerIndex:

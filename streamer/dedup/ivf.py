@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from streamer.dedup.arithmetic import widen
 from streamer.dedup.calibration import Calibration
@@ -171,7 +172,7 @@ class IvfIndex:
             "basis": sketch.basis,
             "rounding": np.array([sketch.pad, sketch.slack]),
             "centroids": base.cells.centroids,
-            "cells": base.cell_of(np.arange(base.first, rows)).astype(np.int32),
+            "cells": base.cells_until(rows),
             "first": np.array([base.first, base.trained_on]),
         }
 
@@ -184,10 +185,10 @@ class IvfIndex:
         pad, slack = state["rounding"].tolist()
         cells = cells_of(Sketch(np.asarray(state["basis"]), pad, slack), np.asarray(state["centroids"]))
         first, trained_on = state["first"].tolist()
-        base = Base(cells, self._threshold, self._make_lists(cells.centroids), first, trained_on)
-        view = self.store.view
-        while base.rows < first + len(state["cells"]):
-            low, high = base.rows, min(base.rows + BLOCK, first + len(state["cells"]))
+        view, end = self.store.view, first + len(state["cells"])
+        base = Base(cells, self._threshold, self._make_lists(cells.centroids), max(first, view.first), trained_on)
+        while base.rows < end:
+            low, high = base.rows, min(base.rows + BLOCK, end)
             base.append(view, high, state["cells"][low - first : high - first].astype(np.int64))
         self._base = base
 
@@ -237,6 +238,10 @@ class Base:
     def cell_of(self, rows: I64) -> I64:
         cells: I64 = self._cells[rows - self.first].astype(np.int64)
         return cells
+
+    def cells_until(self, rows: int) -> npt.NDArray[np.int32]:
+        """Of the rows from ``first`` on. They never change."""
+        return self._cells[: rows - self.first]
 
     def count(self, queries: int, nominees: int) -> None:
         """Of so many queries so many nominees were no match; what is long ago counts less."""

@@ -12,6 +12,7 @@ other entry takes one. Winners before ``seen`` were the claimant's business (`Me
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 from streamer.dedup.arithmetic import are_unit, contenders, widen
 from streamer.dedup.index import WinnerIndex
 from streamer.dedup.ledger import Ledger
-from streamer.dedup.store import BLOCK, Winners
+from streamer.dedup.store import BLOCK, Winners, WinnerStore
 from streamer.records import F16, F32, F64, I64, U8, Bools, Claim
 from streamer.wire.claim import Claims, DatasetEntry, Entry, Open, Withdraw, encode
 
@@ -78,6 +79,22 @@ class Precheck(NamedTuple):
     """(n, 2) that winner's partition and offset; −1 where there is none."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """All that a meld knows at one position. Nothing of it changes any more, but the flags ``winners.removed``."""
+
+    position: int
+    dataset: DatasetEntry | None
+    window: int
+    capacity: int | None
+    ledgers: Mapping[int, Ledger]
+    winners: Winners
+    removed: I64
+    """The withdrawn rows at that position, ascending."""
+    index: Mapping[str, np.ndarray]
+    """The index's own arrays, see `WinnerIndex.state`."""
+
+
 class Meld:
     """State of the claim log up to ``position``.
 
@@ -113,6 +130,11 @@ class Meld:
     def evicted(self) -> int:
         """Number of winners evicted so far. Any thread."""
         return self._store.view.first
+
+    @property
+    def store(self) -> WinnerStore:
+        """Where the winners are."""
+        return self._store
 
     @property
     def dataset(self) -> DatasetEntry | None:
@@ -188,6 +210,27 @@ class Meld:
             for _, block, here in view.spans(view.first, view.rows):
                 digest.update(getattr(block, name)[here].tobytes())
         return digest.hexdigest()
+
+    def state(self) -> State:
+        """As it is now, without a copy of the winners: 0.1 µs a verdict that is still held. Claims thread."""
+        view = self._store.view
+        removed = view.removed(view.first, view.rows) if self._withdrawn else np.empty(0, np.int64)
+        ledgers = {partition: ledger.copy() for partition, ledger in self._ledgers.items()}
+        return State(self.position, self._dataset, self._window, self._capacity, ledgers, view, removed, self._index.state())
+
+    def restore(self, state: State) -> None:
+        """Goes on where ``state`` was taken, by a meld of the same dataset, window and capacity; keeps what it is given.
+
+        Before anything is applied, and before any other thread knows this meld.
+        """
+        assert self.position == 0
+        assert (state.window, state.capacity) == (self._window, self._capacity)
+        self._store.restore(state.winners, state.removed)
+        self._index.restore(state.index)
+        self._withdrawn = len(state.removed)
+        self._ledgers = dict(state.ledgers)
+        self._dataset = state.dataset
+        self.position = state.position
 
     def _open(self, entry: Open) -> bool:
         ledger = self._ledgers.get(entry.partition)
