@@ -40,6 +40,7 @@ from streamer.kafka.claim_log import ClaimLog
 from streamer.kafka.claims import ClaimStage, NoClaims
 from streamer.kafka.client import TRANSACTION_TIMEOUT_S, poll_interval_s
 from streamer.kafka.commit import KafkaTransactions, founding_manifest
+from streamer.kafka.snapshotter import Snapshotter
 from streamer.kafka.source import CHUNK_RECORDS, Source
 from streamer.kafka.topics import configured_starts, input_topic
 from streamer.model.model import Model, load_model
@@ -52,6 +53,7 @@ from streamer.replica import DRAIN_DEADLINE_S, Bound, Line, Replica
 from streamer.sink.engine import CommitEngine
 from streamer.sink.epoch import EpochWriter
 from streamer.sink.ledger import Ledger
+from streamer.sink.snapshots import open_snapshots
 from streamer.sink.storage import Storage
 from streamer.sink.writer import EpochThread
 from streamer.wire.claim import DatasetEntry
@@ -66,6 +68,8 @@ QUEUE_BATCHES = 3
 HEARTBEAT_S = 300.0
 """A thread that gives no sign for so long is taken for dead by the liveness probe: longer than any single step may take."""
 CLOSE_LIMIT_S = 20.0
+SNAPSHOT_LIMIT_S = 30.0
+"""So long a clean end may take for its snapshot, when the group is left and others went on; what is unfinished then is thrown away."""
 COMMIT_LIMIT_S = 90.0
 """The watchdog's budget for one transaction, and for a projection of no bytes."""
 PROJECT_BYTES_PER_S = 10_000_000
@@ -177,12 +181,21 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
         decided: Channel[Decided] = Channel("write", 4, QUEUE_BYTES)
         index = make_index(config, model)
         meld = Meld(model.dim, threshold_of(config), index, capacity=None if config.dedup is None else config.dedup.capacity)
-        claim_log = ClaimLog(config, meld, binding(config, topic, model), admin.message_limit(config.claims_topic))
+        bound_to = binding(config, topic, model)
+        claim_log = ClaimLog(config, meld, bound_to, admin.message_limit(config.claims_topic))
         at_exit.callback(claim_log.close)
+        snapshotter = None
+        if (snapshots := open_snapshots(config, bound_to, admin.topic_id(config.claims_topic))) is not None and config.dedup is not None:
+            health.enter("reading a snapshot of the dedup state")
+            used = claim_log.resume(admin, snapshots)
+            snapshotter = Snapshotter(snapshots, claim_log, config.dedup.snapshot_every, metrics, used)
         claim_log.restore(admin, lambda at, end: health.enter(f"restoring the claim log: {at} of {end} entries"))
         metrics.watch_index(lambda: {"vectors": len(meld), "evicted_vectors": meld.evicted, **index.gauges()})
+        offer = (lambda: None) if snapshotter is None else snapshotter.offer
         stage = (
-            NoClaims(decided, fence, failure) if config.dedup is None else ClaimStage(config, claim_log, decided, fence, failure, metrics)
+            NoClaims(decided, fence, failure)
+            if config.dedup is None
+            else ClaimStage(config, claim_log, decided, fence, failure, metrics, offer)
         )
 
         # 3. The line.
@@ -253,6 +266,9 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
             workers += [Worker("claims", stage.run, failure), Worker("index", partial(maintain, index, failure), failure)]
         for worker in workers:
             worker.start()
+        writing = None if snapshotter is None else Worker("snapshot", snapshotter.run, failure)
+        if writing is not None:
+            writing.start()
         try:
             source.subscribe(replica)
             health.enter("polling", ready=True)
@@ -268,6 +284,10 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
                     worker.join(CLOSE_LIMIT_S / 4)
                 source.close()
             watchdog.close()
+        if writing is not None and snapshotter is not None and not any(worker.is_alive() for worker in workers):
+            health.enter("writing a snapshot of the dedup state")
+            snapshotter.finish()
+            writing.join(SNAPSHOT_LIMIT_S)
 
 
 def limit_s(step: str, manifest: Manifest) -> float:

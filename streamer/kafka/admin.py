@@ -86,6 +86,13 @@ class Admin:
 
         return self._ask(ask, f"looking up the topic {name}", {KafkaError.UNKNOWN_TOPIC_OR_PART: None})
 
+    def topic_id(self, name: str) -> str:
+        """Raises DependencyError if there is no such topic."""
+        found = self.topic(name)
+        if found is None:
+            raise DependencyError(f"there is no topic {name} at {self._servers}")
+        return found.id
+
     def create(self, name: str, partitions: int, settings: Mapping[str, str] | None = None) -> bool:
         """Creates a topic with the broker's default replication, and waits for its leaders. False if it was there already."""
         made = self._create(name, partitions, settings or {}, {})

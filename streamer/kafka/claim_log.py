@@ -9,9 +9,11 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartit
 
 from streamer.config import Config
 from streamer.dedup.meld import Applied, Meld
+from streamer.dedup.snapshot import Header
 from streamer.errors import DatasetMismatch, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import consumer_config, explain, is_final, producer_config
+from streamer.sink.snapshots import Snapshots
 from streamer.wire.claim import Claims, DatasetEntry, Entry, decode, encode, split
 
 ENTRY_DEADLINE_S = 30.0
@@ -21,7 +23,7 @@ _FRAME = 2_000
 
 
 class ClaimLog:
-    """NAME.claims: appended by an idempotent, non-transactional producer, tailed from its beginning and melded in its order."""
+    """NAME.claims: appended by an idempotent, non-transactional producer, tailed from its beginning, or a snapshot, and melded in its order."""
 
     def __init__(self, config: Config, meld: Meld, binding: DatasetEntry, message_limit: int) -> None:
         """``message_limit``: the topic's max.message.bytes. Connects to nothing yet."""
@@ -33,15 +35,36 @@ class ClaimLog:
         self._producer = Producer(producer_config(config))
         self._consumer = Consumer(consumer_config(config, f"{config.group}.claim-log-reader", isolation="read_uncommitted"))
         self._consumer.assign([TopicPartition(self.topic, 0, 0)])
-        self._at = 0
+        self.offset = 0
+        """Of the next entry to apply."""
         self._bound: DatasetEntry | None = None
         self._failed: list[KafkaError] = []
 
     def close(self) -> None:
         self._consumer.close()
 
+    def resume(self, admin: Admin, snapshots: Snapshots) -> Header | None:
+        """Goes on from the newest good snapshot, if there is one. Main thread, before `restore`.
+
+        Raises ProtocolError where the log ends before it: entries were lost.
+        """
+        loaded = snapshots.load(self.meld.store)
+        if loaded is None:
+            return None
+        header, state = loaded
+        end = admin.end_offsets(self.topic, [0], committed=False)[0]
+        if header.offset > end:
+            raise ProtocolError(
+                f"{self.topic}: the claim log ends at offset {end}, but a snapshot was taken at {header.offset}: entries were lost, and with them "
+                "decisions. Restore the topic, or continue with a new dataset name."
+            )
+        self.meld.restore(state)
+        self.offset, self._bound = header.offset, header.dataset
+        self._consumer.assign([TopicPartition(self.topic, 0, header.offset)])
+        return header
+
     def restore(self, admin: Admin, progress: Callable[[int, int], None]) -> None:
-        """Reads the log to its end, and binds the dataset if nobody did. Main thread, before `tail` runs.
+        """Reads the log, or what `resume` left of it, to its end, and binds the dataset if nobody did. Main thread, before `tail` runs.
 
         Raises DatasetMismatch (another topic, model, dimension, threshold or meld version), ProtocolError, DependencyError.
         """
@@ -51,25 +74,25 @@ class ClaimLog:
                 f"{self.topic}: the claim log begins at offset {begin}, its older entries are gone. It must be kept for ever "
                 "(retention.ms=-1, retention.bytes=-1, cleanup.policy=delete); continue with a new dataset name."
             )
-        self._catch_up(admin, progress)
+        self.read_to(admin.end_offsets(self.topic, [0], committed=False)[0], progress)
         if self._bound is None:
             self.append(self._binding)
             self.flush(ENTRY_DEADLINE_S)
-            self._catch_up(admin, progress)
+            self.read_to(admin.end_offsets(self.topic, [0], committed=False)[0], progress)
         if self._bound is None:
             raise TemporaryError(f"{self.topic}: the first entry could not be written within {ENTRY_DEADLINE_S:.0f} s. Start again.")
         if self._bound != self._binding:
             raise DatasetMismatch(_mismatch(self._config.dataset, self._bound, self._binding))
 
-    def _catch_up(self, admin: Admin, progress: Callable[[int, int], None]) -> None:
-        end = admin.end_offsets(self.topic, [0], committed=False)[0]
+    def read_to(self, end: int, progress: Callable[[int, int], None]) -> None:
+        """Applies the entries below offset ``end`` and no other; ``progress`` receives the offset and ``end``."""
         waited = time.monotonic()
-        while self._at < end:
-            if self.tail(0.2):
+        while self.offset < end:
+            if self.tail(0.2, end):
                 waited = time.monotonic()
-                progress(self._at, end)
+                progress(self.offset, end)
             elif time.monotonic() - waited > ENTRY_DEADLINE_S:
-                raise TemporaryError(f"{self.topic}: no answer from the broker at offset {self._at} of {end}. Start again.")
+                raise TemporaryError(f"{self.topic}: no answer from the broker at offset {self.offset} of {end}. Start again.")
 
     def append(self, entry: Entry) -> None:
         """Any thread; blocks only while the producer's queue is full."""
@@ -91,8 +114,8 @@ class ClaimLog:
             self.append(part)
         return parts
 
-    def tail(self, timeout: float) -> list[tuple[Entry, Applied]]:
-        """Applies what is there, waiting at most ``timeout`` seconds for the first entry. One thread at a time."""
+    def tail(self, timeout: float, end: int | None = None) -> list[tuple[Entry, Applied]]:
+        """Applies what is there, below offset ``end`` if that is given, waiting at most ``timeout`` seconds for the first entry. One thread at a time."""
         self._producer.poll(0)
         if self._failed:
             raise explain(self._failed[0], f"appending to {self.topic}")
@@ -109,10 +132,10 @@ class ClaimLog:
                 elif self._bound is None:
                     raise ProtocolError(f"{self.topic}: the first entry is not the dataset's; this topic is no claim log")
                 applied.append((entry, self.meld.apply(entry)))
-                self._at = message.offset() + 1
+                self.offset = message.offset() + 1
             elif is_final(error):
                 raise explain(error, f"reading {self.topic}")
-            if len(applied) >= 64:
+            if len(applied) >= 64 or self.offset == end:
                 break
             message = self._consumer.poll(0)
         return applied

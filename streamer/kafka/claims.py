@@ -42,7 +42,11 @@ class ClaimStage:
     """Turns judged batches into decided ones. `submit` belongs to the device thread, `run` to the claims thread, the rest to
     the Kafka thread, `prior` to any."""
 
-    def __init__(self, config: Config, log: ClaimLog, decided: Channel[Decided], fence: Fence, failure: Failure, metrics: Metrics) -> None:
+    def __init__(
+        self, config: Config, log: ClaimLog, decided: Channel[Decided], fence: Fence, failure: Failure, metrics: Metrics,
+        applied: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """``applied``: called on the claims thread between any two turns."""
         assert config.dedup is not None
         self._flags = config.dedup.action == "flag"
         self._log = log
@@ -51,6 +55,7 @@ class ClaimStage:
         self._fence = fence
         self._failure = failure
         self._metrics = metrics
+        self._applied = applied
         self._changed = threading.Condition()
         """Guards all that follows, but for ``_emitting``, and tells whoever waits."""
         self._queue: deque[_Pending] = deque()
@@ -191,6 +196,7 @@ class ClaimStage:
                         elif isinstance(entry, Open):
                             self._watch(entry)
                     self._changed.notify_all()
+                self._applied()
             self._emit()
 
     def _watch(self, entry: Open) -> None:

@@ -78,6 +78,7 @@ class Metrics:
         self._opened_at = 0.0
         self._device_memory: Callable[[], Mapping[str, float]] = dict
         self._index: Callable[[], Mapping[str, float]] = dict
+        self._snapshot_created = 0.0
         self._make_line()
         self._make_commit({("accepted", ""), ("duplicate", NEAR_DUPLICATE)} | {("filtered", rule) for rule in (FORMAT_RULE, *rules)})
         self._make_rebalance()
@@ -99,6 +100,20 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(Scraped(self._scrape_index))
+        self._snapshot_position = Gauge(
+            "streamer_snapshot_position",
+            "Claim log position of the newest snapshot of the dedup state; a start reads what comes after it.",
+            registry=self.registry,
+        )
+        self._snapshot_bytes = Gauge("streamer_snapshot_bytes", "Bytes of the newest snapshot.", registry=self.registry)
+        self._snapshot_seconds = Gauge(
+            "streamer_snapshot_seconds", "Seconds that writing the newest snapshot took; a rise is the storage's.", registry=self.registry
+        )
+        self._snapshot_failures = Counter(
+            "streamer_snapshot_failures",
+            "Snapshots that could not be written; a rise makes the next start longer, and nothing else.",
+            registry=self.registry,
+        )
         self.registry.register(Scraped(self._scrape_queues))
 
     def _make_commit(self, decisions: set[tuple[str, str]]) -> None:
@@ -231,6 +246,16 @@ class Metrics:
         """``read`` gives values by the names in `INDEX`, 0 for a missing one; called at each scrape in the HTTP thread, must not block."""
         self._index = read
 
+    def snapshot_known(self, position: int, nbytes: int, created: float, seconds: float = 0.0) -> None:
+        """The newest snapshot that this process wrote, or started from; ``created`` is UTC, seconds."""
+        self._snapshot_position.set(position)
+        self._snapshot_bytes.set(nbytes)
+        self._snapshot_seconds.set(seconds)
+        self._snapshot_created = created
+
+    def snapshot_failed(self) -> None:
+        self._snapshot_failures.inc()
+
     # The commit
 
     def epoch_open(self, records: int, nbytes: int, opened_at: float) -> None:
@@ -283,6 +308,12 @@ class Metrics:
         values = self._index()
         for name, documentation in INDEX.items():
             yield GaugeMetricFamily(f"streamer_index_{name}", documentation, value=values.get(name, 0.0))
+        created = self._snapshot_created
+        yield GaugeMetricFamily(
+            "streamer_snapshot_age_seconds",
+            "Age of the newest snapshot of the dedup state, 0 while none is known; old is right where little is claimed.",
+            value=max(time.time() - created, 0.0) if created else 0.0,
+        )
 
     def _scrape_queues(self) -> Iterator[Metric]:
         items = GaugeMetricFamily(

@@ -35,8 +35,9 @@ def taken(state, offset=0):
     return snapshot.decode(snapshot.encode(made)), data.getvalue()
 
 
-def restored(header, data, threshold=0.9):
-    meld = Meld(header.dataset.dim, threshold, open_index(header.dataset.dim, threshold, "cpu"), header.window, header.capacity)
+def restored(header, data, threshold=0.9, index=None):
+    index = index or open_index(header.dataset.dim, threshold, "cpu")
+    meld = Meld(header.dataset.dim, threshold, index, header.window, header.capacity)
     meld.restore(snapshot.read(header, io.BytesIO(data), meld.store))
     return meld
 
@@ -101,8 +102,8 @@ def unit(rows, dim, seed):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
 
-def meld_with(rows, dim=40, capacity=None):
-    meld = Meld(dim, 0.9, open_index(dim, 0.9, "cpu"), capacity=capacity)
+def meld_with(rows, dim=40, capacity=None, index=None):
+    meld = Meld(dim, 0.9, index or open_index(dim, 0.9, "cpu", train_at=4096), capacity=capacity)
     meld.apply(DatasetEntry("topic-id", "model", dim, 0.9, 1))
     meld.apply(Open(0, 1, 2**64 - 1, 0))
     vectors = unit(rows, dim, 1)
@@ -206,6 +207,44 @@ def test_arrays_of_the_index_travel_along():
     for name, array in cells.items():
         np.testing.assert_array_equal(state.index[name], array)
         assert state.index[name].dtype == array.dtype
+
+
+def test_a_trained_index_goes_on_as_it_was():
+    def index():
+        return open_index(40, 0.9, "cpu", train_at=2048)
+
+    meld = meld_with(12_000, index=index())
+    trained = meld._index
+    while trained.maintain():
+        pass
+    assert trained.gauges()["base_vectors"] > 2048
+    header, data = taken(meld.state())
+    again = restored(header, data, index=index())
+    assert again._index.gauges()["base_vectors"] == trained.gauges()["base_vectors"]
+    assert again._index.gauges()["trainings"] == 0, "nothing is learnt anew"
+    queries = np.concatenate([unit(12_000, 40, 1)[::7], unit(500, 40, 9)])
+    for left, right in zip(again.precheck(queries), meld.precheck(queries), strict=True):
+        np.testing.assert_array_equal(left, right)
+    more = Claims(0, 2**64 - 1, meld.position, np.arange(12_000, 14_000), unit(2000, 40, 2))
+    again.apply(more)
+    assert not again._index.maintain() or again.precheck(queries).winners.tolist() == meld.precheck(queries).winners.tolist()
+
+
+def test_an_index_whose_oldest_rows_were_evicted_since_its_training_goes_on():
+    capacity = least_capacity()
+    meld = meld_with(16_000, dim=40, capacity=capacity)
+    while meld._index.maintain():
+        pass
+    offsets = np.arange(16_000, 16_000 + 1000)
+    for seed in range(12):
+        meld.apply(Claims(0, 2**64 - 1, meld.position, offsets + 1000 * seed, unit(1000, 40, 20 + seed)))
+    assert meld.evicted > 0
+    again = restored(*taken(meld.state()))
+    queries = np.concatenate([unit(16_000, 40, 1)[::9], unit(1000, 40, 22)])
+    found = meld.precheck(queries)
+    assert (found.winners >= 0).sum() > 1500
+    for left, right in zip(again.precheck(queries), found, strict=True):
+        np.testing.assert_array_equal(left, right)
 
 
 def test_the_binding_is_the_logs():
