@@ -174,6 +174,7 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
 
         # 2. The claim log says what the dataset is bound to, and holds every decision so far.
         health.enter("restoring the claim log")
+        began = time.monotonic()
         fence = Fence(Run(0, 0))
         chunks: Channel[Chunk] = Channel(
             "decode", QUEUE_BATCHES * config.batch.size // CHUNK_RECORDS + config.decode.threads + 2, QUEUE_BYTES
@@ -184,12 +185,15 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
         bound_to = binding(config, topic, model)
         claim_log = ClaimLog(config, meld, bound_to, admin.message_limit(config.claims_topic))
         at_exit.callback(claim_log.close)
-        snapshotter = None
+        snapshotter, used = None, None
         if (snapshots := open_snapshots(config, bound_to, admin.topic_id(config.claims_topic))) is not None and config.dedup is not None:
             health.enter("reading a snapshot of the dedup state")
             used = claim_log.resume(admin, snapshots)
             snapshotter = Snapshotter(snapshots, claim_log, config.dedup.snapshot_every, metrics, used)
         claim_log.restore(admin, lambda at, end: health.enter(f"restoring the claim log: {at} of {end} entries"))
+        log.info("restored the dedup state", extra={
+            "snapshot": 0 if used is None else used.position, "position": meld.position, "winners": len(meld), "seconds": round(time.monotonic() - began, 3),
+        })  # fmt: skip
         metrics.watch_index(lambda: {"vectors": len(meld), "evicted_vectors": meld.evicted, **index.gauges()})
         offer = (lambda: None) if snapshotter is None else snapshotter.offer
         stage = (

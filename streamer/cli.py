@@ -21,6 +21,7 @@ VERBS = {
     "replay": "Backlog into a new dataset.",
     "lag": "Per partition: committed, end, records and seconds behind.",
     "check": "Config, weights, plugins, device, broker, output: one line each.",
+    "index": "Snapshots of the dedup state: shows, writes and checks them.",
     "dataset": "Exactly-once audit and statistics of an output folder.",
 }
 

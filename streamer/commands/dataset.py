@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
+from streamer.commands.terminal import new_table, progress, size
 from streamer.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def verify(folder: str, as_json: bool, pairs: bool) -> None:
     from streamer.audit import Audit
 
     audit = Audit(folder)
-    with _progress("checking", audit.total_bytes) as advance:
+    with progress("checking", audit.total_bytes) as advance:
         report = audit.run(pairs, advance)
     if as_json:
         print(json.dumps(report.as_json()))
@@ -53,7 +52,7 @@ def stats(folder: str, as_json: bool) -> None:
     """Counts by outcome, reason, format, writer and partition; bytes; quantiles of every score."""
     from streamer.audit import statistics
 
-    with _progress("reading", None) as advance:
+    with progress("reading", None) as advance:
         seen = 0
 
         def tell(done: int, total: int) -> None:
@@ -68,21 +67,6 @@ def stats(folder: str, as_json: bool) -> None:
         _print_statistics(found)
 
 
-@contextmanager
-def _progress(doing: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A bar on stderr, where a person looks at it; it stays away for what is done at once."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(doing, total=total)
-
-        def advance(n: int, of: int | None = None) -> None:
-            bar.update(task, advance=n, total=total if of is None else of)
-
-        yield advance
-
-
 def _print_report(place: str, report: Report) -> None:
     from rich.console import Console
 
@@ -92,7 +76,7 @@ def _print_report(place: str, report: Report) -> None:
     console.print(f"{place}: {report.records} records in {len(report.partitions)} partitions", markup=False)
     if report.records:
         console.print(_outcomes({"all": dict(report.outcomes)}, ""))
-    ranges = _table("partition", "first", "next", "records", "skipped")
+    ranges = new_table("partition", "first", "next", "records", "skipped")
     for partition, facts in sorted(report.partitions.items()):
         ranges.add_row(str(partition), *(str(facts[name]) for name in ("first", "next", "records", "skipped")))
     if report.partitions:
@@ -115,19 +99,19 @@ def _print_statistics(found: Statistics) -> None:
 
     console = Console(soft_wrap=True, highlight=False)
     console.print(
-        f"{found.records} records in {found.epochs} epochs; {found.shards} shards with {_bytes(found.shard_bytes)}, "
-        f"of it {_bytes(found.image_bytes)} of images; tables {_bytes(found.table_bytes)}"
+        f"{found.records} records in {found.epochs} epochs; {found.shards} shards with {size(found.shard_bytes)}, "
+        f"of it {size(found.image_bytes)} of images; tables {size(found.table_bytes)}"
     )
     console.print(_outcomes({"all": found.outcomes, **found.writers}, "writer"))
     console.print(_outcomes({str(p): c for p, c in sorted(found.partitions.items())}, "partition"))
     for name, counter in (("reason", found.reasons), ("flag", found.flags), ("format", found.formats)):
         if counter:
-            table = _table(name, "records")
+            table = new_table(name, "records")
             for value, n in counter.most_common():
                 table.add_row(value, str(n))
             console.print(table)
     if found.scores:
-        table = _table("score", "records", "lowest", "10%", "median", "90%", "highest")
+        table = new_table("score", "records", "lowest", "10%", "median", "90%", "highest")
         for name, scores in sorted(found.scores.items()):
             quantiles = scores.quantiles()
             shown = [f"{quantiles[q]:.3f}" for q in ("0", "0.1", "0.5", "0.9", "1")] if quantiles else []
@@ -138,25 +122,7 @@ def _print_statistics(found: Statistics) -> None:
 def _outcomes(rows: dict[str, dict[str, int]], title: str) -> Table:
     from streamer.records import OUTCOMES
 
-    table = _table(title, "records", *OUTCOMES)
+    table = new_table(title, "records", *OUTCOMES)
     for name, counts in rows.items():
         table.add_row(name, str(sum(counts.values())), *(str(counts.get(outcome, 0)) for outcome in OUTCOMES))
     return table
-
-
-def _table(*names: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for i, name in enumerate(names):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    return table
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.4g} TB"

@@ -132,8 +132,11 @@ class Meld:
         return self._store.view.first
 
     @property
+    def index(self) -> WinnerIndex:
+        return self._index
+
+    @property
     def store(self) -> WinnerStore:
-        """Where the winners are."""
         return self._store
 
     @property

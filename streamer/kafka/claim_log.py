@@ -8,9 +8,9 @@ from collections.abc import Callable
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
 from streamer.config import Config
-from streamer.dedup.meld import Applied, Meld
+from streamer.dedup.meld import Applied, Meld, State
 from streamer.dedup.snapshot import Header
-from streamer.errors import DatasetMismatch, ProtocolError, TemporaryError
+from streamer.errors import DatasetMismatch, DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import consumer_config, explain, is_final, producer_config
 from streamer.sink.snapshots import Snapshots
@@ -49,9 +49,12 @@ class ClaimLog:
         Raises ProtocolError where the log ends before it: entries were lost.
         """
         loaded = snapshots.load(self.meld.store)
-        if loaded is None:
-            return None
-        header, state = loaded
+        if loaded is not None:
+            self.go_on(admin, *loaded)
+        return loaded and loaded[0]
+
+    def go_on(self, admin: Admin, header: Header, state: State) -> None:
+        """As `resume`, from this one."""
         end = admin.end_offsets(self.topic, [0], committed=False)[0]
         if header.offset > end:
             raise ProtocolError(
@@ -61,7 +64,6 @@ class ClaimLog:
         self.meld.restore(state)
         self.offset, self._bound = header.offset, header.dataset
         self._consumer.assign([TopicPartition(self.topic, 0, header.offset)])
-        return header
 
     def restore(self, admin: Admin, progress: Callable[[int, int], None]) -> None:
         """Reads the log, or what `resume` left of it, to its end, and binds the dataset if nobody did. Main thread, before `tail` runs.
@@ -70,10 +72,7 @@ class ClaimLog:
         """
         begin = admin.begin_offsets(self.topic, [0])[0]
         if begin > 0:
-            raise ProtocolError(
-                f"{self.topic}: the claim log begins at offset {begin}, its older entries are gone. It must be kept for ever "
-                "(retention.ms=-1, retention.bytes=-1, cleanup.policy=delete); continue with a new dataset name."
-            )
+            raise _beheaded(self.topic, begin)
         self.read_to(admin.end_offsets(self.topic, [0], committed=False)[0], progress)
         if self._bound is None:
             self.append(self._binding)
@@ -149,6 +148,44 @@ class ClaimLog:
     def _delivered(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:
             self._failed.append(error)
+
+
+def bound_to(config: Config, admin: Admin) -> DatasetEntry:
+    """What the first entry of the claim log binds the dataset to, whatever the config says. Joins no group, appends nothing.
+
+    Raises DependencyError where there is no log, or nothing in it; ProtocolError where it is none, or its beginning is gone.
+    """
+    topic = config.claims_topic
+    admin.topic_id(topic)
+    begin, end = admin.begin_offsets(topic, [0])[0], admin.end_offsets(topic, [0], committed=False)[0]
+    if begin > 0:
+        raise _beheaded(topic, begin)
+    if end == 0:
+        raise DependencyError(f"{topic}: the claim log is empty: no replica of the dataset {config.dataset!r} has run yet")
+    consumer = Consumer(consumer_config(config, f"{config.group}.claim-log-reader", isolation="read_uncommitted"))
+    try:
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        deadline = time.monotonic() + ENTRY_DEADLINE_S
+        while time.monotonic() < deadline:
+            message = consumer.poll(0.2)
+            if message is None or ((error := message.error()) is not None and not is_final(error)):
+                continue
+            if error is not None:
+                raise explain(error, f"reading {topic}")
+            entry = decode(message.value() or b"")
+            if not isinstance(entry, DatasetEntry):
+                raise ProtocolError(f"{topic}: the first entry is not the dataset's; this topic is no claim log")
+            return entry
+    finally:
+        consumer.close()
+    raise TemporaryError(f"{topic}: no answer from the broker within {ENTRY_DEADLINE_S:.0f} s. Try again.")
+
+
+def _beheaded(topic: str, begin: int) -> ProtocolError:
+    return ProtocolError(
+        f"{topic}: the claim log begins at offset {begin}, its older entries are gone. It must be kept for ever "
+        "(retention.ms=-1, retention.bytes=-1, cleanup.policy=delete); continue with a new dataset name."
+    )
 
 
 def _mismatch(dataset: str, bound: DatasetEntry, ours: DatasetEntry) -> str:

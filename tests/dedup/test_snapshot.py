@@ -214,26 +214,26 @@ def test_a_trained_index_goes_on_as_it_was():
         return open_index(40, 0.9, "cpu", train_at=2048)
 
     meld = meld_with(12_000, index=index())
-    trained = meld._index
+    trained = meld.index
     while trained.maintain():
         pass
     assert trained.gauges()["base_vectors"] > 2048
     header, data = taken(meld.state())
     again = restored(header, data, index=index())
-    assert again._index.gauges()["base_vectors"] == trained.gauges()["base_vectors"]
-    assert again._index.gauges()["trainings"] == 0, "nothing is learnt anew"
+    assert again.index.gauges()["base_vectors"] == trained.gauges()["base_vectors"]
+    assert again.index.gauges()["trainings"] == 0, "nothing is learnt anew"
     queries = np.concatenate([unit(12_000, 40, 1)[::7], unit(500, 40, 9)])
     for left, right in zip(again.precheck(queries), meld.precheck(queries), strict=True):
         np.testing.assert_array_equal(left, right)
     more = Claims(0, 2**64 - 1, meld.position, np.arange(12_000, 14_000), unit(2000, 40, 2))
     again.apply(more)
-    assert not again._index.maintain() or again.precheck(queries).winners.tolist() == meld.precheck(queries).winners.tolist()
+    assert not again.index.maintain() or again.precheck(queries).winners.tolist() == meld.precheck(queries).winners.tolist()
 
 
 def test_an_index_whose_oldest_rows_were_evicted_since_its_training_goes_on():
     capacity = least_capacity()
     meld = meld_with(16_000, dim=40, capacity=capacity)
-    while meld._index.maintain():
+    while meld.index.maintain():
         pass
     offsets = np.arange(16_000, 16_000 + 1000)
     for seed in range(12):
