@@ -13,7 +13,7 @@ WINDOW = 8192
 MISSES = 2
 """Of the last `WINDOW` audited matches so many would have been missed. The miss rate is then below 7.7·10⁻⁴ with 95 % confidence
 (Clopper and Pearson: 2 of 8 192)."""
-EVERY = 200
+EVERY = 100
 """One query in so many is audited: searched with ρ = 1."""
 
 
