@@ -47,6 +47,7 @@ class DeviceIndex(ExactIndex):
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Raises torch.OutOfMemoryError where the device is full."""
+        super().restore(state)
         view = self.store.view
         self._count = view.first
         for _, block, here in view.spans(view.first, view.rows):

@@ -71,7 +71,8 @@ class ExactIndex:
         return {}
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Nothing to take up."""
+        """All that it needs are the codes."""
+        self.store.make_codes(0)
 
     def _keys(self, wide: F32, view: Winners) -> Any:
         """What `_nominate` compares: one row for each query."""

@@ -67,6 +67,7 @@ class WinnerIndex(Protocol):
         """The store was filled from a snapshot: as if `add` had been called for all its rows. Before any other thread; takes its time.
 
         ``state``: of these rows, perhaps by another kind of index: what it does not know it ignores. The oldest may be evicted since.
+        The store has no codes yet: calls its `make_codes`, for the newest `W` rows at least.
         """
 
 

@@ -181,6 +181,7 @@ class IvfIndex:
         if self._calibration is not None and "needed" in state:
             self._calibration = Calibration(np.asarray(state["needed"], np.float64))
         if "cells" not in state:
+            self.store.make_codes(0)
             return
         pad, slack = state["rounding"].tolist()
         cells = cells_of(Sketch(np.asarray(state["basis"]), pad, slack), np.asarray(state["centroids"]))
@@ -191,6 +192,7 @@ class IvfIndex:
             low, high = base.rows, min(base.rows + BLOCK, end)
             base.append(view, high, state["cells"][low - first : high - first].astype(np.int64))
         self._base = base
+        self.store.make_codes(max(min(base.rows, view.rows - KEEP_CODES), 0))
 
 
 class Base:

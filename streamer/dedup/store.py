@@ -8,7 +8,6 @@ Beside each vector lies its code (`streamer.dedup.sketch`), so that whoever comp
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -177,26 +176,31 @@ class WinnerStore:
         return Winners(blocks, first, rows, whole(self.dim))
 
     def restore(self, winners: Winners, removed: I64) -> None:
-        """Takes over what `room` gave, in place of what it holds; ``removed``: the withdrawn rows. Codes are made anew."""
+        """Takes over what `room` gave, in place of what it holds; ``removed``: the withdrawn rows. It has no codes until `make_codes`."""
         self._view = winners
         for row in removed.tolist():
             self.remove(row)
         if winners.rows >= FIRST_FIT:
             self._next_fit = 4 * winners.rows
-        fits = winners.rows >= FIRST_FIT and width_for(self.dim) < self.dim
-        self._code(fitted(self._sample()) if fits else whole(self.dim), lambda block: block.vectors)
+        self._view = winners._replace(blocks=tuple(b and replace(b, codes=b.codes[:0]) for b in winners.blocks))
 
-    def _fit(self) -> None:
-        """New codes for all rows that have any: 1 to 2 µs each, and as the store grows 1.3 times each in all."""
-        self._code(fitted(self._sample()), lambda block: block.vectors[: len(block.codes)])
+    def make_codes(self, first: int) -> None:
+        """After `restore`: codes for the rows from ``first`` on, and for those that share its block."""
+        begin = first // BLOCK
+        blocks = tuple(
+            b and replace(b, codes=np.empty((BLOCK if at >= begin else 0, 0), np.float32)) for at, b in enumerate(self._view.blocks)
+        )
+        self._view = self._view._replace(blocks=blocks)
+        self._fit(None if self._view.rows >= FIRST_FIT and width_for(self.dim) < self.dim else whole(self.dim))
 
-    def _sample(self) -> F32:
-        view = self._view
-        return widen(view.vectors(np.unique(np.linspace(view.first, view.rows - 1, SAMPLE).astype(np.int64))))
-
-    def _code(self, sketch: Sketch, which: Callable[[Block], F16]) -> None:
+    def _fit(self, sketch: Sketch | None = None) -> None:
+        """New codes for all rows that have any: 1 to 2 µs each, and as the store grows 1.3 times each in all. None: a sketch fitted to them."""
         blocks, first, rows, _ = self._view
-        coded = tuple(None if block is None else replace(block, codes=sketch.codes(widen(which(block)))) for block in blocks)
+        if sketch is None:
+            sketch = fitted(widen(self._view.vectors(np.unique(np.linspace(first, rows - 1, SAMPLE).astype(np.int64)))))
+        coded = tuple(
+            None if block is None else replace(block, codes=sketch.codes(widen(block.vectors[: len(block.codes)]))) for block in blocks
+        )
         self._view = Winners(coded, first, rows, sketch)
 
     def _new_block(self, width: int) -> Block:

@@ -22,13 +22,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    """Two formats in the first epochs, a third that comes later, a head that the first epochs did not have, and staging left over."""
+    """Two formats in the first epochs, a third that comes later, a head that the first epochs did not have, staging left over, and a snapshot."""
     root = tmp_path_factory.mktemp("loaders")
     make_dataset(str(root), shard_records=7)
     later = Maker(Storage(str(root), "cats"), formats=("webp",), seed=9)
     later.next = {7: 0}
     later.commit("w-9", {7: 20})
     later.seal("w-9", {7: 20})
+    snapshot = root / "cats/.index/w-9/000000000123-0a1b2c3d"
+    snapshot.mkdir(parents=True)
+    (snapshot / "state.bin").write_bytes(b"x" * 99)
+    (snapshot / "header.json").write_text('{"format": 1}')
     return root / "cats"
 
 

@@ -18,6 +18,7 @@ from streamer.dedup.index import open_index
 from streamer.dedup.meld import Meld
 from streamer.dedup.store import WinnerStore
 from streamer.errors import DependencyError
+from streamer.sink.folder import Folder
 from streamer.sink.location import open_folder
 from streamer.sink.snapshots import DATA, HEADER, Snapshots, Wanted, open_snapshots
 from streamer.wire.claim import Claims, DatasetEntry, Open
@@ -70,6 +71,18 @@ def test_the_newest_of_any_writer_wins_and_each_keeps_two(snapshots: Snapshots) 
         ("w1", 90), ("w0", 30), ("w0", 20), ("w1", 5),
     ]  # fmt: skip
     assert loaded(snapshots) == 90
+
+
+def test_on_every_kind_of_storage(folder: Folder) -> None:
+    snapshots = Snapshots(folder, "w0", WANTED)
+    assert loaded(snapshots) == -1
+    for rows in (10, 30, 20):
+        snapshots.write(meld_with(rows).state(), offset=rows)
+    assert [found.header and found.header.rows for found in snapshots.find()] == [30, 20]
+    assert loaded(snapshots) == 30
+    snapshots.write(meld_with(40).state(), offset=40)
+    assert loaded(snapshots) == 40
+    assert len(list(folder.walk(""))) == 4
 
 
 def flip(path: Path, at: int) -> None:
