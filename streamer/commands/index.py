@@ -100,7 +100,7 @@ def rebuild(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
             bad.append(found)
             continue
         good.append(found)
-        if restored is None and found.header is not None and found.header.offset <= end:
+        if restored is None:
             restored = place.restored_digest(found, end)
     with place.claim_log() as log:
         place.read(log, end)
@@ -184,10 +184,17 @@ class Place:
             return str(error)
         return ""
 
-    def restored_digest(self, found: Found, end: int) -> str:
+    def restored_digest(self, found: Found, end: int) -> str | None:
+        """Of the snapshot with the rest of the log; None for one that is newer than ``end``, or that its writer took away meanwhile."""
+        from streamer.dedup.snapshot import Unusable
+
+        if found.header is None or found.header.offset > end:
+            return None
         with self.claim_log() as log:
-            assert found.header is not None
-            log.go_on(self.admin, found.header, self.snapshots.read(found, log.meld.store))
+            try:
+                log.go_on(self.admin, found.header, self.snapshots.read(found, log.meld.store))
+            except Unusable:
+                return None
             self.read(log, end)
             return log.meld.digest()
 

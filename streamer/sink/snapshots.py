@@ -19,7 +19,7 @@ from streamer.dedup import snapshot
 from streamer.dedup.meld import State, W
 from streamer.dedup.snapshot import Header, Unusable
 from streamer.dedup.store import WinnerStore
-from streamer.errors import DependencyError
+from streamer.errors import ConfigError, DependencyError
 from streamer.sink.folder import Folder
 from streamer.sink.location import open_folder
 from streamer.wire.claim import DatasetEntry
@@ -193,5 +193,8 @@ def open_snapshots(config: Config, dataset: DatasetEntry, topic_id: str) -> Snap
     if config.dedup.snapshots == "dataset":
         folder = open_folder(config.output.path, config.dataset, INDEX)
     else:
-        folder = open_folder(config.dedup.snapshots, config.dataset)
+        try:
+            folder = open_folder(config.dedup.snapshots, config.dataset)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("output.path", "dedup.snapshots")) from None
     return Snapshots(folder, config.writer, Wanted(dataset, topic_id, config.dedup.capacity))

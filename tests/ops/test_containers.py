@@ -11,7 +11,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from streamer.app import CLOSE_LIMIT_S, COMMIT_LIMIT_S
+from streamer.app import CLOSE_LIMIT_S, COMMIT_LIMIT_S, SNAPSHOT_LIMIT_S
 from streamer.config import load
 from streamer.replica import DRAIN_DEADLINE_S
 from streamer.testing.jars import KAFKA_VERSION
@@ -142,7 +142,7 @@ def test_the_service_gets_a_config_that_loads_and_time_to_drain(compose):
     [target] = [c["target"] for c in service["configs"]]
     assert f"STREAMER_CONFIG={target}" in DOCKERFILE.read_text()
     minutes = int(re.fullmatch(r"(\d+)m", service["stop_grace_period"])[1])
-    assert minutes * 60 > DRAIN_DEADLINE_S + COMMIT_LIMIT_S + CLOSE_LIMIT_S
+    assert minutes * 60 > DRAIN_DEADLINE_S + COMMIT_LIMIT_S + CLOSE_LIMIT_S + SNAPSHOT_LIMIT_S
 
 
 def test_kafka_is_the_version_that_everything_is_tested_with(compose):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from streamer import replica
-from streamer.app import CLOSE_LIMIT_S, COMMIT_LIMIT_S, HEARTBEAT_S
+from streamer.app import CLOSE_LIMIT_S, COMMIT_LIMIT_S, HEARTBEAT_S, SNAPSHOT_LIMIT_S
 from streamer.cli import VERBS
 from streamer.config import load
 from streamer.replica import DRAIN_DEADLINE_S
@@ -119,7 +119,7 @@ def test_ports_and_probes_are_those_of_the_config_and_the_server(base, tmp_path)
 
 def test_times_fit_together(base):
     grace = pod(base)["spec"]["terminationGracePeriodSeconds"]
-    assert grace > replica.DRAIN_DEADLINE_S + COMMIT_LIMIT_S + CLOSE_LIMIT_S
+    assert grace > replica.DRAIN_DEADLINE_S + COMMIT_LIMIT_S + CLOSE_LIMIT_S + SNAPSHOT_LIMIT_S
     assert COMMIT_LIMIT_S < HEARTBEAT_S  # the watchdog, not the liveness probe, ends a commit that hangs
 
 

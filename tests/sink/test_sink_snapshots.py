@@ -17,7 +17,7 @@ from streamer.config import Config, parse
 from streamer.dedup.index import open_index
 from streamer.dedup.meld import Meld
 from streamer.dedup.store import WinnerStore
-from streamer.errors import DependencyError
+from streamer.errors import ConfigError, DependencyError
 from streamer.sink.folder import Folder
 from streamer.sink.location import open_folder
 from streamer.sink.snapshots import DATA, HEADER, Snapshots, Wanted, open_snapshots
@@ -192,6 +192,11 @@ def test_where_they_are(setting: dict[str, str], place: str, tmp_path: Path, mon
     made = open_snapshots(config({"threshold": 0.9, **setting}), BINDING, "claims-id")
     assert made is not None
     assert made.folder.uri == str(tmp_path / place)
+
+
+def test_a_place_that_cannot_be_is_a_mistake_in_the_config() -> None:
+    with pytest.raises(ConfigError, match=r"^dedup\.snapshots: s3:// does not know 'regio'"):
+        open_snapshots(config({"snapshots": "s3://bucket/there?regio=eu"}), BINDING, "claims-id")
 
 
 @pytest.mark.parametrize("dedup", ["off", {"snapshots": "off"}, {"snapshots": False}])
