@@ -429,7 +429,10 @@ def _set(raw: dict[str, Any], path: list[str], text: str, source: str) -> None:
         at[int(path[-1]) if isinstance(at, list) else path[-1]] = text if is_property else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: cannot be set: not YAML: {_place(error)}") from None
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
+    except IndexError:
+        items = f"0 to {len(at) - 1}" if at else "and there are none"
+        raise ConfigError(f"{source}: cannot be set: the list's items are numbered {items}") from None
+    except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{source}: cannot be set: {error}") from None
 
 
@@ -437,9 +440,13 @@ def _place(error: yaml.YAMLError | UnicodeDecodeError) -> str:
     """What is wrong and where, without the text around it, which may be a secret."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return str(error)
-    problem = re.sub(r"'[^']{2,}'", "'…'", error.problem or "")  # names of aliases and tags
-    mark = error.problem_mark
-    return f"{f'{error.context}, ' if error.context else ''}{problem} in line {mark.line + 1}, column {mark.column + 1}"
+    said = ", ".join(part for part in (error.context, error.problem) if part)
+    said = re.sub(r"'[^']*'", lambda quoted: quoted[0] if _GRAMMAR.fullmatch(quoted[0]) else "'…'", said)
+    return f"{said} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+
+
+_GRAMMAR = re.compile(r"'(.|\\.|<.*>)'")
+"""What YAML's messages quote of its own grammar; everything else is a name of the file's: an alias, an anchor, a tag."""
 
 
 _SECRET = re.compile(r"password|secret|token|key|basic\.auth|^sasl\.(?!mechanisms?$)")

@@ -325,10 +325,28 @@ def test_environment_reaches_lists_and_client_properties(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: {b: c\n", "while parsing a flow mapping, expected ',' or '}', but got '<stream end>' in line 2, column 1"),
+        ("a:\n\tb: c\n", r"found character '\t' that cannot start any token in line 2, column 1"),
+        ("a: *hunter2\n", "found undefined alias '…' in line 1, column 4"),
+        ("a: !hunter2 b\n", "for the tag '…' in line 1, column 4"),
+        ("a: &hunter2 b\nc: &hunter2 d\n", "found duplicate anchor '…'"),
+        ("a: !hunter2!x b\n", "found undefined tag handle '…'"),
+    ],
+)
+def test_what_is_no_yaml_is_explained_without_the_names_in_it(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(file(tmp_path, text), (), {})
+    assert said in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
     ("override", "words"),
     [
         ("batch.size", ("--set batch.size", "section.key=value")),
-        ("filters.3.field=width", ("--set filters.3.field", "list index")),
+        ("filters.3.field=width", ("--set filters.3.field", "numbered 0 to 0")),
         ("filters.x=1", ("--set filters.x",)),
         ("dataset.x=1", ("--set dataset.x",)),
         ("batch.size=[", ("--set batch.size",)),

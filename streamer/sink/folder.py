@@ -108,6 +108,7 @@ _FIXES = {
     errno.EACCES: "give this user read and write access to it, or point output.path elsewhere",
     errno.EPERM: "give this user read and write access to it, or point output.path elsewhere",
     errno.EROFS: "it is mounted read-only; mount it for writing, or point output.path elsewhere",
+    errno.ENOENT: "no folder can be made there; point output.path elsewhere",
     errno.EEXIST: "a file is in the way; remove it, or point output.path elsewhere",
     errno.ENOTDIR: "a file is in the way; remove it, or point output.path elsewhere",
     errno.EXDEV: "the dataset folder must be one file system; mount nothing below it",

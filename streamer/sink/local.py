@@ -109,7 +109,10 @@ class LocalFolder(Folder):
     def probe(self, path: str) -> None:
         """Also sees to it that a rename from staging to any public folder stays on one file system."""
         with self.explained("write to", path):
-            made = _make(self.root / path)
+            try:
+                made = _make(self.root / path)
+            except FileNotFoundError as error:  # a place like /proc, where nobody can make a folder
+                raise self.refused(error, "write to", path) from error
             try:
                 with self.create(f"{path}/probe") as file:
                     file.write(b"probe")

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -208,6 +209,13 @@ def test_check_writable_leaves_nothing_behind(tmp_path, s3_output):
     storage = Storage(s3_output, "cats")
     storage.check_writable()
     assert storage.files() == []
+
+
+def test_check_writable_where_no_folder_can_be_made():
+    if not Path("/proc/self").is_dir():
+        pytest.skip("no /proc here")
+    with pytest.raises(DependencyError, match=r"/proc/nowhere/cats/.*no folder can be made there; point output\.path elsewhere"):
+        Storage("/proc/nowhere", "cats").check_writable()
 
 
 def test_check_writable_says_what_is_wrong(tmp_path):
