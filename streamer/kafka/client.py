@@ -121,6 +121,9 @@ def transactional_config(config: Config, batch_bytes: int = 1_000_000) -> dict[s
     limit_ms = round(TRANSACTION_TIMEOUT_S * 1000)
     fixed = {"transactional.id": config.transactional_id, "transaction.timeout.ms": limit_ms, **_OURS}
     # A batch over the topic's limit is refused whole, the small records in it too.
+    # librdkafka keeps the group's coordinator for so long after its last use. One that left the cluster (a broker that is restarted)
+    # hangs send_offsets_to_transaction until then, whatever its time-out (librdkafka#5511): 15 min by default.
+    fixed["metadata.max.age.ms"] = 1_000
     merged = client_config(config.kafka, _PRODUCER, {**fixed, "batch.size": min(batch_bytes, 1_000_000)})
     for name in ("message.timeout.ms", "delivery.timeout.ms"):  # librdkafka refuses more than the transaction's
         if name in merged:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from streamer.kafka.commit import KafkaTransactions, founding_manifest
 from streamer.kafka.source import Source
 from streamer.records import Headers
 from streamer.sink.engine import DeadLetter
-from streamer.testing import create_topic, produce, read_topic
+from streamer.testing import Broker, create_topic, produce, read_topic
 from streamer.wire import manifest as wire
 from streamer.wire.manifest import Manifest
 
@@ -116,6 +118,12 @@ class _Listener:
 
 @pytest.fixture
 def dataset(kafka: str, topic_name: str, dataset_name: str) -> Iterator[Dataset]:
+    with new_dataset(kafka, topic_name, dataset_name) as made:
+        yield made
+
+
+@contextmanager
+def new_dataset(kafka: str, topic_name: str, dataset_name: str) -> Iterator[Dataset]:
     config = parse({
         "dataset": dataset_name, "writer": "w0", "kafka": {"bootstrap_servers": kafka, "topic": topic_name, "client": {"session.timeout.ms": 6000}},
         "embedder": {"type": "a.b:C"}, "output": {"path": "/nowhere"},
@@ -265,6 +273,21 @@ def test_a_transaction_that_timed_out_is_not_blamed_on_a_namesake_alone(dataset:
     ):
         a.port._abort("testing")
     assert dataset.writer().commit(a.manifest(0))
+
+
+def test_a_commit_goes_on_when_a_broker_that_was_shut_down_is_back(embedded: type[Broker], topic_name: str, dataset_name: str) -> None:
+    """Shut down and not killed: it leaves the cluster's metadata first, and the client forgets it while it remembers the coordinator."""
+    with embedded() as broker, new_dataset(broker.bootstrap_servers, topic_name, dataset_name) as dataset:
+        a = dataset.writer().join()
+        assert a.commit(a.manifest(0, p0=(0, 3)))
+        broker.stop()
+        ended: list[bool] = []
+        committing = threading.Thread(target=lambda: ended.append(a.commit(a.manifest(1, p0=(3, 5)))), daemon=True)
+        committing.start()
+        time.sleep(0.5)
+        broker.start()
+        committing.join(SOON)
+        assert ended, "it hangs"
 
 
 def test_other_names_do_not_fence_each_other(dataset: Dataset) -> None:
