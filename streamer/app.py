@@ -292,6 +292,8 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
             health.enter("writing a snapshot of the dedup state")
             snapshotter.finish()
             writing.join(SNAPSHOT_LIMIT_S)
+        if log.isEnabledFor(logging.DEBUG) and not any(worker.is_alive() for worker in workers):  # reads every winner's vector
+            log.debug("claim log melded", extra={"position": meld.position, "digest": meld.digest()})
 
 
 def limit_s(step: str, manifest: Manifest) -> float:

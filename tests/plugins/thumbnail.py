@@ -46,6 +46,12 @@ class Moody(Filter):
         return self._random.random() >= self._share
 
 
+class LateMoody(Moody):
+    """The same after the embedding."""
+
+    needs = "scores"
+
+
 class OtherEmbedder(ThumbnailEmbedder):
     """The same vectors under another fingerprint."""
 

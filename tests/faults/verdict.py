@@ -1,0 +1,271 @@
+"""Judges what a dataset left behind (`tests.faults.evidence`) by the design's own words, sharing no code with the service.
+
+The claim log is decoded and decided here once more, row after row, from its raw bytes (section 6.1 of the design).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.faults.evidence import Evidence, Origin, Row
+
+HEADER = struct.Struct("<4sHHiIQq")
+WINDOW = 8192
+BLOCK = 2048
+NEAR = "near_duplicate"
+
+
+class Counted(NamedTuple):
+    """The verdict on an origin's counting claim."""
+
+    position: int
+    vector: np.ndarray
+    """(d,) float16"""
+    winner: int
+    """Position of the winner that it lost to; −1 if it won."""
+    similarity: float
+
+
+@dataclass
+class ClaimLog:
+    """The log's verdicts. ``kinds`` counts what happened to claim rows."""
+
+    threshold: float = 2.0
+    position: int = 0
+    counted: dict[Origin, Counted] = field(default_factory=dict)
+    winners: dict[int, Origin] = field(default_factory=dict)
+    """Position → origin of every winner, withdrawn ones too."""
+    withdrawn: set[int] = field(default_factory=set)
+    kinds: Counter[str] = field(default_factory=Counter)
+    _opens: dict[int, dict[str, int]] = field(default_factory=dict)
+    _floors: dict[int, int] = field(default_factory=dict)
+    _positions: list[int] = field(default_factory=list)
+    _vectors: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+
+    def read(self, value: bytes) -> None:
+        """Applies the log's next entry."""
+        if value[:4] == b"SCLM":
+            _, _, dim, partition, rows, term, seen = HEADER.unpack_from(value)
+            offsets = np.frombuffer(value, "<i8", rows, HEADER.size)
+            vectors = np.frombuffer(value, "<f2", rows * dim, HEADER.size + 8 * rows).reshape(rows, dim)
+            start = self.position
+            for offset, vector in zip(offsets.tolist(), vectors, strict=True):
+                self.kinds[self._claim(partition, term, seen, offset, vector, start)] += 1
+                self.position += 1
+            return
+        entry = json.loads(value)
+        if entry["entry"] == "dataset" and self.position == 0:
+            self.threshold = entry["threshold"]
+            self._vectors = np.empty((1024, entry["dim"]))
+        elif entry["entry"] == "open":
+            partition, latest = entry["partition"], self._opens.get(entry["partition"])
+            if latest is None or entry["generation"] >= latest["generation"]:
+                self._opens[partition] = entry
+                self._floors[partition] = max(self._floors.get(partition, 0), entry["from"])
+            else:
+                self.kinds["void open"] += 1
+        elif entry["entry"] == "withdraw":
+            counted = self.counted.get((entry["partition"], entry["offset"]))
+            if counted is not None and counted.winner < 0 and self._opens[entry["partition"]]["term"] == entry["term"]:
+                self.withdrawn.add(counted.position)
+        self.position += 1
+
+    def _claim(self, partition: int, term: int, seen: int, offset: int, vector: np.ndarray, start: int) -> str:
+        latest = self._opens.get(partition)
+        if latest is None or latest["term"] != term or offset < self._floors[partition]:
+            return "void, not under the latest open"
+        if (partition, offset) in self.counted:
+            return "repeated"
+        if seen > start or self.position - seen > WINDOW:
+            return "void, stale"
+        wide = vector.astype(np.float64)
+        first = bisect_left(self._positions, seen)
+        similar = self._vectors[first : len(self._positions)] @ wide
+        for at in np.flatnonzero(similar >= self.threshold).tolist():
+            if self._positions[first + at] not in self.withdrawn:
+                self.counted[partition, offset] = Counted(self.position, vector, self._positions[first + at], float(similar[at]))
+                return "lost"
+        if len(self._positions) == len(self._vectors):
+            self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
+        self._vectors[len(self._positions)] = wide
+        self._positions.append(self.position)
+        self.winners[self.position] = partition, offset
+        self.counted[partition, offset] = Counted(self.position, vector, -1, 0.0)
+        return "won"
+
+
+def read_log(claims: list[bytes]) -> ClaimLog:
+    log = ClaimLog()
+    for value in claims:
+        log.read(value)
+    return log
+
+
+def violations(evidence: Evidence) -> list[str]:
+    """Everything that contradicts the invariants; empty if all is well."""
+    log = read_log(evidence.claims)
+    return [*_epochs(evidence), *_records(evidence), *_shards(evidence), *_claims(evidence, log), *_near(evidence, log)]
+
+
+def measures(evidence: Evidence) -> dict[str, Any]:
+    """What the run was about, for people."""
+    log = read_log(evidence.claims)
+    rows = [row.facts for row in evidence.rows]
+    duplicates = [row for row in rows if row["outcome"] == "duplicate"]
+    return {
+        **{f"records {name}": count for name, count in sorted(Counter(row["outcome"] for row in rows).items())},
+        "duplicates decided by the log": sum(row["claim"] is not None for row in duplicates),
+        "duplicates decided by the pre-check": sum(row["claim"] is None for row in duplicates),
+        "accepted although a filter said no later": sum(row["outcome"] == "accepted" and bool(row["flags"]) for row in rows),
+        **{f"claims {name}": count for name, count in sorted(log.kinds.items())},
+        "claim log positions": log.position,
+        "epochs": sum(bool(manifest["files"]) for manifest in evidence.commits),
+        "winners withdrawn": len(log.withdrawn),
+    }
+
+
+def _epochs(evidence: Evidence) -> Iterator[str]:
+    """The folder shows exactly what the commit log names, and the ranges tile each partition up to the committed offset."""
+    named: set[str] = set()
+    ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    paths = set()
+    for manifest in evidence.commits:
+        path = f"manifests/{manifest['writer']}-{manifest['epoch']:08d}.json"
+        if path in paths:
+            yield f"{path} is committed twice"
+        paths.add(path)
+        if evidence.manifests.get(path) != manifest:
+            yield f"{path} is not what the commit log holds"
+        for partition, (first, following) in manifest["partitions"].items():
+            ranges[int(partition)].append((first, following))
+        for file in manifest["files"]:
+            if file["path"] in named:
+                yield f"{file['path']} is in two epochs"
+            named.add(file["path"])
+            if evidence.files.get(file["path"]) != (file["bytes"], file["sha256"]):
+                yield f"{file['path']} is not the file of {path}"
+    yield from (f"{path} is in no committed epoch" for path in [*evidence.manifests.keys() - paths, *evidence.files.keys() - named])
+    yield from (f"{path} is left in staging" for path in evidence.staged)
+    for partition, found in sorted(ranges.items()):
+        at = 0
+        for first, following in sorted(found):
+            if first != at:
+                yield f"partition {partition}: a range begins at {first}, the one before ends at {at}"
+            at = following
+        if at != evidence.committed.get(partition):
+            yield f"partition {partition}: the ranges end at {at}, the committed offset is {evidence.committed.get(partition)}"
+
+
+def _records(evidence: Evidence) -> Iterator[str]:
+    """Every produced record has exactly one row, which tells the truth about it."""
+    rows = Counter(row.origin for row in evidence.rows)
+    yield from (f"{origin} is lost" for origin in evidence.produced.keys() - rows.keys())
+    yield from (f"{origin} was never produced" for origin in rows.keys() - evidence.produced.keys())
+    yield from (f"{origin} was decided {count} times" for origin, count in rows.items() if count > 1)
+    for row in evidence.rows:
+        produced, facts = evidence.produced.get(row.origin), row.facts
+        if facts["key"] != _key(row.origin):
+            yield f"{row.origin} has the key {facts['key']}"
+        if produced is not None and facts["sha256"] not in (None, produced.sha256):
+            yield f"{row.origin}: the row's sha256 is not that of what was produced"
+        if produced is not None and facts["text"] not in (None, produced.text):
+            yield f"{row.origin}: the row's text is {facts['text']!r}, not {produced.text!r}"
+
+
+def _shards(evidence: Evidence) -> Iterator[str]:
+    """Exactly the accepted records are in the shards, byte for byte as they were produced, each once."""
+    samples: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
+    for shard, key, extension, sha256 in evidence.members:
+        if extension in samples[key]:
+            yield f"{key}.{extension} is in the shards twice: {samples[key][extension][0]}, {shard}"
+        samples[key][extension] = shard, sha256
+    accepted = {row.facts["key"]: row for row in evidence.rows if row.facts["outcome"] == "accepted"}
+    yield from (f"{key} is accepted and in no shard" for key in accepted.keys() - samples.keys())
+    yield from (f"{key} is in a shard and not accepted" for key in samples.keys() - accepted.keys())
+    for key in accepted.keys() & samples.keys():
+        row, produced = accepted[key].facts, evidence.produced.get(accepted[key].origin)
+        shard = row["shard"]
+        if {"json", "txt", row["format"]} != samples[key].keys() or {found for found, _ in samples[key].values()} != {shard}:
+            yield f"{key} is not whole in its shard {shard}: {samples[key]}"
+        elif produced is not None:
+            if samples[key][row["format"]][1] != produced.sha256:
+                yield f"{key}: the image in {shard} is not what was produced"
+            if samples[key]["txt"][1] != hashlib.sha256(produced.text.encode()).hexdigest():
+                yield f"{key}: the caption in {shard} is not what was produced"
+
+
+def _claims(evidence: Evidence, log: ClaimLog) -> Iterator[str]:
+    """Rows say what the claim log decided, and nothing that it did not."""
+    rows = {row.origin: row for row in evidence.rows}
+    for origin, counted in log.counted.items():
+        row = rows.get(origin)
+        if row is None:
+            yield f"{origin} has a claim at {counted.position} and no row"
+            continue
+        facts, outcome = row.facts, row.facts["outcome"]
+        if counted.position in log.withdrawn:
+            if (outcome, facts["reason"]) != ("invalid", "withdrawn"):
+                yield f"{origin} was withdrawn and is {outcome}"
+            continue
+        if facts["claim"] != counted.position:
+            yield f"{origin}: its claim counted at {counted.position}, its row says {facts['claim']}"
+        if row.vector is None or row.vector.tobytes() != counted.vector.tobytes():
+            yield f"{origin}: its row's embedding is not that of its claim"
+        if counted.winner < 0:
+            if outcome != "accepted" or NEAR in facts["flags"]:
+                yield f"{origin} won at {counted.position} and is {outcome}, {facts['flags']}"
+        elif (facts["duplicate_of"], facts["similarity"]) != (_key(log.winners[counted.winner]), counted.similarity):
+            yield f"{origin} lost to {log.winners[counted.winner]} and is a duplicate of {facts['duplicate_of']}"
+        elif outcome != "duplicate" and NEAR not in facts["flags"]:
+            yield f"{origin} lost at {counted.position} and is {outcome}, {facts['flags']}"
+    for row in evidence.rows:
+        if row.origin not in log.counted and row.facts["claim"] is not None:
+            yield f"{row.origin}: its row names a claim at {row.facts['claim']}, which never counted"
+        if row.origin not in log.counted and row.facts["outcome"] == "accepted" and NEAR not in row.facts["flags"]:
+            yield f"{row.origin} is accepted without a claim that counted"
+
+
+def _near(evidence: Evidence, log: ClaimLog) -> Iterator[str]:
+    """Brute force in float64 over all accepted: no two are near; a duplicate names the winner of the lowest position that is near it."""
+    winners = [row for row in evidence.rows if row.facts["outcome"] == "accepted" and NEAR not in row.facts["flags"]]
+    winners.sort(key=lambda row: -1 if row.facts["claim"] is None else row.facts["claim"])
+    duplicates = [row for row in evidence.rows if row.facts["outcome"] == "duplicate" or NEAR in row.facts["flags"]]
+    missing = [row for row in [*winners, *duplicates] if row.vector is None]
+    if missing or not winners:
+        yield from (f"{row.origin} is {row.facts['outcome']} and has no embedding" for row in missing)
+        return
+    known = np.stack([row.vector for row in winners]).astype(np.float64)
+    for at in range(0, len(known), BLOCK):
+        here = known[at : at + BLOCK]
+        for left, right in np.argwhere(known[: at + len(here)] @ here.T >= log.threshold).tolist():
+            if left < at + right:
+                yield f"{winners[left].origin} and {winners[at + right].origin} are both accepted, similarity {known[left] @ here[right]!r}"
+    for at in range(0, len(duplicates), BLOCK):
+        part = duplicates[at : at + BLOCK]
+        similar = known @ np.stack([row.vector for row in part]).astype(np.float64).T
+        near = similar >= log.threshold
+        lowest = np.where(near.any(axis=0), near.argmax(axis=0), -1)
+        for i, row in enumerate(part):
+            yield from _named(row, winners[lowest[i]] if lowest[i] >= 0 else None, float(similar[lowest[i], i]))
+
+
+def _named(row: Row, lowest: Row | None, similarity: float) -> Iterator[str]:
+    if lowest is None:
+        yield f"{row.origin} is a duplicate of {row.facts['duplicate_of']}, and no accepted record is near it"
+    elif row.facts["duplicate_of"] != lowest.facts["key"]:
+        yield f"{row.origin} is a duplicate of {row.facts['duplicate_of']}, and {lowest.facts['key']} of a lower position is near it"
+    elif row.facts["similarity"] != similarity:
+        yield f"{row.origin}: its similarity is {row.facts['similarity']!r}, the embeddings give {similarity!r}"
+
+
+def _key(origin: Origin) -> str:
+    return f"{origin[0]:05d}_{origin[1]:012d}"
