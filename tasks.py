@@ -10,6 +10,7 @@
     python3 tasks.py types           mypy --strict
     python3 tasks.py imports         which module may import which
     python3 tasks.py bench NAME …    one script of benchmarks/; without a name: their list
+    python3 tasks.py chaos [ARGS]    replicas on a real Kafka under random faults: --minutes 30 --faults 100 --seed N
     python3 tasks.py setup           only the environment
     python3 tasks.py clean           removes the environment and every cache of this folder
 
@@ -201,6 +202,11 @@ def bench(args: list[str]) -> int:
     become(str(PYTHON), "-m", f"benchmarks.{args[0]}", *args[1:])
 
 
+def chaos(args: list[str]) -> int:
+    os.chdir(str(ROOT))  # where `tests` can be imported
+    become(str(PYTHON), "-m", "tests.faults.chaos", *args)
+
+
 def check(args: list[str]) -> int:
     """All of them, also after one has failed: a person wants the whole list."""
     steps: dict[str, Callable[[], int]] = {
@@ -259,6 +265,7 @@ TASKS: dict[str, Callable[[list[str]], int]] = {
     "types": types,
     "imports": imports,
     "bench": bench,
+    "chaos": chaos,
     "setup": lambda args: 0,
 }
 

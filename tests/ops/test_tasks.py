@@ -53,6 +53,7 @@ def project(tmp_path):
     root = tmp_path / "project"
     (root / "constraints").mkdir(parents=True)
     (root / "benchmarks").mkdir()
+    (root / "tests" / "faults").mkdir(parents=True)
     shutil.copy(ROOT / "tasks.py", root)
     for name, text in {
         "pyproject.toml": PYPROJECT,
@@ -61,6 +62,7 @@ def project(tmp_path):
         "constraints/cpu.txt": "# none\n",
         "benchmarks/spine.py": BENCHMARK,
         "benchmarks/harness.py": "",
+        "tests/faults/chaos.py": "import sys; print('chaos', sys.argv[1:]); sys.exit(3)",
     }.items():
         (root / name).write_text(text)
     return root
@@ -94,6 +96,8 @@ def test_one_command_makes_the_environment_once_and_runs_the_tool_in_it(project,
     assert installs(project) == 2
     assert run(project, "bench").stdout == "spine\n"
     assert installs(project) == 2
+    chaos = run(project, "chaos", "--seed", "7", cwd=tmp_path)
+    assert (chaos.returncode, chaos.stdout) == (3, "chaos ['--seed', '7']\n")
     wrong = run(project, "bench", "nope")
     assert (wrong.returncode, wrong.stderr) == (1, "tasks.py: no benchmark is named 'nope'; there are spine\n")
 
