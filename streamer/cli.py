@@ -20,7 +20,7 @@ VERBS = {
     "produce": "Folders, WebDataset tars and Parquet as records.",
     "replay": "Backlog into a new dataset.",
     "lag": "Per partition: committed, end, records and seconds behind.",
-    "check": "Config, weights, plugins, device, broker, output: one line each.",
+    "check": "All that a start needs, from the config to the model: one line each.",
     "index": "Snapshots of the dedup state: shows, writes and checks them.",
     "dataset": "Exactly-once audit and statistics of an output folder.",
 }

@@ -174,6 +174,7 @@ def test_check_finds_nothing_wrong_with_the_laptop_example(kafka: str, topic_nam
     create_topic(kafka, topic_name)
     checkpoint = write_demo_checkpoint(tmp_path / "lite0.safetensors")
     changes = {
+        "dataset": topic_name,
         "kafka.bootstrap_servers": f'"{kafka}"',
         "kafka.topic": topic_name,
         "embedder.checkpoint": checkpoint,
@@ -183,7 +184,9 @@ def test_check_finds_nothing_wrong_with_the_laptop_example(kafka: str, topic_nam
     command += [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout)["ok"] is True
+    told = json.loads(done.stdout)
+    assert told["ok"] is True
+    assert told["checks"][-1] == {"check": "dataset", "ok": True, "detail": f"{topic_name} is new"}
 
 
 # Records, files, reasons

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 import yaml
@@ -12,6 +13,10 @@ import yaml
 from streamer.commands.options import read_config, with_config
 from streamer.config import HIDDEN, Config, is_secret
 from streamer.errors import EXIT_DONE, StreamerError
+
+if TYPE_CHECKING:
+    from streamer.kafka.admin import TopicInfo
+    from streamer.model.model import Model
 
 
 def _print_schema(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -33,7 +38,7 @@ def _print_schema(ctx: click.Context, _option: click.Parameter, wanted: bool) ->
 @click.option("--print", "show", is_flag=True, help="Prints the config as it is understood, overrides included, and ends.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 def command(path: str, overrides: tuple[str, ...], show: bool, as_json: bool) -> None:
-    """Config, plugins, weights, device, broker, topics, output: one line each. Exit code: that of the first thing that is wrong."""
+    """Config, plugins, broker, topic, output, weights, device, what the dataset is bound to: one line each. Exit code: that of the first wrong one."""
     config = read_config(path, overrides)
     if show:
         shown = config.model_dump(mode="json", by_alias=True)
@@ -47,9 +52,10 @@ def command(path: str, overrides: tuple[str, ...], show: bool, as_json: bool) ->
 def _report(config: Config, as_json: bool) -> int:
     code = EXIT_DONE
     lines: list[dict[str, object]] = []
+    start = Start(config)
     for name, probe in PROBES.items():
         try:
-            found, ok = probe(config), True
+            found, ok = probe(start), True
         except StreamerError as error:
             found, ok = str(error), False
             code = code or error.exit_code
@@ -62,41 +68,77 @@ def _report(config: Config, as_json: bool) -> int:
     return code
 
 
-def _config(config: Config) -> str:
-    return f"dataset {config.dataset}, writer {config.writer}, {len(config.heads)} heads, {len(config.filters)} filters, digest {config.digest()}"
+class Start:
+    """What the probes have found so far; None where that is wrong."""
+
+    topic: TopicInfo | None = None
+    model: Model | None = None
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
 
 
-def _filters(config: Config) -> str:
+def _config(start: Start) -> str:
+    config = start.config
+    return f"dataset {config.dataset}, writer {config.writer}, heads: {len(config.heads)}, filters: {len(config.filters)}, digest {config.digest()}"
+
+
+def _filters(start: Start) -> str:
     from streamer.judge.filters import Rules
 
+    config = start.config
     Rules(config.filters, config.output.formats, (head.name for head in config.heads))
     return ", ".join(rule.name for rule in config.filters) or "none"
 
 
-def _model(config: Config) -> str:
-    from streamer.model.model import load_model
-
-    model = load_model(config)
-    scores = ", ".join(model.score_names) or "none"
-    return f"{model.embedder.family}, {model.dim} dimensions on {model.device}; heads: {scores}; {model.embedder.fingerprint[:23]}…"
-
-
-def _broker(config: Config) -> str:
+def _broker(start: Start) -> str:
     from streamer.kafka.admin import Admin
     from streamer.kafka.topics import input_topic
 
-    topic = input_topic(Admin(config.kafka), config)
-    return f"{config.kafka.bootstrap_servers}: topic {topic.name} with {topic.partitions} partitions, id {topic.id}"
+    kafka = start.config.kafka
+    start.topic = topic = input_topic(Admin(kafka), start.config)
+    return f"{kafka.bootstrap_servers}: topic {topic.name}, partitions: {topic.partitions}, id {topic.id}"
 
 
-def _output(config: Config) -> str:
+def _output(start: Start) -> str:
     from streamer.sink.storage import Storage
 
-    storage = Storage(config.output.path, config.dataset)
+    storage = Storage(start.config.output.path, start.config.dataset)
     storage.check_writable()
     return f"{storage.root_uri} can be written"
 
 
-PROBES: dict[str, Callable[[Config], str]] = {
-    "config": _config, "filters": _filters, "broker": _broker, "output": _output, "model": _model,
+def _model(start: Start) -> str:
+    from streamer.model.model import load_model
+
+    start.model = model = load_model(start.config)
+    scores = ", ".join(model.score_names) or "none"
+    return f"{model.embedder.family}, {model.dim} dimensions on {model.device}; heads: {scores}; {model.embedder.fingerprint[:23]}…"
+
+
+def _dataset(start: Start) -> str:
+    from streamer.app import binding, threshold_of
+    from streamer.dedup.index import open_index
+    from streamer.dedup.meld import Meld
+    from streamer.kafka.admin import Admin
+    from streamer.kafka.claim_log import ClaimLog, bound_to
+
+    config, topic, model = start.config, start.topic, start.model
+    if topic is None or model is None:
+        return "not looked at: that takes the topic and the model"
+    admin = Admin(config.kafka)
+    if admin.topic(config.claims_topic) is None or not admin.end_offsets(config.claims_topic, [0], committed=False)[0]:
+        return f"{config.dataset} is new"
+    bound_to(config, admin)
+    meld = Meld(model.dim, threshold_of(config), open_index(model.dim, threshold_of(config), "cpu"))
+    log = ClaimLog(config, meld, binding(config, topic, model), admin.message_limit(config.claims_topic))
+    try:
+        log.read_to(1, lambda at, end: None)  # the first entry, which must be ours
+    finally:
+        log.close()
+    return f"{config.dataset} exists, with the same topic, embedder and threshold"
+
+
+PROBES: dict[str, Callable[[Start], str]] = {
+    "config": _config, "filters": _filters, "broker": _broker, "output": _output, "model": _model, "dataset": _dataset,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from streamer.errors import DependencyError
 from streamer.testing import create_topic, produce, read_topic
-from tests.integration.service import Made, photographs
+from tests.integration.service import Made, photographs, streamer
 
 
 def _changed(**sections: Any) -> Callable[[dict[str, Any], Path], None]:
@@ -70,8 +71,6 @@ def test_wrong_config_ends_at_once_with_one_message(
 
 
 def test_config_file_that_is_not_there(tmp_path: Path) -> None:
-    from tests.integration.service import streamer
-
     done = streamer("run", "-c", str(tmp_path / "none.yaml"), expect=2)
     assert "none.yaml" in done.stderr
     assert "Traceback" not in done.stderr
@@ -87,6 +86,8 @@ def test_dataset_with_another_threshold_or_model(
     produce(kafka, topic_name, [(image, {}) for image in photographs(8, seed=3)])
     service = make_service(dataset_name)
     service.run("--until", "end")
+    checked = json.loads(streamer("check", "--json", "-c", str(service.config())).stdout)["checks"][-1]
+    assert checked["detail"] == f"{dataset_name} exists, with the same topic, embedder and threshold"
     before = sorted(str(path) for path in service.output.rglob("*"))
     entries = len(read_topic(kafka, f"{dataset_name}.claims"))
     if change.get("embedder") == "other":
@@ -95,5 +96,8 @@ def test_dataset_with_another_threshold_or_model(
     assert dataset_name in replica.lines[-1]
     assert word in replica.lines[-1]
     assert "replay" in replica.lines[-1]
+    checked = json.loads(streamer("check", "--json", "-c", str(service.config(**change)), expect=2).stdout)["checks"][-1]
+    assert (checked["check"], checked["ok"]) == ("dataset", False)
+    assert word in checked["detail"]
     assert sorted(str(path) for path in service.output.rglob("*")) == before
     assert len(read_topic(kafka, f"{dataset_name}.claims")) == entries
