@@ -48,7 +48,7 @@ class ImageEmbedder(ABC):
 
         Out of memory (``torch.OutOfMemoryError``) may leave it: the caller halves the batch and calls again. After anything else that it raises
         it is called for each row alone, and a row that raises again makes that one record ``invalid``, reason ``embedder_failed``. Raising for
-        every row of a batch of different images, or another shape or type, ends the process with exit code 1.
+        every row of a batch and for an image of zeros too, or another shape or type, ends the process with exit code 1.
         """
 
     def place(self, device: torch.device) -> None:

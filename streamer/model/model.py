@@ -149,7 +149,8 @@ def _apply(
 ) -> torch.Tensor:
     """``function(rows)``; where it raises, row by row, so that one image costs no other anything. → (n, *width) float32.
 
-    A row that raises alone, too, becomes NaN and is added to ``failed``. Raises PluginError when different rows all do, or for a wrong shape.
+    A row that raises alone, too, becomes NaN and is added to ``failed``. Raises PluginError for a wrong shape, and when all rows raise and one of
+    zeros does as well: then it is not the images.
     """
     import torch
 
@@ -177,10 +178,13 @@ def _apply(
         else:
             _require(one, (1, *width), what)
             done[i] = one[0]
-    if len(bad) == len(tried) and any(not bool((rows[i] == rows[tried[0]]).all()) for i in tried):
-        raise PluginError(
-            f"{what} fails for every one of {len(tried)} images, the first time with {type(first).__name__}: {first}"
-        ) from first
+    if len(bad) == len(tried):
+        try:
+            function(torch.zeros_like(rows[:1]))
+        except Exception as error:
+            if is_of_device(error):
+                raise
+            raise PluginError(f"{what} fails for every image, the first time with {type(first).__name__}: {first}") from first
     for failure in bad.values():
         log.warning("%s cannot take one image, whose record is invalid: %s", what, failure.detail)
     failed |= bad

@@ -163,18 +163,29 @@ def test_a_batch_that_raises_is_computed_row_by_row(device: str, caplog: pytest.
     assert np.isnan(result.scores["first"][[5, 17, 30]]).all()
 
 
-def test_an_embedder_that_fails_for_different_images_is_broken() -> None:
+def test_an_embedder_that_fails_for_a_black_image_too_is_broken() -> None:
     class Broken(Mean):
         def embed(self, pixels: torch.Tensor) -> torch.Tensor:
             raise ValueError(f"no good: {len(pixels)}")
 
     with pytest.raises(
-        PluginError, match=r"embedder: Broken\.embed\(\) fails for every one of 3 images, the first time with ValueError: no good: 3"
+        PluginError, match=r"embedder: Broken\.embed\(\) fails for every image, the first time with ValueError: no good: 3"
     ) as caught:
         model_of(Broken()).submit(images(3))
     assert caught.value.exit_code == 1
-    alone = model_of(Broken()).submit(images(1) * 2).result()  # the same image twice: it may be the image's fault
-    assert [e.detail for e in alone.failures.values()] == ["ValueError: no good: 1"] * 2
+    with pytest.raises(PluginError):
+        model_of(Broken()).submit(images(1))
+
+
+def test_bad_images_alone_in_a_batch_are_no_broken_embedder() -> None:
+    class Picky(Mean):
+        def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+            if bool((pixels > 0).any()):
+                raise ValueError("not black")
+            return super().embed(pixels)
+
+    failures = model_of(Picky()).submit(images(3)).result().failures
+    assert [(row, e.reason, e.detail) for row, e in failures.items()] == [(i, "embedder_failed", "ValueError: not black") for i in range(3)]
 
 
 def test_a_wrong_shape_or_type_is_a_broken_plugin() -> None:
@@ -423,7 +434,7 @@ def test_plugins_are_built_checked_and_named(files: Path, monkeypatch: pytest.Mo
             r"embedder: WrongWidth\.embed\(\) returned \(2, 3\) of torch\.float32; it must return a tensor \(2, 5\) of torch\.float32",
         ),
         ("Unnormalised", None, r"embedder: a first image's vector has length .*, which must be 1"),
-        ("Crashing", None, r"a first image cannot be embedded and scored: ValueError: no good"),
+        ("Crashing", None, r"Crashing\.embed\(\) fails for every image, the first time with ValueError: no good"),
         ("Gone", None, r"embedder\.type: room_plugins:Gone: module 'room_plugins' has no 'Gone'"),
         ("Ok", "TwoColumns", r"heads: x: TwoColumns\.score\(\) returned \(2, 2\) of torch\.float32; it must return a tensor \(2,\)"),
         ("Ok", "Ok", r"heads\.0\.type: room_plugins:Ok: is not a subclass of streamer\.Head"),
