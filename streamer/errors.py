@@ -5,7 +5,7 @@
     │   └── DatasetMismatch      2   the dataset was made with another topic, model, dimension or threshold
     ├── DependencyError          1   broker, topic, storage or a file is missing, wrong or refuses
     │   └── DiskFull             1   the storage has no room
-    ├── PluginError              1   the embedder or a head is broken: it fails for all images, or gives another shape
+    ├── PluginError              1   a plugin is broken: it fails for all it is asked about, or gives another shape
     ├── ProtocolError            1   what was read contradicts the invariants; going on could write something wrong
     ├── DeadLetterFuse           1   too many records are invalid: more likely our fault than theirs
     └── TemporaryError          75   fenced, overrun or a dependency is away for now: start again
@@ -49,7 +49,7 @@ class DiskFull(DependencyError):
 
 
 class PluginError(StreamerError):
-    """The embedder or a head fails for every image of a batch, or gives something else than it must."""
+    """A plugin fails for every image of a batch or every record so far, or gives something else than it must."""
 
 
 class ProtocolError(StreamerError):

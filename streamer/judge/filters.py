@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from streamer.config import CustomRule, FieldRule, RuleConfig
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, PluginError
 from streamer.plugins import build
 from streamer.records import FORMAT_RULE, Facts, FailedRule
 
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 _FORMAT_ALIASES = {"jpeg": "jpg", "jpe": "jpg", "mpo": "jpg", "tif": "tiff"}
 _NOT_A_WORD = re.compile(r"[^A-Za-z0-9_.-]+")
 _METADATA = "metadata."
+_BROKEN_AFTER = 100
+"""A custom filter that raised for so many records, and has answered for none yet, is broken."""
 _NO_SCORES: Mapping[str, float] = {}
 
 
@@ -53,7 +55,7 @@ class Filter(ABC):
         A header filter is called on the decode threads, by several at once; a score filter on the device thread, between two
         batches. It must not block (no network, no lock held for long), must not change the row, and must give the same answer
         for the same row: records are judged again after a crash. Whatever it raises fails the rule for this record only,
-        with the flag ``NAME:error_TYPE``.
+        with the flag ``NAME:error_TYPE``; a filter that raises for each of its first 100 records ends the process with exit code 1.
         """
 
 
@@ -65,7 +67,7 @@ class HeaderRules:
         self._formats = frozenset(formats)
 
     def check(self, facts: Facts) -> list[FailedRule]:
-        """Every failure, in the order of the config; the first that removes is the reason. Does not block."""
+        """Every failure, in the order of the config; the first that removes is the reason. Does not block. Raises PluginError."""
         failures = [] if facts.format in self._formats else [FailedRule(FORMAT_RULE, True)]
         for rule in self._rules:
             failures += rule(facts, _NO_SCORES)
@@ -82,7 +84,7 @@ class ScoreRules:
         return bool(self._rules)
 
     def check(self, facts: Facts, scores: Mapping[str, float]) -> list[FailedRule]:
-        """Every failure, in the order of the config. ``scores``: head name → raw score. Does not block."""
+        """Every failure, in the order of the config. ``scores``: head name → raw score. Does not block. Raises PluginError."""
         return [failure for rule in self._rules for failure in rule(facts, scores)]
 
 
@@ -126,13 +128,23 @@ def _field_rule(rule: FieldRule, head: str | None) -> _Rule:
 
 
 def _custom_rule(plugin: Filter, failure: FailedRule) -> _Rule:
+    answered, raised = False, 0
+
     def check(facts: Facts, scores: Mapping[str, float]) -> tuple[FailedRule, ...]:
+        nonlocal answered, raised
         try:
             answer = plugin.keep(FilterRow(facts, scores))
             keep, why = answer if isinstance(answer, tuple) else (answer, "")
             keep, why = bool(keep), _NOT_A_WORD.sub("_", why)[:40]
-        except Exception as error:  # noqa: BLE001 - one record that a plugin cannot judge must not cost the others anything
+            answered = True
+        except Exception as error:  # one record that a plugin cannot judge must not cost the others anything
             log.warning("filter %s raised %s: %s; the record fails it", failure.name, type(error).__name__, error)
+            raised += 1
+            if not answered and raised >= _BROKEN_AFTER:
+                raise PluginError(
+                    f"filter {failure.name}: {type(plugin).__name__}.keep() raised for each of its first {raised} records; the last: "
+                    f"{type(error).__name__}: {error}. Mend the plugin; it is asked about row.facts and row.scores (docs/reference.md)."
+                ) from error
             keep, why = False, f"error_{type(error).__name__}"
         if keep:
             return ()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.config import CustomRule, FieldRule
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, PluginError
 from streamer.judge.filters import Filter, FilterRow, Rules
 from streamer.records import Facts, FailedRule
 
@@ -193,6 +193,20 @@ def test_custom_filters(plugins, caplog):
     assert "filter even raised KeyError" in caplog.text
     assert rules.score_rules.check(CAT, {"aesthetic": 5.0}) == []
     assert rules.score_rules.check(CAT, {"aesthetic": 4.9}) == [FailedRule("good", True)]
+
+
+def test_a_custom_filter_that_only_raises_is_broken(plugins):
+    even = CustomRule(type="some_filters:Even", name="even", action="flag")
+    check = Rules([even], ["jpg"]).header_rules.check
+    for _ in range(99):
+        check(Facts(format="jpg", metadata={}))
+    with pytest.raises(PluginError, match=r"filter even: Even\.keep\(\) raised for each of its first 100 records; the last: KeyError: 'n'"):
+        check(Facts(format="jpg", metadata={}))
+
+    check = Rules([even], ["jpg"]).header_rules.check
+    check(Facts(format="jpg", metadata={"n": 2}))
+    for _ in range(200):  # one that has answered is not, whatever the records are like
+        assert check(Facts(format="jpg", metadata={}))
 
 
 @pytest.mark.parametrize(
