@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import NoReturn
 
 import click
@@ -18,6 +19,8 @@ from streamer.config import Config
 from streamer.errors import EXIT_DONE, EXIT_FAILED, StreamerError
 from streamer.ops import logs
 from streamer.units import parse_time
+
+log = logging.getLogger("streamer")
 
 
 def parse_until(text: str | None) -> str | float | None:
@@ -60,11 +63,15 @@ def be_replica(config: Config, run: Callable[[Callable[[], bool]], None]) -> NoR
     """What is left of the process: logs, signals, ``run(stop)``, and the exit code."""
     logs.setup()
     logs.hide(config.kafka.client)
+    log.info("starting", extra={
+        "version": version("streamer"), "dataset": config.dataset, "writer": config.writer, "topic": config.kafka.topic,
+    })  # fmt: skip
     stop = stop_on_signals()
     try:
         run(stop)
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was; a thread may not keep it
         end_with(error)
+    log.info("ended well: what was decided is committed")
     sys.stdout.flush()
     os._exit(EXIT_DONE)
 

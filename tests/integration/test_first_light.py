@@ -40,6 +40,9 @@ def test_sigterm_drains_seals_commits_and_ends_with_0(kafka: str, topic_name: st
     replica.wait_for("partitions assigned")
     replica.process.send_signal(signal.SIGTERM)
     assert replica.end() == 0, replica.log
+    assert "starting" in replica.lines[0]
+    assert dataset_name in replica.lines[0]
+    assert "ended well" in replica.lines[-1]
     service.run("--until", "end")
     check_exactly_once(read_output(service.output), dict(zip(origins, images, strict=True)), threshold=0.97)
     verified(service.output)
