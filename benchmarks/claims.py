@@ -21,7 +21,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # 
 import numpy as np
 
 from benchmarks.vectors import Stream, near
-from streamer.dedup.index import open_index
+from streamer.dedup.choose import open_index
 from streamer.dedup.meld import WON, Meld
 from streamer.records import F16
 from streamer.sink.location import open_folder

@@ -25,7 +25,8 @@ import webdataset  # noqa: F401 - takes seconds to import: now, and not in the w
 
 from streamer.config import Config
 from streamer.decode.decoder import Decoder
-from streamer.dedup.index import WinnerIndex, open_index
+from streamer.dedup.choose import open_index
+from streamer.dedup.index import WinnerIndex
 from streamer.dedup.meld import VERSION as MELD_VERSION
 from streamer.dedup.meld import Meld
 from streamer.errors import DependencyError, Fenced, ProtocolError, StreamerError

@@ -118,7 +118,7 @@ def _model(start: Start) -> str:
 
 def _dataset(start: Start) -> str:
     from streamer.app import binding, threshold_of
-    from streamer.dedup.index import open_index
+    from streamer.dedup.choose import open_index
     from streamer.dedup.meld import Meld
     from streamer.kafka.admin import Admin
     from streamer.kafka.claim_log import ClaimLog, bound_to

@@ -140,7 +140,7 @@ class Place:
         return self.admin.end_offsets(self.config.claims_topic, [0], committed=False)[0]
 
     def meld(self) -> Meld:
-        from streamer.dedup.index import open_index
+        from streamer.dedup.choose import open_index
         from streamer.dedup.meld import Meld
 
         index = open_index(self.binding.dim, self.binding.threshold, "cpu")

@@ -69,15 +69,3 @@ class WinnerIndex(Protocol):
         ``state``: of these rows, perhaps by another kind of index: what it does not know it ignores. The oldest may be evicted since.
         The store has no codes yet: calls its `make_codes`, for the newest `W` rows at least.
         """
-
-
-def open_index(dim: int, threshold: float, device: str, calibrated: bool = False, train_at: int | None = None) -> WinnerIndex:
-    """An empty index for ``cpu`` or ``cuda:N``. ``train_at``: winners at which it makes its first cells; None: a default."""
-    if device == "cpu":
-        from streamer.dedup.calibration import Calibration
-        from streamer.dedup.ivf import TRAIN_AT, IvfIndex
-
-        return IvfIndex(WinnerStore(dim), threshold, Calibration() if calibrated else None, TRAIN_AT if train_at is None else train_at)
-    from streamer.dedup.device import DeviceIndex
-
-    return DeviceIndex(WinnerStore(dim), threshold, device)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streamer.dedup.arithmetic import similarities
-from streamer.dedup.index import open_index
+from streamer.dedup.choose import open_index
 from streamer.dedup.meld import LOST, REPEAT, VOID_STALE, VOID_TERM, WON, Meld
 from streamer.records import Claim
 from streamer.wire.claim import Claims, DatasetEntry, Open, Withdraw, decode, encode

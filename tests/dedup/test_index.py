@@ -10,8 +10,8 @@ import streamer.dedup.ivf
 import streamer.dedup.lists
 import streamer.dedup.store
 from streamer.dedup.arithmetic import similarities, widen
+from streamer.dedup.choose import open_index
 from streamer.dedup.exact import ExactIndex
-from streamer.dedup.index import open_index
 from streamer.dedup.store import WinnerStore
 
 

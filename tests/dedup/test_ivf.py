@@ -10,7 +10,7 @@ import streamer.dedup.ivf
 from streamer.dedup.arithmetic import widen
 from streamer.dedup.calibration import Calibration
 from streamer.dedup.cells import Bounds, lengths_of, needed, probe, trained
-from streamer.dedup.index import open_index
+from streamer.dedup.choose import open_index
 from streamer.dedup.ivf import MERGE, IvfIndex
 from streamer.dedup.sketch import fitted
 from streamer.dedup.store import BLOCK, WinnerStore

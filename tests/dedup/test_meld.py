@@ -14,7 +14,7 @@ import streamer.dedup.meld
 import streamer.dedup.sketch
 import streamer.dedup.store
 from streamer.config import Dedup
-from streamer.dedup.index import open_index
+from streamer.dedup.choose import open_index
 from streamer.dedup.meld import LOST, REPEAT, VOID_STALE, VOID_TERM, VOID_VECTOR, WON, Meld, W, least_capacity
 from streamer.records import Claim
 from streamer.wire.claim import Claims, DatasetEntry, Open, Withdraw, decode, encode

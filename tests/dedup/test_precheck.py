@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from streamer.dedup.index import open_index
+from streamer.dedup.choose import open_index
 from streamer.dedup.meld import WON, Meld
 from streamer.wire.claim import Claims, Open, Withdraw
 

@@ -19,7 +19,7 @@ import streamer.dedup.sketch
 import streamer.dedup.snapshot
 import streamer.dedup.store
 from streamer.dedup import snapshot
-from streamer.dedup.index import open_index
+from streamer.dedup.choose import open_index
 from streamer.dedup.meld import Meld, W, least_capacity
 from streamer.dedup.snapshot import Header, Unusable
 from streamer.dedup.store import WinnerStore

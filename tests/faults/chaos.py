@@ -34,7 +34,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from streamer.dedup.index import open_index
+from streamer.dedup.choose import open_index
 from streamer.dedup.meld import Meld
 from streamer.testing import Broker, create_topic, jpeg
 from streamer.wire.claim import DatasetEntry, decode

@@ -86,7 +86,7 @@ def test_rebuild_finds_a_snapshot_that_says_something_else(
 ) -> None:
     """Well-formed but wrong, as after a bug: only the comparison with the log finds it."""
     from streamer.config import load
-    from streamer.dedup.index import open_index
+    from streamer.dedup.choose import open_index
     from streamer.dedup.meld import Meld
     from streamer.kafka.admin import Admin
     from streamer.kafka.claim_log import bound_to

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from streamer.config import FieldRule
-from streamer.dedup.index import open_index
+from streamer.dedup.choose import open_index
 from streamer.dedup.meld import LOST, WON, Meld
 from streamer.errors import DependencyError, InvalidRecord
 from streamer.flow.channel import Channel

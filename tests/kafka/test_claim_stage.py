@@ -13,7 +13,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streamer.config import Config, parse
-from streamer.dedup.index import open_index
+from streamer.dedup.choose import open_index
 from streamer.dedup.meld import Meld
 from streamer.errors import DatasetMismatch, DependencyError, ProtocolError, StreamerError, TemporaryError
 from streamer.flow.channel import Channel

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from streamer.config import Config, parse
-from streamer.dedup.index import open_index
+from streamer.dedup.choose import open_index
 from streamer.dedup.meld import Meld
 from streamer.errors import DependencyError, ProtocolError
 from streamer.flow.worker import Failure, Worker

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from streamer.config import Config, parse
-from streamer.dedup.index import open_index
+from streamer.dedup.choose import open_index
 from streamer.dedup.meld import Meld
 from streamer.dedup.store import WinnerStore
 from streamer.errors import ConfigError, DependencyError
