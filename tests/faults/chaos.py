@@ -40,7 +40,7 @@ from streamer.testing import Broker, create_topic, jpeg
 from streamer.wire.claim import DatasetEntry, decode
 from tests.faults.evidence import Evidence, read_evidence
 from tests.faults.verdict import measures, violations
-from tests.integration.service import Replica, Service, verified
+from tests.integration.service import Replica, Service, streamer
 
 TAU = 0.97
 SESSION_S = 5.0
@@ -198,6 +198,8 @@ class Chaos:
         self.ends: Counter[str] = Counter()
         self.digests: list[tuple[int, str]] = []
         """(position, digest) of every replica that ended well."""
+        self.restored = 0
+        """Starts that went on from a snapshot of the dedup state."""
         self.drops: Counter[str] = Counter()
         """Times that uncommitted work was dropped, by cause."""
         try:
@@ -216,6 +218,9 @@ class Chaos:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.service.close()
         self.broker.close()
+        if error is not None:
+            for number, slot in enumerate(self.slots):
+                self._save(number, slot)
 
     def _settings(self) -> dict[str, Any]:
         moody = {"type": "tests.plugins.thumbnail:Moody", "args": {"share": 0.1}}
@@ -262,7 +267,7 @@ class Chaos:
         records = self.feed.stop()
         self._tell(f"quiet: {self._progress()}")
         before, since = self.decided, time.monotonic()
-        while self.decided < records or any(slot.start_at for slot in self.slots):
+        while self.decided < records or any(slot.start_at or not slot.replica.count("partitions assigned") for slot in self.slots):
             self._step()
             if self.decided != before:
                 before, since = self.decided, time.monotonic()
@@ -337,20 +342,27 @@ class Chaos:
     def _ended(self, number: int, slot: Slot) -> int:
         """Books the end of a process, and what it said; returns its exit code."""
         code, lines = slot.replica.end(), slot.replica.lines
-        runs = len(list(self._folder.glob(f"w{number}-*.log")))
-        (self._folder / f"w{number}-{runs:03}.log").write_text("\n".join(lines))
+        path = self._save(number, slot)
         said = [entry for entry in map(_parsed, lines) if entry is not None]
         for entry in said:
             if entry["message"] == "claim log melded":
                 self.digests.append((entry["position"], entry["digest"]))
             elif entry["message"].startswith("uncommitted work is dropped"):
                 self.drops[entry["cause"]] += 1
+            elif entry["message"] == "restored the dedup state":
+                self.restored += entry["snapshot"] > 0
         last = next((entry["message"] for entry in reversed(said) if entry["level"] == "error"), "")
         self.ends[f"{code}{': ' + re.sub(r'[0-9]+', 'N', last)[:100] if code > 0 else ''}"] += 1
         explained = code in slot.expects or code == 75 or (code == 1 and self._broker_away_until > 0 and AWAY.search(last))
         if not explained or any("Traceback" in line or "this is a bug" in line for line in lines):
-            self.wrong.append(f"w{number} ended with {code} (log {runs:03}): {last or slot.replica.log}")
+            self.wrong.append(f"w{number} ended with {code} ({path.name}): {last or slot.replica.log}")
         return code
+
+    def _save(self, number: int, slot: Slot) -> Path:
+        runs = len(list(self._folder.glob(f"w{number}-*.log")))
+        path = self._folder / f"w{number}-{runs:03}.log"
+        path.write_text("\n".join(slot.replica.lines))
+        return path
 
     # The judgement
 
@@ -362,7 +374,8 @@ class Chaos:
             found.append(f"{records} records were produced, and {len(evidence.produced)} are in the topic")
         if len(self.digests) < len(self.slots):
             found.append(f"{len(self.digests)} digests were told, fewer than there are replicas")
-        report = verified(self.service.output)
+        report = json.loads(streamer("dataset", "verify", str(self.service.output), "--json", expect=None).stdout)
+        found += [f"`dataset verify` says {problem}" for problem in report["problems"]]
         if report["records"] != records:
             found.append(f"`dataset verify` counts {report['records']} records of {records}")
         return evidence, found
@@ -425,6 +438,7 @@ def main(minutes: float, faults: int, seed: int | None, replicas: int, partition
         table.add_row(f"processes ended with {name}", str(count))
     for cause, count in chaos.drops.most_common():
         table.add_row(f"uncommitted work dropped: {cause}", str(count))
+    table.add_row("starts from a snapshot", str(chaos.restored))
     table.add_row("digests compared", str(len(chaos.digests)))
     table.add_row("violations", str(len(found)))
     console.print(table)
