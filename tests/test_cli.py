@@ -182,3 +182,9 @@ def test_a_person_sees_one_message_and_the_shell_the_code(tmp_path: Path) -> Non
         f"streamer: {path}: kafka.bootstrap_servers: is missing; add it",
         f"{path}: batch.size: Input should be greater than or equal to 1 (got 0)",
     ]
+
+
+def test_without_faiss_a_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert ending(monkeypatch, "check", "-c", "examples/laptop.yaml") == 2
+    assert "pip install -c constraints/cpu.txt '.[cpu]'" in capsys.readouterr().err

@@ -99,8 +99,8 @@ def _print_statistics(found: Statistics) -> None:
 
     console = Console(soft_wrap=True, highlight=False)
     console.print(
-        f"{found.records} records in {found.epochs} epochs; {found.shards} shards with {size(found.shard_bytes)}, "
-        f"of it {size(found.image_bytes)} of images; tables {size(found.table_bytes)}"
+        f"records: {found.records}, epochs: {found.epochs}, shards: {found.shards} with {size(found.shard_bytes)}, "
+        f"of it {size(found.image_bytes)} of images; tables: {size(found.table_bytes)}"
     )
     console.print(_outcomes({"all": found.outcomes, **found.writers}, "writer"))
     console.print(_outcomes({str(p): c for p, c in sorted(found.partitions.items())}, "partition"))

@@ -90,7 +90,13 @@ def _lines(done: Done) -> list[tuple[str, str]]:
     lines.append(("See every decision", place.sheet.as_uri()))
     port = done.place.config.read_text("utf-8").partition("bootstrap_servers: ")[2].partition("\n")[0].rpartition(":")[2]
     broker, config = shlex.quote(str(place.broker)), shlex.quote(str(place.config))
-    lines.append(("Go on with it", f"streamer broker --port {port} --data {broker}      then, for example: streamer lag -c {config}"))
+    streamer = f"{shlex.quote(sys.executable)} -m streamer"
+    lines.append(
+        (
+            "Go on with it: its broker again, and in another terminal how far the dataset is",
+            f"{streamer} broker --port {port} --data {broker}\n{streamer} lag -c {config}",
+        )
+    )
     return lines
 
 

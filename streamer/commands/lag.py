@@ -34,7 +34,7 @@ def command(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
         }  # fmt: skip
         click.echo(json.dumps(summary))
         return
-    click.echo(f"group {config.group}: {group.state}, {len(group.members)} members", err=True)
+    click.echo(f"group {config.group}: {group.state}, members: {len(group.members)}", err=True)
     Console().print(_table(config.kafka.topic, rows))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import click
 
 from streamer.config import Config, load
+from streamer.errors import ConfigError
 
 
 def with_config(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -19,5 +21,9 @@ def with_config(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read_config(path: str, overrides: tuple[str, ...]) -> Config:
-    """Raises ConfigError."""
+    """Raises ConfigError, also where the package lacks what every replica needs."""
+    if find_spec("faiss") is None:
+        raise ConfigError(
+            "Faiss is not installed; it comes with the extra cpu or gpu: pip install -c constraints/cpu.txt '.[cpu]' (README.md)"
+        )
     return load(path, overrides)

@@ -78,6 +78,8 @@ def _page(result: Result, facts: Facts) -> Iterator[str]:
 def _head(result: Result, facts: Facts) -> Iterator[str]:
     total = len(result.rows)
     yield f"<header><h1>{escape(facts.title)}</h1><p>{escape(facts.model)} · near-duplicates from similarity {facts.threshold:g}"
+    if scores := sorted({name for row in result.rows for name in row.scores}):
+        yield f" · scores of the heads: {escape(', '.join(scores))}"
     yield f" · <span class=verdict>{escape(facts.verified)}</span></p>"
     yield f"<div class=tiles><div class=tile><b>{total}</b><span>records in</span></div>"
     for outcome, meaning in _OUTCOMES.items():

@@ -25,7 +25,7 @@ section { margin-top: 44px; padding-top: 18px; border-top: 3px solid var(--tone,
 .group { flex: 1 0 100%; display: flex; gap: 16px; padding-top: 18px; border-top: 1px solid var(--line); }
 .group > figure { flex: 0 0 208px; align-self: flex-start; } .behind { flex: 1; min-width: 0; }
 .behind .grid { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 10px; } .behind .frame { height: 112px; }
-.group.few { flex: 0 0 auto; } .few > figure { flex-basis: 176px; } .few .behind .grid { display: flex; } .few .behind figure { width: 140px; }
+.group.few { flex: 0 0 auto; } .group.few { gap: 12px; } .few > figure { flex-basis: 168px; } .few .behind .grid { display: flex; } .few .behind figure { width: 136px; }
 .group.few > figure .frame { height: 144px; }
 .count { margin: 0 0 8px; font-weight: 600; color: var(--duplicate); }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-top: 3px solid var(--tone); border-radius: 7px; overflow: hidden; min-width: 0; }

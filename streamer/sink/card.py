@@ -22,7 +22,7 @@ committed, with checksums (`streamer dataset verify` checks it all).
 
 ```python
 from datasets import load_dataset
-samples = load_dataset("path/to/this/folder", split="train")   # {first}; other formats by name: {names}
+samples = load_dataset("path/to/this/folder", split="train")   # {first}{others}
 
 import webdataset, glob
 samples = webdataset.WebDataset(sorted(glob.glob("shards/{first}/*.tar")), shardshuffle=False).decode("pil")
@@ -79,5 +79,6 @@ def _written(card: str, dataset: str, formats: list[str]) -> str:
     configs = [{"config_name": f, "data_files": f"shards/{f}/*.tar", **({"default": True} if f == first else {})} for f in formats]
     front, body = _split(card)
     front = {"pretty_name": dataset, "task_categories": ["image-to-text"], **front, "configs": configs}
-    body = body or "\n" + _BODY.format(dataset=dataset, first=first, names=", ".join(formats))
+    others = "; other formats by name: " + ", ".join(f for f in formats if f != first) if len(formats) > 1 else ""
+    body = body or "\n" + _BODY.format(dataset=dataset, first=first, others=others)
     return f"{_FENCE}{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}{_FENCE}{body}"

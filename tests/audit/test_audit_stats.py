@@ -78,5 +78,5 @@ def test_the_command(folder):
     done = subprocess.run([*run, "--json"], capture_output=True, text=True, check=True, timeout=100)
     assert json.loads(done.stdout) == statistics(str(folder)).as_json()
     done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=100)
-    assert "180 records in 5 epochs" in done.stdout
+    assert "records: 180, epochs: 5" in done.stdout
     assert "near_duplicate" in done.stdout
