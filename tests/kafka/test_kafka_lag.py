@@ -160,7 +160,7 @@ def test_the_command(config, path):
     table = CliRunner().invoke(command, ["-c", str(path)], catch_exceptions=False)
     assert "records behind" in table.stdout
     assert "none yet" in table.stdout
-    assert table.stderr == f"group {config.group}: empty, 0 members\n"
+    assert table.stderr == f"group {config.group}: empty, members: 0\n"
 
 
 def test_no_topic(config, path):
