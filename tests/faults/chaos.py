@@ -182,8 +182,11 @@ class Chaos:
     """A broker, a dataset and its replicas in ``folder``, and what is done to them. One thread; `close` ends everything."""
 
     def __init__(
-        self, folder: Path, seed: int, replicas: int = 3, partitions: int = 6, rate: float = 60.0, say: Callable[[str], None] = print
-    ) -> None:
+        self, folder: Path, seed: int, replicas: int = 3, partitions: int = 6, rate: float = 60.0, static: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
+        """``static``: members with instance ids, as on Kubernetes."""
+        self._static = static
         self.broker = Broker(data=folder / "kafka")
         self.topic, self.seed = "pictures", seed
         self._say = say
@@ -337,7 +340,8 @@ class Chaos:
                 slot.wake_at, slot.start_at = None, now + self._dice.uniform(0.0, 1.5)
 
     def _start(self, writer: str, *args: str) -> Replica:
-        return self.service.start(*args, writer=writer, env={"STREAMER_LOG_LEVEL": "debug", "OMP_NUM_THREADS": "1"})
+        kafka = {**self.service.settings["kafka"], "group_instance_id": writer if self._static else None}
+        return self.service.start(*args, writer=writer, kafka=kafka, env={"STREAMER_LOG_LEVEL": "debug", "OMP_NUM_THREADS": "1"})
 
     def _ended(self, number: int, slot: Slot) -> int:
         """Books the end of a process, and what it said; returns its exit code."""
@@ -414,7 +418,8 @@ def _parsed(line: str) -> dict[str, Any] | None:
 @click.option("--replicas", default=3, show_default=True)
 @click.option("--partitions", default=6, show_default=True)
 @click.option("--rate", default=60.0, show_default=True, help="Records a second, at most.")
-def main(minutes: float, faults: int, seed: int | None, replicas: int, partitions: int, rate: float) -> None:
+@click.option("--static", is_flag=True, help="Static members, as on Kubernetes.")
+def main(minutes: float, faults: int, seed: int | None, replicas: int, partitions: int, rate: float, static: bool) -> None:
     """Chaos on a real Kafka, and a judgement at the end. Exit 1 on any violation; the folder is kept then."""
     console = Console()
     seed = random.SystemRandom().randrange(10_000) if seed is None else seed
@@ -425,7 +430,7 @@ def main(minutes: float, faults: int, seed: int | None, replicas: int, partition
 
     say(f"seed {seed}, folder {folder}")
     planned = plan(seed, faults, minutes * 60 / faults, replicas, LONG_DECK)
-    with Chaos(folder, seed, replicas, partitions, rate, say) as chaos:
+    with Chaos(folder, seed, replicas, partitions, rate, static, say) as chaos:
         chaos.run(planned)
         records = chaos.settle()
         evidence, found = chaos.judge(records)
