@@ -37,7 +37,7 @@ PROBLEMS: dict[str, str] = {
     "member_mismatch": "a sample's image bytes, text or json are not what its row says",
     "duplicate_target": "a duplicate does not name an accepted record that came before it",
     "similarity": "a duplicate's similarity is not the one of the stored embeddings, or is below the threshold",
-    "pair": "two accepted records are at or above the threshold (checked with --pairs)",
+    "pair": "two accepted records are at or above the threshold (checked with --pairs; dedup.capacity and a calibrated probe may leave some)",
 }
 """The closed list of problem codes; `dataset verify` exits 1 if there is any."""
 

@@ -112,16 +112,16 @@ def rebuild(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
             if not found.unfinished or found.age_s > ABANDONED_S:
                 place.snapshots.folder.remove(found.path)
         header = place.write(log)
-    verdict = "equal" if equal else "different"
-    if restored is None:
-        verdict = "nothing to compare"
+    verdict = "nothing to compare" if restored is None else "equal" if equal else "different"
     if as_json:
         told = {"verdict": verdict, "digest": whole, "restored": restored, "position": header.position, "removed": [f.path for f in bad]}
         print(json.dumps(told))
     else:
-        print(
-            f"{verdict}: the whole claim log, and the newest good snapshot with the rest of it; new snapshot at position {header.position}"
-        )
+        words = {
+            "equal": "the whole claim log says the same as the newest good snapshot with the rest of it",
+            "different": "the whole claim log says something else than the newest good snapshot with the rest of it",
+        }.get(verdict, "there is no good snapshot to compare with the claim log")
+        print(f"{words}; new snapshot at position {header.position}")
     if not equal:
         print("snapshots said something else than the claim log; they are removed. Restart the replicas, and report this.", file=sys.stderr)
         sys.exit(EXIT_FAILED)

@@ -39,7 +39,7 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
 .raw { padding: 32px 12px 6px; align-self: flex-start; max-height: 100%; overflow: hidden; overflow-wrap: anywhere; color: var(--soft); font: 12px/1.4 ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; }
 figcaption { padding: 7px 10px 9px; }
 .id { font: 12px/1.4 ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; overflow-wrap: break-word; }
-.text { margin: 3px 0; display: -webkit-box; -webkit-line-clamp: 3; -webkit-box-orient: vertical; overflow: hidden; }
+.text { margin: 3px 0; display: -webkit-box; -webkit-line-clamp: 4; -webkit-box-orient: vertical; overflow: hidden; }
 .text.none { color: var(--soft); font-style: italic; } .size { font-size: 12px; color: var(--soft); }
 .why { margin-top: 4px; font-size: 12.5px; color: var(--tone); }
 .credits ul { columns: 2; padding-left: 18px; } .credits li { margin-bottom: 3px; }
