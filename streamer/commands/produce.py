@@ -37,10 +37,15 @@ class Report:
     seconds: float = 0.0
     failed: list[tuple[str, str]] = field(default_factory=list)
     absent: int = 0
+    left_out: int = 0
+    """Files that are no images."""
 
     def as_json(self) -> str:
         failed = [{"id": id, "reason": reason} for id, reason in self.failed]
-        counts = {"sent": self.sent, "failed": failed, "absent": self.absent, "bytes": self.nbytes, "seconds": round(self.seconds, 3)}
+        counts = {
+            "sent": self.sent, "failed": failed, "absent": self.absent, "left_out": self.left_out, "bytes": self.nbytes,
+            "seconds": round(self.seconds, 3),
+        }  # fmt: skip
         return json.dumps(counts, ensure_ascii=False)
 
 
@@ -109,6 +114,9 @@ def command(
             sender.finish(lambda: progress.show(sender.tally, len(report.failed)))
     report.sent, report.nbytes, report.seconds = sender.tally.sent, sender.tally.nbytes, time.monotonic() - begun
     report.failed += [(id, f"{reason}; the topic takes at most {limit} bytes with headers") for id, reason in sender.tally.refused]
+    report.left_out = len(reader.left_out)
+    if reader.left_out:
+        click.echo(f"files left out, being neither images nor tars: {report.left_out}, for example {reader.left_out[0]}", err=True)
     _print(report, topic, as_json, texts.unused() if texts is not None else [])
     if report.failed:
         click.get_current_context().exit(EXIT_FAILED)

@@ -19,6 +19,7 @@ class Captions:
 
     def __init__(self, file: Path, columns: Columns) -> None:
         """Reads the whole file; its texts stay in memory. Raises ConfigError naming the file and what is wrong in it."""
+        self.file = file
         self._folder = file.parent
         self._captions: dict[str, Caption] = {}
         self._unused: set[str] = set()

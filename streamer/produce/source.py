@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from streamer.errors import ConfigError
@@ -12,6 +12,7 @@ from streamer.produce.captions import Captions
 from streamer.produce.entry import Columns, Entry, is_image
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_SIDECARS = (".txt", ".json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Sources:
     captions: Captions | None
     all_files: bool
     limit: int
+    left_out: list[str] = field(default_factory=list)
+    """Ids of the files in folders that are neither sent nor beside one that is (`.txt`, `.json`, the captions)."""
 
     def entries(self, source: Path) -> Iterator[Entry]:
         """Records of one source, in a fixed order. Raises ConfigError if it is nothing that can be sent.
@@ -49,6 +52,7 @@ class Sources:
 
     def _folder(self, root: Path) -> Iterator[Entry]:
         empty = True
+        others = []
         for path in folder.walk(root):
             if self.all_files or is_image(path.name):
                 empty = False
@@ -56,8 +60,13 @@ class Sources:
             elif _is_tar(path):
                 empty = False
                 yield from self._tar(path, root)
+            elif path.suffix.lower() not in _SIDECARS and not (
+                self.captions is not None and path.resolve() == self.captions.file.resolve()
+            ):
+                others.append(path)
+        tables = [path for path in others if empty and path.suffix.lower() == ".parquet"]
+        self.left_out.extend(folder.id_of(path, root) for path in others if path not in tables)
         if empty:
-            tables = [path for path in folder.walk(root) if path.suffix.lower() == ".parquet"]
             if not tables:
                 raise ConfigError(f"{root}: has no images, tars or Parquet files; --all-files sends whatever is in it")
             for path in tables:

@@ -48,6 +48,7 @@ def test_what_is_too_big_or_unreadable_is_listed_and_the_rest_arrives(kafka, top
     (folder / "a-big.jpg").write_bytes(b"x" * 50_000)
     (folder / "b-just-too-big.jpg").write_bytes(b"x" * 19_990)  # fits, but not with its headers
     (folder / "gone.jpg").symlink_to(folder / "nowhere")
+    (folder / "notes.md").write_text("no image")
     code, out, err = run(folder, "--topic", topic_name, "--bootstrap", kafka, "--json")
     assert code == 1
     summary = json.loads(out)
@@ -56,7 +57,8 @@ def test_what_is_too_big_or_unreadable_is_listed_and_the_rest_arrives(kafka, top
     assert "50000 bytes; the topic takes at most 20000" in failed["a-big.jpg"]
     assert "at most 20000 bytes with headers" in failed["b-just-too-big.jpg"]
     assert "not sent: gone.jpg: No such file or directory" in err
-    assert (summary["sent"], summary["absent"]) == (40, 0)
+    assert (summary["sent"], summary["absent"], summary["left_out"]) == (40, 0, 1)
+    assert "left out, being neither images nor tars: 1, for example notes.md" in err
     assert summary["bytes"] == sum(len(jpeg(i)) for i in range(40))
     assert len(read_topic(kafka, topic_name)) == 40  # none of the small ones went with a big one's batch
 
