@@ -93,6 +93,7 @@ class Replica:
         self._uncommitted: deque[tuple[int, dict[int, int]]] = deque()
         self._lag_shown_at = 0.0
         self._bound = Bound(None)
+        self._dropped = ""
 
     # The loop
 
@@ -114,11 +115,19 @@ class Replica:
             if bound.is_reached(self._source):
                 self._flush()
         log.info("draining: what is on the device is decided, sealed and committed")
-        if not self._drain(DRAIN_DEADLINE_S, self._serve, "shutdown"):
+        self._dropped = ""
+        if (
+            self._drain(DRAIN_DEADLINE_S, self._serve, "shutdown") or not self._dropped
+        ):  # a revoke meanwhile may have drained and committed it
+            return
+        if self._dropped == "shutdown":
             raise TemporaryError(
                 f"the line could not be drained within {DRAIN_DEADLINE_S:.0f} s; the open epoch was dropped. Nothing is lost: the next start reads it "
                 "again. A smaller batch.size drains faster."
             )
+        raise TemporaryError(
+            f"the open epoch was dropped while the line was drained ({self._dropped}). Nothing is lost: whoever owns its partitions next reads it again."
+        )
 
     def _flush(self) -> None:
         """The bound is reached: asks, once a run and behind everything that was polled, for the last epoch."""
@@ -226,6 +235,7 @@ class Replica:
         if sealed is not None:
             self._engine.discard(sealed)
         self._begin_run()
+        self._dropped = cause
         self._metrics.epoch_dropped(cause, len(self._source.owned))
         log.warning("uncommitted work is dropped and read again", extra={"cause": cause, "run": self._line.fence.run.number})
 

@@ -6,10 +6,16 @@ from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from streamer.errors import TemporaryError
 from streamer.flow.item import Fence, Run
 from streamer.flow.worker import Failure
 from streamer.ops.metrics import Metrics
-from streamer.replica import Replica
+from streamer.ops.tally import EpochTally
+from streamer.records import Term
+from streamer.replica import Bound, Replica
+from streamer.sink.writer import Finished
 
 
 class Source:
@@ -48,3 +54,36 @@ def test_a_replica_that_lost_its_partitions_shows_no_lag_and_owns_none() -> None
     assert metrics.registry.get_sample_value("streamer_lag_seconds") == 0
     assert metrics.registry.get_sample_value("streamer_partitions_assigned") == 0
     assert metrics.registry.get_sample_value("streamer_rebalances_total", {"event": "lost"}) == 2
+
+
+class Draining:
+    """A replica at its shutdown: what is in its line is decided and sealed as soon as ``event``, a callback of the group, is served."""
+
+    def __init__(self, event: str) -> None:
+        nothing: Any = lambda *_: None  # noqa: E731
+        self.served = False
+        self.event = event
+        self.fence = Fence(Run(1, 0))
+        engine: Any = SimpleNamespace(ledger=SimpleNamespace(end=lambda p: 4), next_epoch=0, disown=nothing)
+        stage = SimpleNamespace(close=nothing, reset=nothing)
+        line: Any = SimpleNamespace(fence=self.fence, stage=stage, epochs=SimpleNamespace(take=self.take))
+        source: Any = SimpleNamespace(owned={0, 1}, ends=dict, serve=self.serve)
+        self.replica = Replica(source, engine, line, Failure(), Metrics(), nothing, 300.0)
+        self.replica._terms = {0: Term(0, 1, 1, 0)}
+        self.replica._polled_at = float("-inf")
+
+    def serve(self) -> None:
+        self.served = True
+        getattr(self.replica, self.event)([0, 1])
+
+    def take(self, _timeout: float) -> Finished | None:
+        return Finished(self.fence.run, None, EpochTally(), self.fence.cut[1]) if self.served else None
+
+
+def test_what_a_revoke_committed_during_the_shutdown_was_not_dropped() -> None:
+    Draining("revoked").replica.run(lambda: True, Bound(None))
+
+
+def test_partitions_lost_during_the_shutdown_are_not_blamed_on_the_deadline() -> None:
+    with pytest.raises(TemporaryError, match=r"dropped while the line was drained \(lost\)"):
+        Draining("lost").replica.run(lambda: True, Bound(None))
