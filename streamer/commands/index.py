@@ -33,7 +33,7 @@ def command() -> None:
     """Snapshots of the dedup state. No replica is disturbed, no model is needed: what the dataset is bound to stands in its claim log."""
 
 
-@command.command()
+@command.command(short_help="The snapshots that there are, and how much of the log a start reads.")
 @with_config
 @click.option("--verify", is_flag=True, help="Reads every snapshot to its end, and checks it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
@@ -63,7 +63,7 @@ def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> 
     console.print(f"the claim log has {end} entries; a start reads {tail} of them", markup=False)
 
 
-@command.command()
+@command.command(short_help="Writes a new one.")
 @with_config
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def snapshot(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -80,7 +80,7 @@ def snapshot(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
         print(f"snapshot written at position {header.position}: {header.winners} winners, {size(header.bytes)}; read from {start}")
 
 
-@command.command()
+@command.command(short_help="Checks them against the whole claim log, and writes a new one.")
 @with_config
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def rebuild(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
