@@ -1,0 +1,416 @@
+"""Which threshold for which model? Edits that are found, and different photographs that are taken for one, over dedup.threshold.
+
+Some of the photographs are edited in many ways; all are decoded and embedded as a replica would, and compared as the meld compares: exact dot
+products of L2-normalised fp16 vectors. Recall is the share of edits at or above τ to their original; false pairs are pairs of *different*
+photographs at or above τ. Only eyes can tell whether two files show different things: the closest pairs are printed, and those
+that show the same go into the file of --same, one a line (two paths below DIR and a tab between), to be left out the next time.
+
+    python3 tasks.py bench thresholds --images DIR --same benchmarks/thresholds.same --plot docs/deduplication.png
+    python3 tasks.py bench thresholds --images DIR --model vit_small_patch14_dinov2.lvd142m --weights FILE
+    python3 tasks.py bench thresholds --images DIR --config streamer.yaml
+
+--model takes any timm name; its own pretrained weights are fetched where neither --weights nor --config says otherwise. Without --images the
+demo's photographs are taken: too few to say anything about false pairs. 1 415 photographs are a million pairs; recall needs some hundred.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
+
+from benchmarks.harness import emit
+from streamer.config import Config, Decode, load, parse
+from streamer.decode.image import decode_rgb, read_header, set_up
+from streamer.dedup.arithmetic import similarities, similarities_of
+from streamer.demo.photograph import photographs
+from streamer.demo.record import encoded
+from streamer.errors import InvalidRecord, StreamerError
+from streamer.judge.judge import unit_vectors
+from streamer.model.lite0 import MODEL, write_demo_checkpoint
+from streamer.model.model import Model, load_model
+from streamer.records import F16, F64, I64
+
+TAUS = np.append(np.round(np.arange(0.70, 0.9951, 0.005), 3), 0.999)
+SHOWN = (0.70, 0.80, 0.85, 0.90, 0.92, 0.95, 0.97, 0.99)
+ROWS = 1024
+SEED = 3
+
+Picture = Image.Image
+Edit = Callable[[Picture], Picture]
+
+
+class Photo(NamedTuple):
+    name: str
+    scene: str
+    """Photographs of one scene are never a false pair; each file of a folder is a scene of its own."""
+    data: bytes
+
+
+# Photographs and their edits
+
+
+def gather(folder: Path | None) -> list[Photo]:
+    """Every JPEG, PNG and WebP below the folder, in the order of their names; or the demo's."""
+    if folder is None:
+        return [Photo(photograph.name, photograph.scene, photograph.data) for photograph in photographs()]
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
+    names = [str(path.relative_to(folder)) for path in paths]
+    return [Photo(name, name, path.read_bytes()) for name, path in zip(names, paths, strict=True)]
+
+
+def scaled(factor: float) -> Edit:
+    return lambda image: image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), Image.Resampling.LANCZOS)
+
+
+def cropped(share: float) -> Edit:
+    """Cuts that share of the area off, left and at the top."""
+    kept = (1 - share) ** 0.5
+    return lambda image: image.crop((round((1 - kept) * image.width), round((1 - kept) * image.height), image.width, image.height))
+
+
+def rotated(image: Picture) -> Picture:
+    """By 2°, and cut to what has no corners missing."""
+    turned = image.rotate(2, Image.Resampling.BICUBIC)
+    x, y = round(0.035 * image.height / 2) + 1, round(0.035 * image.width / 2) + 1
+    return turned.crop((x, y, max(x + 1, image.width - x), max(y + 1, image.height - y)))
+
+
+def written_on(image: Picture) -> Picture:
+    """A caption across the lower part, as on a meme."""
+    copy = image.copy()
+    size = max(8, image.width // 11)
+    place = (image.width // 2, round(0.9 * image.height))
+    ImageDraw.Draw(copy).text(
+        place, "WHEN IT WORKS AT LAST", "white", ImageFont.load_default(size * 0.8), anchor="mm", stroke_width=max(1, size // 14), stroke_fill="black"
+    )  # fmt: skip
+    return copy
+
+
+def watermarked(image: Picture) -> Picture:
+    """Half-transparent words, repeated over the whole picture."""
+    layer = Image.new("L", image.size)
+    draw, size = ImageDraw.Draw(layer), max(8, image.width // 14)
+    for y in range(size, image.height, 4 * size):
+        for x in range(0, image.width, 7 * size):
+            draw.text((x + (y // (4 * size) % 2) * 3 * size, y), "© sample", 90, ImageFont.load_default(size), anchor="lm")
+    return Image.composite(Image.new("RGB", image.size, "white"), image, layer)
+
+
+def framed(image: Picture) -> Picture:
+    """A white border, 6 % of the shorter side."""
+    return ImageOps.expand(image, max(1, round(0.06 * min(image.size))), "white")
+
+
+FAMILIES: Mapping[str, Mapping[str, tuple[Edit, int]]] = {
+    "Saved again as JPEG": {f"quality {quality}": (lambda image: image, quality) for quality in (90, 50, 20)},
+    "Made smaller": {"to ½": (scaled(0.5), 90), "to ¼": (scaled(0.25), 90)},
+    "Cropped, left and top": {f"{share} % of the area": (cropped(share / 100), 90) for share in (5, 10, 20, 30)},
+    "Light and colour": {
+        "brightness +20 %": (lambda image: ImageEnhance.Brightness(image).enhance(1.2), 90),
+        "brightness −20 %": (lambda image: ImageEnhance.Brightness(image).enhance(0.8), 90),
+        "contrast +20 %": (lambda image: ImageEnhance.Contrast(image).enhance(1.2), 90),
+        "contrast −20 %": (lambda image: ImageEnhance.Contrast(image).enhance(0.8), 90),
+        "grey": (lambda image: ImageOps.grayscale(image).convert("RGB"), 90),
+    },
+    "Turned": {"mirrored": (ImageOps.mirror, 90), "rotated by 2°": (rotated, 90)},
+    "Something added": {"white border": (framed, 90), "caption": (written_on, 90), "watermark": (watermarked, 90)},
+}
+"""Family → edit → what it does, and the JPEG quality that the result is saved with."""
+EDITS = {name: edit for family in FAMILIES.values() for name, edit in family.items()}
+
+
+# Vectors
+
+
+def config_of(given: argparse.Namespace, folder: Path) -> Config:
+    """The config whose embedder is measured."""
+    if given.config is not None:
+        loaded = load(given.config, given.set, os.environ)
+        return loaded.model_copy(update={"heads": (), "dedup": None, "device": given.device or loaded.device})
+    chosen: dict[str, Any] = {"type": "timm", "model": given.model, "features": given.features, "precision": given.precision}
+    if given.weights is not None:
+        chosen |= {"pretrained": False, "checkpoint": given.weights}
+    elif given.model == MODEL:
+        chosen |= {"pretrained": False, "checkpoint": str(write_demo_checkpoint(folder / "weights.safetensors"))}
+    return parse({
+        "dataset": "thresholds", "kafka": {"bootstrap_servers": "none:1", "topic": "none"}, "embedder": chosen,
+        "output": {"path": str(folder)}, "device": given.device or "auto",
+    })  # fmt: skip
+
+
+class Eye:
+    """Image bytes → what the embedder makes of them, as on the line: header, draft mode, transform, forward, fp16."""
+
+    def __init__(self, model: Model, batch: int) -> None:
+        self._model, self._batch, self._limits = model, batch, Decode()
+        set_up()
+
+    def vectors(self, images: Iterable[bytes], total: int) -> F16:
+        """(n, d) L2-normalised fp16."""
+        found: list[F16] = []
+        done, images = 0, iter(images)
+        with ThreadPoolExecutor(2) as pool:
+            while batch := list(islice(images, self._batch)):
+                vectors, finite = unit_vectors(self._model.submit(list(pool.map(self._pixels, batch))).result().embeddings)
+                assert finite.all(), "a vector of no length"
+                found.append(vectors)
+                done += len(batch)
+                print(
+                    f"{done} of {total} embedded", end="\r" if sys.stderr.isatty() and done < total else "\n", file=sys.stderr, flush=True
+                )
+        return np.concatenate(found)
+
+    def _pixels(self, data: bytes) -> np.ndarray:
+        embedder = self._model.embedder
+        return embedder.transform(decode_rgb(data, read_header(data, self._limits), embedder.draft_size))
+
+    def picture(self, data: bytes) -> Picture:
+        """In full size. Raises InvalidRecord."""
+        return decode_rgb(data, read_header(data, self._limits), (0, 0))
+
+    def can_see(self, photo: Photo) -> bool:
+        """What cannot be decoded is named and left out."""
+        try:
+            self.picture(photo.data)
+        except InvalidRecord as error:
+            print(f"{photo.name}: left out, {error}", file=sys.stderr)
+            return False
+        return True
+
+
+# What follows from them
+
+
+def recall(similarity: F64, taus: F64) -> F64:
+    """(n,) similarities of edits to their originals → (t,) the share at or above each τ."""
+    at_least: F64 = (similarity[:, None] >= taus).mean(axis=0)
+    return at_least
+
+
+class Pairs(NamedTuple):
+    """Of different photographs."""
+
+    total: int
+    at_least: I64
+    """(t,) how many are at or above each τ."""
+    photographs: I64
+    """(t,) how many photographs are in at least one of those."""
+    closest: list[tuple[float, int, int]]
+    """Similarity and rows of the most similar ones, falling."""
+
+
+def pairs_of(vectors: F16, same: Iterable[tuple[int, int]], taus: F64, closest: int = 20) -> Pairs:
+    """All pairs of (n, d) vectors but the ``same``. ``taus``: ascending. Memory: a few times that of `ROWS` × n similarities."""
+    n = len(vectors)
+    left_out = np.array(sorted({(min(pair), max(pair)) for pair in same}), np.int64).reshape(-1, 2)
+    counts, best, tops = np.zeros(len(taus), np.int64), np.full(n, -1.0), []
+    for low in range(0, n, ROWS):
+        high = min(low + ROWS, n)
+        found = similarities(vectors[low:high], vectors)
+        found[np.arange(n) <= np.arange(low, high)[:, None]] = -1.0
+        here = left_out[(left_out[:, 0] >= low) & (left_out[:, 0] < high)]
+        found[here[:, 0] - low, here[:, 1]] = -1.0
+        best = np.maximum(best, found.max(axis=0))
+        best[low:high] = np.maximum(best[low:high], found.max(axis=1))
+        counts += len(found[found >= taus[0]]) - np.searchsorted(np.sort(found[found >= taus[0]]), taus)
+        nearest = (
+            np.argsort(found, axis=None)[-closest:] if found.size <= closest else np.argpartition(found, -closest, axis=None)[-closest:]
+        )
+        tops += [(float(found.flat[k]), low + int(k) // n, int(k) % n) for k in nearest if found.flat[k] > -1]
+    photographs = (best[:, None] >= taus).sum(axis=0)
+    return Pairs(n * (n - 1) // 2 - len(left_out), counts, photographs, sorted(tops, reverse=True)[:closest])
+
+
+def known_same(photos: Sequence[Photo], file: Path | None) -> set[tuple[int, int]]:
+    """Rows of the pairs that are no false ones: of one scene, or in the file. Lines that name no photograph here are for other folders."""
+    rows = {photo.name: row for row, photo in enumerate(photos)}
+    lines = [line.split("\t") for line in file.read_text("utf-8").splitlines()] if file else []
+    listed = {(rows[a], rows[b]) for a, b in (line for line in lines if len(line) == 2) if a in rows and b in rows}
+    scenes: dict[str, list[int]] = {}
+    for row, photo in enumerate(photos):
+        scenes.setdefault(photo.scene, []).append(row)
+    return listed | {pair for members in scenes.values() for pair in combinations(members, 2)}
+
+
+def measure(eye: Eye, photos: Sequence[Photo], edited: int, same: set[tuple[int, int]], taus: F64) -> tuple[dict[str, F64], Pairs]:
+    """Edit → (t,) recall, and the pairs of different photographs."""
+    vectors = eye.vectors((photo.data for photo in photos), len(photos))
+    chosen = sorted(random.Random(SEED).sample(range(len(photos)), min(edited, len(photos))))
+
+    def edits() -> Iterator[bytes]:
+        for row in chosen:
+            picture = eye.picture(photos[row].data)
+            for edit, quality in EDITS.values():
+                yield encoded(edit(picture), "jpg", quality=quality)
+
+    near = eye.vectors(edits(), len(chosen) * len(EDITS)).reshape(len(chosen), len(EDITS), -1)
+    found = {name: recall(similarities_of(near[:, k], vectors[chosen]), taus) for k, name in enumerate(EDITS)}
+    return found, pairs_of(vectors, same, taus)
+
+
+def result_of(model: str, dim: int, photographs: int, edited: int, same: int, recalls: Mapping[str, F64], pairs: Pairs) -> dict[str, Any]:
+    return {
+        "model": model, "dim": dim, "photographs": photographs, "edited": edited, "pairs": pairs.total, "same": same, "taus": TAUS.tolist(),
+        "recall": {name: np.round(values, 4).tolist() for name, values in recalls.items()},
+        "false_pairs": pairs.at_least.tolist(), "photographs_in_false_pairs": pairs.photographs.tolist(),
+    }  # fmt: skip
+
+
+# How it is shown
+
+
+def show(result: Mapping[str, Any], closest: Sequence[tuple[float, str, str]]) -> None:
+    """The closest pairs and the table, on stdout."""
+    print("\nthe closest pairs that count as different:")
+    for similarity, a, b in closest:
+        print(f"{similarity:.3f}  {a}\t{b}")
+    taus = np.array(result["taus"])
+    columns = [int(np.abs(taus - tau).argmin()) for tau in SHOWN]
+
+    def line(name: str, values: Iterable[str]) -> None:
+        print(f"{name:<26}" + "".join(f"{value:>8}" for value in values))
+
+    print(f"\n{result['model']}: {result['photographs']} photographs, {result['edited']} of them edited; percent found at threshold")
+    line("", (f"{taus[k]:.2f}" for k in columns))
+    for family, edits in FAMILIES.items():
+        print(family)
+        for name in edits:
+            line(f"  {name}", (f"{100 * result['recall'][name][k]:.1f}" for k in columns))
+    print(f"Different photographs ({result['pairs']:,} pairs, without {result['same']} that show the same)")
+    line("  false pairs", (str(result["false_pairs"][k]) for k in columns))
+    million = 1e6 / result["pairs"]
+    line("  … per million pairs", (f"{million * n:.4g}" if (n := result["false_pairs"][k]) else f"<{million:.3g}" for k in columns))
+    line("  photographs in them", (str(result["photographs_in_false_pairs"][k]) for k in columns))
+
+
+PAPER, INK, SOFT, GRID, BLUE, RED = "#ffffff", "#22272e", "#6b7480", "#e6e9ed", "#2563a8", "#c2412d"
+STRENGTHS = ("#a3c9e8", "#5f9ed3", "#2f6fb0", "#0f3563")
+COLOURS = ("#2563a8", "#e08a1e", "#2f9e7a", "#8c5bb3", "#4b5563")
+GRADED = ("Saved again as JPEG", "Made smaller", "Cropped, left and top")
+"""Families whose edits differ in strength only."""
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """A panel for each family of edits, and one below for different photographs, all over the same thresholds."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    taus = np.array(result["taus"])
+    mpl.rcParams.update(
+        {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT}
+    )
+    figure = pyplot.figure(figsize=(10.4, 9.2), facecolor=PAPER)
+    grid = figure.add_gridspec(3, 3, height_ratios=(1, 1, 1.05), left=0.065, right=0.985, top=0.875, bottom=0.065, hspace=0.42, wspace=0.12)
+    figure.text(0.065, 0.962, "What a threshold finds, and what it takes for the same", size=15, weight="bold")
+    figure.text(
+        0.065, 0.93,
+        f"{result['model']}, {result['dim']} dimensions · {result['photographs']:,} photographs, {result['edited']} of them edited in {len(EDITS)} ways",
+        color=SOFT, size=10,
+    )  # fmt: skip
+
+    def dress(axes: Any, title: str) -> None:
+        axes.set_title(title, loc="left", size=10, weight="bold", color=INK, pad=7)
+        axes.set_xlim(taus[0], 1.0)
+        axes.grid(color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color("#c9ced6")
+        axes.tick_params(length=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda tau, _: f"{tau:.2f}"))
+
+    for at, (family, edits) in enumerate(FAMILIES.items()):
+        axes = figure.add_subplot(grid[at // 3, at % 3])
+        dress(axes, family)
+        shades = STRENGTHS[-len(edits) :] if family in GRADED else COLOURS
+        for name, shade in zip(edits, shades, strict=False):
+            axes.plot(taus, result["recall"][name], color=shade, linewidth=2, label=name, solid_capstyle="round")
+        axes.set_ylim(0, 1.03)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"] if at % 3 == 0 else [""] * 5)
+        axes.legend(loc="lower left", frameon=False, fontsize=8.5, handlelength=1.3, labelspacing=0.35, borderaxespad=0.3)
+    figure.text(0.065, 0.9, "Edits that are found (share at or above the threshold)", color=BLUE, size=10, weight="bold")
+
+    axes = figure.add_subplot(grid[2, :])
+    dress(axes, "")
+    axes.set_title(
+        "Different photographs taken for one: false pairs per million pairs", loc="left", size=10, weight="bold", color=RED, pad=7
+    )
+    rates = 1e6 * np.array(result["false_pairs"]) / result["pairs"]
+    some = rates > 0
+    axes.plot(taus[some], rates[some], color=RED, linewidth=2.2, solid_capstyle="round")
+    one = 1e6 / result["pairs"]
+    axes.set_yscale("log")
+    axes.set_ylim(one / 2.5, max(10 * one, 2 * float(rates.max())))
+    axes.axhspan(one / 2.5, one, color="#f3f4f6", zorder=0)
+    axes.text(
+        0.999,
+        one / 1.58,
+        f"less than one of {result['pairs']:,} pairs: cannot be seen with so few photographs  ",
+        ha="right",
+        va="center",
+        color=SOFT,
+        size=8.5,
+    )
+    for tau in (0.75, 0.80, 0.85, 0.90, 0.95):
+        k = int(np.abs(taus - tau).argmin())
+        if some[k]:
+            axes.plot(taus[k], rates[k], "o", color=RED, markersize=5.5, markeredgecolor=PAPER, markeredgewidth=1.2)
+            axes.annotate(f"{rates[k]:.3g}", (taus[k], rates[k]), (5, 6), textcoords="offset points", color=INK, size=9)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("threshold τ: cosine similarity at or above which two are near-duplicates")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, metavar="DIR")
+    parser.add_argument("--same", type=Path, metavar="FILE", help="pairs that show the same picture")
+    parser.add_argument("--edited", type=int, default=300, help="photographs that are edited")
+    parser.add_argument("--config", metavar="FILE", help="measure the embedder of this config")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the config, as with streamer run")
+    parser.add_argument("--model", default=MODEL, help="any timm model")
+    parser.add_argument("--weights", metavar="FILE", help="its checkpoint: a path, hf://… or https://…#sha256=…")
+    parser.add_argument("--features", default="auto", choices=("auto", "pool", "head"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"))
+    parser.add_argument("--device")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=".png or .svg")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            config = config_of(given, Path(folder))
+            model = load_model(config)
+        except StreamerError as error:
+            raise SystemExit(str(error)) from None
+    eye = Eye(model, given.batch)
+    photos = [photo for photo in gather(given.images) if eye.can_see(photo)]
+    if len(photos) < 2:
+        raise SystemExit(f"{given.images}: holds fewer than two images that can be decoded")
+    same = known_same(photos, given.same)
+    edited = min(given.edited, len(photos))
+    recalls, pairs = measure(eye, photos, edited, same, TAUS)
+    name = getattr(config.embedder, "model", config.embedder.type)
+    result = result_of(name, model.dim, len(photos), edited, len(same), recalls, pairs)
+    show(result, [(similarity, photos[i].name, photos[j].name) for similarity, i, j in pairs.closest])
+    if given.plot:
+        plot(result, given.plot)
+    emit("thresholds", **result)
+
+
+if __name__ == "__main__":
+    main()
