@@ -22,7 +22,7 @@ def command() -> None:
     """Looks into an output folder: OUTPUT/DATASET on a disk, or a URI like s3://bucket/prefix/DATASET?region=…"""
 
 
-@command.command()
+@command.command(short_help="Proves from the output alone that every record was decided once.")
 @click.argument("folder", metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: ok, records, outcomes, partitions, problems.")
 @click.option("--pairs", is_flag=True, help="Also compares all accepted records with each other: quadratic, for small datasets.")
@@ -45,7 +45,7 @@ def verify(folder: str, as_json: bool, pairs: bool) -> None:
         sys.exit(EXIT_FAILED)
 
 
-@command.command()
+@command.command(short_help="Counts, bytes, and quantiles of every score.")
 @click.argument("folder", metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def stats(folder: str, as_json: bool) -> None:
