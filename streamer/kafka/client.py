@@ -166,7 +166,8 @@ def explain(error: KafkaError | KafkaException, doing: str) -> StreamerError:
     code, words = error.code(), plain(error)
     if code == KafkaError.FENCED_INSTANCE_ID or (code == KafkaError._FATAL and "fenced" in words):  # a consumer says why only in words
         return Fenced(
-            f"{doing}: another process runs under this writer's name and took over ({words}). Give each replica a `writer` of its own."
+            f"{doing}: another process runs under this writer's name and took over, or this one was without a broker for longer than its session "
+            f"and joined again ({words}). Give each replica a `writer` of its own; if no other has this one's, just start it again."
         )
     if code in _FENCED:  # the broker raises the producer's epoch for both
         return Fenced(

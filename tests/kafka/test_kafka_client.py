@@ -73,7 +73,7 @@ def test_timeouts_that_cannot_go_together():
     [
         (KafkaError._FENCED, Fenced, "or this one stood still for longer than a transaction may take, 30 s"),
         (KafkaError.INVALID_PRODUCER_EPOCH, Fenced, "`writer` of its own; if no other has this one's, just start it again"),
-        (KafkaError.FENCED_INSTANCE_ID, Fenced, "and took over ("),
+        (KafkaError.FENCED_INSTANCE_ID, Fenced, "and took over, or this one was without a broker for longer than its session"),
         (KafkaError.INVALID_PRODUCER_ID_MAPPING, Fenced, "away, busy or idle for too long"),
         (KafkaError.UNKNOWN_MEMBER_ID, Fenced, "Start it again"),
         (KafkaError.UNKNOWN_TOPIC_OR_PART, DependencyError, "Create it"),
