@@ -228,7 +228,7 @@ class Chaos:
     def _settings(self) -> dict[str, Any]:
         moody = {"type": "tests.plugins.thumbnail:Moody", "args": {"share": 0.1}}
         timing = {"session.timeout.ms": round(SESSION_S * 1000), "heartbeat.interval.ms": 1000, "max.poll.interval.ms": 30_000}
-        timing["linger.ms"] = 60  # claims are longer on their way, so that more twins meet there
+        timing["linger.ms"] = 150  # claims are longer on their way, so that more twins meet there
         return {
             "dataset": "chaos",
             "kafka": {"bootstrap_servers": self.broker.bootstrap_servers, "topic": self.topic, "client": timing},
@@ -315,7 +315,7 @@ class Chaos:
             slot.wake_at = None
             slot.replica.kill()
         elif fault.kind == "stop":
-            slot.expects.add(0)
+            slot.expects |= {0, -signal.SIGTERM}  # the latter before Python has imported what handles it
             slot.replica.kill(signal.SIGTERM)
         else:
             slot.replica.kill(signal.SIGSTOP)
