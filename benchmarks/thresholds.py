@@ -289,8 +289,8 @@ def show(result: Mapping[str, Any], closest: Sequence[tuple[float, str, str]]) -
             line(f"  {name}", (f"{100 * result['recall'][name][k]:.1f}" for k in columns))
     print(f"Different photographs ({result['pairs']:,} pairs, without {result['same']} that show the same)")
     line("  false pairs", (str(result["false_pairs"][k]) for k in columns))
-    million = 1e6 / result["pairs"]
-    line("  … per million pairs", (f"{million * n:.4g}" if (n := result["false_pairs"][k]) else f"<{million:.3g}" for k in columns))
+    counts, one = result["false_pairs"], 1e6 / result["pairs"]
+    line("  … per million pairs", (f"{'' if counts[k] else '<'}{one * max(counts[k], 1):{',.0f' if one > 50 else '.1f'}}" for k in columns))
     line("  photographs in them", (str(result["photographs_in_false_pairs"][k]) for k in columns))
 
 
@@ -309,70 +309,70 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    taus = np.array(result["taus"])
-    mpl.rcParams.update(
-        {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT}
-    )
-    figure = pyplot.figure(figsize=(10.4, 9.2), facecolor=PAPER)
-    grid = figure.add_gridspec(3, 3, height_ratios=(1, 1, 1.05), left=0.065, right=0.985, top=0.875, bottom=0.065, hspace=0.42, wspace=0.12)
-    figure.text(0.065, 0.962, "What a threshold finds, and what it takes for the same", size=15, weight="bold")
-    figure.text(
-        0.065, 0.93,
-        f"{result['model']}, {result['dim']} dimensions · {result['photographs']:,} photographs, {result['edited']} of them edited in {len(EDITS)} ways",
-        color=SOFT, size=10,
-    )  # fmt: skip
+    taus, ticks = np.array(result["taus"]), np.arange(0.70, 1.01, 0.05)
+    mpl.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK})
+    mpl.rcParams.update(dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), SOFT))
+    figure = pyplot.figure(figsize=(10.4, 8.8), facecolor=PAPER)
+    upper = figure.add_gridspec(2, 3, left=0.062, right=0.978, top=0.835, bottom=0.405, hspace=0.4, wspace=0.13)
+    lower = figure.add_gridspec(1, 1, left=0.062, right=0.978, top=0.312, bottom=0.072)
 
-    def dress(axes: Any, title: str) -> None:
-        axes.set_title(title, loc="left", size=10, weight="bold", color=INK, pad=7)
+    def write(y: float, text: str, size: float, **style: Any) -> None:
+        figure.text(0.062, y, text, size=size, **style)
+
+    write(0.957, "What a threshold finds, and what it takes for the same", 15, weight="bold")
+    measured = f"{result['photographs']:,} photographs, {result['edited']} of them edited in {len(EDITS)} ways"
+    write(0.928, f"{result['model']} ({result['dim']} dimensions) · {measured}", 10, color=SOFT)
+    write(0.88, "Edits that are found, at or above the threshold", 10.5, weight="bold", color=BLUE)
+    write(0.332, "Different photographs that are taken for one: false pairs per million pairs", 10.5, weight="bold", color=RED)
+
+    def dressed(axes: Any) -> Any:
         axes.set_xlim(taus[0], 1.0)
         axes.grid(color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color("#c9ced6")
         axes.tick_params(length=0)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda tau, _: f"{tau:.2f}"))
+        return axes
 
     for at, (family, edits) in enumerate(FAMILIES.items()):
-        axes = figure.add_subplot(grid[at // 3, at % 3])
-        dress(axes, family)
-        shades = STRENGTHS[-len(edits) :] if family in GRADED else COLOURS
-        for name, shade in zip(edits, shades, strict=False):
-            axes.plot(taus, result["recall"][name], color=shade, linewidth=2, label=name, solid_capstyle="round")
+        axes = dressed(figure.add_subplot(upper[at // 3, at % 3]))
+        axes.set_title(family, loc="left", size=9.5, weight="bold", color=INK, pad=5)
+        for k, name in enumerate(edits):
+            colour = STRENGTHS[round(3 * k / (len(edits) - 1))] if family in GRADED else COLOURS[k]
+            axes.plot(taus, result["recall"][name], color=colour, linewidth=2, label=name, solid_capstyle="round")
         axes.set_ylim(0, 1.03)
+        axes.set_xticks(ticks, ["0.7", "", "0.8", "", "0.9", "", "1.0"])
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"] if at % 3 == 0 else [""] * 5)
-        axes.legend(loc="lower left", frameon=False, fontsize=8.5, handlelength=1.3, labelspacing=0.35, borderaxespad=0.3)
-    figure.text(0.065, 0.9, "Edits that are found (share at or above the threshold)", color=BLUE, size=10, weight="bold")
+        axes.legend(
+            loc="upper right" if family == "Made smaller" else "lower left",
+            frameon=False,
+            fontsize=8.5,
+            handlelength=1.3,
+            labelspacing=0.35,
+            borderaxespad=0.3,
+        )
 
-    axes = figure.add_subplot(grid[2, :])
-    dress(axes, "")
-    axes.set_title(
-        "Different photographs taken for one: false pairs per million pairs", loc="left", size=10, weight="bold", color=RED, pad=7
-    )
-    rates = 1e6 * np.array(result["false_pairs"]) / result["pairs"]
-    some = rates > 0
-    axes.plot(taus[some], rates[some], color=RED, linewidth=2.2, solid_capstyle="round")
+    axes = dressed(figure.add_subplot(lower[0]))
     one = 1e6 / result["pairs"]
+    rates = one * np.array(result["false_pairs"])
+    seen = rates > 0
+    axes.plot(taus[seen], rates[seen], color=RED, linewidth=2.2, solid_capstyle="round")
+    for tau in (0.75, 0.80, 0.85, 0.90):
+        k = int(np.abs(taus - tau).argmin())
+        if seen[k]:
+            axes.plot(taus[k], rates[k], "o", color=RED, markersize=6, markeredgecolor=PAPER, markeredgewidth=1.2)
+            label = f"{rates[k]:.1f}" if rates[k] < 10 else f"{rates[k]:,.0f}"
+            axes.annotate(label, (taus[k], rates[k]), (5, 6), textcoords="offset points", size=9.5, weight="bold")
     axes.set_yscale("log")
     axes.set_ylim(one / 2.5, max(10 * one, 2 * float(rates.max())))
-    axes.axhspan(one / 2.5, one, color="#f3f4f6", zorder=0)
-    axes.text(
-        0.999,
-        one / 1.58,
-        f"less than one of {result['pairs']:,} pairs: cannot be seen with so few photographs  ",
-        ha="right",
-        va="center",
-        color=SOFT,
-        size=8.5,
-    )
-    for tau in (0.75, 0.80, 0.85, 0.90, 0.95):
-        k = int(np.abs(taus - tau).argmin())
-        if some[k]:
-            axes.plot(taus[k], rates[k], "o", color=RED, markersize=5.5, markeredgecolor=PAPER, markeredgewidth=1.2)
-            axes.annotate(f"{rates[k]:.3g}", (taus[k], rates[k]), (5, 6), textcoords="offset points", color=INK, size=9)
+    axes.axhspan(one / 2.5, one, color="#f1f2f4", zorder=0)
+    few = f"less than one of {result['pairs']:,} pairs: more photographs would be needed to see it"
+    axes.text(0.998, one / 1.58, few, ha="right", va="center", color=SOFT, size=8.5)
+    axes.set_xticks(ticks)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("threshold τ: cosine similarity at or above which two are near-duplicates")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
 

@@ -40,7 +40,7 @@ from streamer.wire.manifest import Manifest
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = (ROOT / "docs/reference.md").read_text("utf-8")
-PAGES = ("README.md", "CHANGELOG.md", "docs/architecture.md", "docs/operations.md", "docs/reference.md")
+PAGES = ("README.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in ("architecture", "deduplication", "operations", "reference")))
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
