@@ -29,7 +29,7 @@ from streamer.dedup.choose import open_index
 from streamer.dedup.index import WinnerIndex
 from streamer.dedup.meld import VERSION as MELD_VERSION
 from streamer.dedup.meld import Meld
-from streamer.errors import DependencyError, Fenced, ProtocolError, StreamerError
+from streamer.errors import ConfigError, DependencyError, Fenced, ProtocolError, StreamerError
 from streamer.flow.channel import Channel
 from streamer.flow.item import Chunk, Decided, Fence, Run
 from streamer.flow.worker import Failure, Worker
@@ -131,12 +131,16 @@ def replay(config: Config, stop: Callable[[], bool], first: str, last: str) -> N
     admin = Admin(config.kafka)
     topic = input_topic(admin, config)
     starts = first_offsets(first, admin, topic.name, range(topic.partitions))
-    end_offsets(last, starts, admin, topic.name)  # a wrong --until ends here, before anything is written
+    ends = end_offsets(last, starts, admin, topic.name)  # a wrong --until ends here, before anything is written
     founded = founding_manifest(config, admin)
     if founded is not None:  # and so does the name of a dataset that is no replay's, before its group is joined
         ledger = Ledger()
         ledger.apply(founded)
-        ledger.fixed_ends(())
+        fixed = ledger.fixed_ends(ledger.tiles)
+        begun = {p: first for p, (first, _) in ledger.tiles.items()}
+        log.info("this replay was begun before; it keeps the range that it was begun with", extra={"starts": begun, "ends": fixed})
+    elif all(ends[p] == start for p, start in starts.items()):
+        raise ConfigError(f"--from, --until: no record of {topic.name} lies between them; nothing was begun, and the name is still free")
     span = Range(lambda _: starts, fixed_ends=lambda founded: end_offsets(last, founded, admin, topic.name))
     run_range(config, admin, topic, span, stop)
 

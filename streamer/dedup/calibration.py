@@ -1,4 +1,8 @@
-"""``dedup.probe: calibrated``: how much of the certain bound is worth looking at, learnt from an audited sample of queries."""
+"""``dedup.probe: calibrated``: how much of the certain bound is worth looking at, learnt from an audited sample of queries.
+
+Only from matches nearer to τ than to 1: copies lie in the query's own cell, and would teach to look nowhere else. So the recall that is
+stated is that of the harder half.
+"""
 
 from __future__ import annotations
 

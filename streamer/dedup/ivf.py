@@ -101,7 +101,8 @@ class IvfIndex:
         matched = decide_pairs(wide, queries, rows, view, self._threshold, found)
         base.count(n, len(rows) - len(matched))
         if self._calibration is not None and audited is not None:
-            hits = audited[matched[:, 0]]
+            # Copies lie in the query's own cell: learning from them would teach to look nowhere else.
+            hits = audited[matched[:, 0]] & (found.similarity[matched[:, 0]] < (1 + self._threshold) / 2)
             self._calibration.learn(base.needed(wide[matched[hits, 0]], matched[hits, 1]))
         return covered
 

@@ -181,6 +181,15 @@ class TestCalibrated:
         assert found / sought > 0.99
         assert 0.9 < gauges["recall_low"] < gauges["recall"] <= 1
 
+    def test_copies_teach_nothing(self):
+        rng = np.random.default_rng(6)
+        index = IvfIndex(WinnerStore(DIM), TAU, Calibration(), train_at=4_000)
+        vectors = clustered(rng, 6_000)
+        fill(index, vectors, np.arange(6_000))
+        for _ in range(3):
+            index.search(vectors[:1_000])
+        assert index.gauges()["rho"] == 1
+
     def test_what_it_learnt_survives_a_restart(self):
         learnt = Calibration()
         learnt.learn(np.linspace(0, 0.5, 600))

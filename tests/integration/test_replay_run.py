@@ -101,13 +101,23 @@ def test_a_replay_into_what_is_no_replays_dataset(kafka: str, topic_name: str, d
     produce(kafka, topic_name, [(image, {}) for image in photographs(8, seed=3)])
     live = make_service(dataset_name)
     other = make_service(f"{dataset_name}-other")
-    first, second = live.start("--until", "end"), other.start("--until", "end")
-    assert (first.end(), second.end()) == (0, 0)
+    one, two = live.start("--until", "end"), other.start("--until", "end")
+    assert (one.end(), two.end()) == (0, 0)
     before = live_state(kafka, other)
     replays = Replays(live)
-    for name, words in ((other.dataset, "is no replay's; choose a new name"), (dataset_name, "that is the live dataset")):
-        refused = replays.start(name, "earliest", "end")
+    empty = f"{dataset_name}-empty"
+    for name, first, words in (
+        (other.dataset, "earliest", "is no replay's; choose a new name"),
+        (dataset_name, "earliest", "that is the live dataset"),
+        (empty, "2099-01-01", "lies between them; nothing was begun, and the name is still free"),
+    ):
+        refused = replays.start(name, first, "end")
         assert refused.end() == 2, refused.log
         assert words in refused.lines[-1]
         assert "Traceback" not in refused.log
     assert live_state(kafka, other) == before
+    assert replays.start(empty, "earliest", "count:4").end() == 0
+    again = replays.start(empty, "earliest", "count:8")
+    assert again.end() == 0
+    assert "it keeps the range that it was begun with" in again.log
+    assert len(read_output(replays.output(empty)).rows) == 4
