@@ -174,7 +174,9 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
                 "the disk is full, perhaps of what an earlier process left in .staging: what was not committed of it is deleted first"
             )
         health.enter("loading the model")
+        log.info("loading the model; weights that are not here yet are fetched")
         model = parts.load_model(config)
+        log.info("the model is ready", extra={"device": str(model.device), "dim": model.dim, "heads": list(model.score_names)})
         admin.ensure_dataset_topics(config)
 
         # 2. The claim log says what the dataset is bound to, and holds every decision so far.

@@ -18,7 +18,7 @@ from streamer.errors import ConfigError, PluginError
 from streamer.plugins import build
 from streamer.records import FORMAT_RULE, Facts, FailedRule
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("streamer.plugins")
 
 _FORMAT_ALIASES = {"jpeg": "jpg", "jpe": "jpg", "mpo": "jpg", "tif": "tiff"}
 _NOT_A_WORD = re.compile(r"[^A-Za-z0-9_.-]+")

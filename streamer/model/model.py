@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from streamer.model.device import Pending
 
 log = logging.getLogger(__name__)
+plugin_log = logging.getLogger("streamer.plugins")
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _apply(
                 raise
             raise PluginError(f"{what} fails for every image, the first time with {type(first).__name__}: {first}") from first
     for failure in bad.values():
-        log.warning("%s cannot take one image, whose record is invalid: %s", what, failure.detail)
+        plugin_log.warning("%s cannot take one image, whose record is invalid: %s", what, failure.detail)
     failed |= bad
     return done
 

@@ -24,6 +24,8 @@ LIBRDKAFKA = "streamer.librdkafka"
 
 _LEVELS = ("debug", "info", "warning", "error")
 _FORMS = ("text", "json")
+PLUGINS = "streamer.plugins"
+"""The logger of what plug-ins cannot judge or embed, perhaps for each record."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _USER_INFO = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")
 _SECRET_KEY = re.compile(r"password|secret|token|key\.pem|oauthbearer\.config|basic\.auth", re.IGNORECASE)
@@ -45,6 +47,7 @@ def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None
     logging.getLogger("streamer").setLevel(level.upper())
     librdkafka = logging.getLogger(LIBRDKAFKA)
     librdkafka.filters[:] = [_is_told, Repeats(_REPEAT_S)]
+    logging.getLogger(PLUGINS).filters[:] = [Repeats(_REPEAT_S)]
     logging.captureWarnings(True)
 
 
@@ -121,7 +124,8 @@ class JsonLines(logging.Formatter):
 
 
 class Repeats(logging.Filter):
-    """Lets one line through per text and ``seconds``: librdkafka repeats itself every second while a broker is away."""
+    """Lets one line through per text and ``seconds``: librdkafka repeats itself every second while a broker is away, and
+    a plug-in may fail for each record. Numbers make no difference."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()

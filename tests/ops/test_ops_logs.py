@@ -115,6 +115,13 @@ def test_librdkafka_does_not_complain_that_consumers_and_producers_share_propert
     assert "another remark" in stream.getvalue()
 
 
+def test_a_plugin_that_fails_for_each_record_says_so_once(spoken):
+    stream = spoken(STREAMER_LOG="text")
+    for record in range(1_000):
+        logging.getLogger(logs.PLUGINS).warning("filter sharp raised KeyError: %d; the record fails it", record)
+    assert stream.getvalue().count("filter sharp raised") == 1
+
+
 def test_a_repeat_is_said_again_later():
     repeats = logs.Repeats(0.0)
     record = logging.makeLogRecord({"msg": "away"})
