@@ -358,4 +358,7 @@ def describe(config: Config, model: Model) -> dict[str, Any]:
 def fingerprints(config: Config, pipeline: Mapping[str, Any]) -> dict[str, str]:
     """The Parquet files' schema metadata."""
     threshold = "off" if config.dedup is None else repr(config.dedup.threshold)
-    return {"model": str(pipeline["model"]), "config": str(pipeline["config"]), "code": str(pipeline["code"]), "threshold": threshold}
+    return {
+        "model": str(pipeline["model"]), "config": str(pipeline["config"]), "code": str(pipeline["code"]), "threshold": threshold,
+        "search": "certified" if config.dedup is None else config.dedup.search,
+    }  # fmt: skip

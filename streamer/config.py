@@ -252,6 +252,13 @@ class Dedup(Section):
     train_at: Literal["auto"] | Annotated[int, Field(ge=1024)] = "auto"
     """Winners at which the index makes its first k-means cells."""
     device: Device = "auto"
+
+    @property
+    def search(self) -> str:
+        """``certified``, or what may make a search miss a near-duplicate."""
+        misses = (["calibrated"] if self.probe == "calibrated" else []) + ([f"capacity {self.capacity}"] if self.capacity else [])
+        return ", ".join(misses) or "certified"
+
     snapshots: Annotated[str, BeforeValidator(_snapshots), Field(min_length=1)] = "dataset"
     """Where the dedup state is kept, so that a start need not read the whole claim log: a path or URI, ``dataset`` (beside it) or ``off``."""
     snapshot_every: int = Field(200_000, ge=1)

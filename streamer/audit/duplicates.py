@@ -124,8 +124,13 @@ def _is_skipped(epoch: Epoch, partition: int, offset: int) -> bool:
     return any(first <= offset < end for first, end in epoch.skipped.get(partition, []))
 
 
-def check_pairs(keys: list[str], vectors: F16, threshold: float, report: Report, advance: Callable[[int], None], block: int = 2048) -> None:
-    """Brute force over all winners: O(n²) time, n · d · 6 bytes. Nominates in float32, decides in float64 on the fp16 vectors."""
+def check_pairs(
+    keys: list[str], vectors: F16, threshold: float, certified: bool, report: Report, advance: Callable[[int], None], block: int = 2048
+) -> None:
+    """Brute force over all winners: O(n²) time, n · d · 6 bytes. Nominates in float32, decides in float64 on the fp16 vectors.
+
+    ``certified``: a pair is a problem; else it is what the user's settings may leave, and a note.
+    """
     wide = vectors.astype(np.float32)
     n = len(keys)
     for top in range(0, n, block):
@@ -136,5 +141,9 @@ def check_pairs(keys: list[str], vectors: F16, threshold: float, report: Report,
                 if b < a:
                     similarity = float(np.dot(vectors[a].astype(np.float64), vectors[b].astype(np.float64)))
                     if similarity >= threshold:
-                        report.problem("pair", keys[a], f"and {keys[b]} are both accepted, with similarity {similarity!r}")
+                        detail = f"and {keys[b]} are both accepted, with similarity {similarity!r}"
+                        if certified:
+                            report.problem("pair", keys[a], detail)
+                        else:
+                            report.note("pair_missed", keys[a], detail)
         advance(min(block, n - top))

@@ -37,12 +37,13 @@ PROBLEMS: dict[str, str] = {
     "member_mismatch": "a sample's image bytes, text or json are not what its row says",
     "duplicate_target": "a duplicate does not name an accepted record that came before it",
     "similarity": "a duplicate's similarity is not the one of the stored embeddings, or is below the threshold",
-    "pair": "two accepted records are at or above the threshold (checked with --pairs; dedup.capacity and a calibrated probe may leave some)",
+    "pair": "two accepted records are at or above the threshold (checked with --pairs)",
 }
 """The closed list of problem codes; `dataset verify` exits 1 if there is any."""
 
 NOTES: dict[str, str] = {
     "staged": "an epoch in .staging that is not (yet) public: of a running writer, or left for the next start to project or remove",
+    "pair_missed": "two accepted records are at or above the threshold, as dedup.capacity or a calibrated probe may leave some (with --pairs)",
     "withdrawn_target": "a duplicate names a winner that was withdrawn later: its image could not be had any more",
 }
 """What a person may want to know of a folder that is right."""

@@ -58,6 +58,8 @@ class RowAudit:
     def __init__(self, folder: Folder, report: Report, keep_winners: bool, advance: Callable[[int], None]) -> None:
         self.threshold: float | None = None
         """τ as the files say; None: no deduplication."""
+        self.certified = True
+        """Was every file written under a search that misses nothing?"""
         self._folder = folder
         self._report = report
         self._keep_winners = keep_winners
@@ -90,6 +92,7 @@ class RowAudit:
             value = metadata.get(f"streamer.{name}".encode(), b"").decode()
             if self._binding.setdefault(name, value) != value:
                 self._report.problem("binding", path, f"{name} is {value!r}, in the files before {self._binding[name]!r}")
+        self.certified = self.certified and metadata.get(b"streamer.search", b"certified") == b"certified"
         threshold = self._binding["threshold"]
         try:
             self.threshold = None if threshold == "off" else float(threshold or "nan")

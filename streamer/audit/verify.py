@@ -51,7 +51,7 @@ class Audit:
         if pairs and rows.threshold is not None and any(keys for keys, _ in winners):
             keys = [key for some, _ in winners for key in some]
             vectors = [found for some, found in winners if some]
-            check_pairs(keys, np.concatenate(vectors), rows.threshold, self.report, lambda n: None)
+            check_pairs(keys, np.concatenate(vectors), rows.threshold, rows.certified, self.report, lambda n: None)
         return self.report
 
     def _epoch(

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from sink_data import Maker, make_dataset
 
-from streamer.audit import NOTES, PROBLEMS, Audit
+from streamer.audit import PROBLEMS, Audit
 from streamer.audit.report import KEPT, Report
 from streamer.sink import table
 from streamer.sink.storage import Storage
@@ -399,6 +399,13 @@ def test_pairs(folder, tmp_path):
     edit_row({"embedding": vectors[0]}, outcome="accepted")(folder)
     assert "pair" not in codes(folder)
     assert codes(folder, pairs=True)["pair"] == 1
+    table = pq.read_table(folder / f"metadata/{SECOND}.parquet")
+    pq.write_table(
+        table.replace_schema_metadata({**table.schema.metadata, "streamer.search": "capacity 24576"}), folder / f"metadata/{SECOND}.parquet"
+    )
+    refit(folder, f"metadata/{SECOND}.parquet")
+    assert codes(folder, pairs=True) == {}
+    assert Audit(str(folder)).run(pairs=True).counts["pair_missed"] == 1
 
 
 def test_flagged_duplicates_are_checked_like_removed_ones(tmp_path):
@@ -446,7 +453,7 @@ def test_what_is_staged_and_withdrawn_is_noted_and_right(folder, tmp_path):
     edit_manifest(folder, FIRST, recount)
     report = Audit(str(folder)).run()
     assert report.problems == []
-    assert {n.code for n in report.notes} == set(NOTES)
+    assert {n.code for n in report.notes} == {"staged", "withdrawn_target"}
     assert next(n.path for n in report.notes if n.code == "staged").startswith(".staging/w-3/00000005-")
 
 
