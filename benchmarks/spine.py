@@ -4,7 +4,7 @@
 by one matrix product: a vector seeded from the bytes. Everything else is the line that `streamer run` runs. The producer is
 outside of the measure.
 
-    python3 tasks.py bench spine [--records 200000] [--dim 64] [--bytes 1000] [--duplicates 0.3] [--dedup off]
+    python3 tasks.py bench spine [--records 200000] [--dim 64] [--bytes 1000] [--duplicates 0.3] [--dedup off] [--in-flight 1]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from streamer import app
 from streamer.config import Config
 from streamer.config import parse as parse_config
 from streamer.decode.decoder import Prior
+from streamer.kafka import claims
 from streamer.model.model import Embedded
 from streamer.records import U8, Decoded, Facts, Record, Sample
 from streamer.wire.envelope import parse
@@ -114,13 +115,16 @@ def main() -> None:
     options.add_argument("--partitions", type=int, default=4)
     options.add_argument("--batch", type=int, default=256)
     options.add_argument("--dedup", choices=("on", "off"), default="on")
+    options.add_argument("--probe", choices=("certified", "calibrated"), default="certified")
+    options.add_argument("--in-flight", type=int, default=claims.MAX_IN_FLIGHT, help="batches whose claims may be on their way at once")
     given = options.parse_args()
+    claims.MAX_IN_FLIGHT = given.in_flight
     with broker() as servers, tempfile.TemporaryDirectory() as folder:
         name = f"spine-{uuid.uuid4().hex[:8]}"
         fill(servers, f"{name}-in", values(given.records, given.bytes, given.duplicates), given.partitions)
         config = parse_config({
             "dataset": name, "writer": "bench", "kafka": {"bootstrap_servers": servers, "topic": f"{name}-in"},
-            "embedder": {"type": "timm", "model": "replaced by SeededModel"}, "dedup": {"threshold": 0.97} if given.dedup == "on" else "off",
+            "embedder": {"type": "timm", "model": "replaced by SeededModel"}, "dedup": {"threshold": 0.97, "probe": given.probe, "snapshots": "off"} if given.dedup == "on" else "off",
             "output": {"path": folder}, "batch": {"size": given.batch, "linger": "20ms"}, "http": {"host": "127.0.0.1", "port": 0},
         })  # fmt: skip
         parts = app.Parts(load_model=lambda _: SeededModel(given.dim), decoder=SeededDecoder, metrics=Watched)  # type: ignore[arg-type,return-value]
