@@ -182,6 +182,9 @@ def test_the_input_topic_is_gone(dataset: Dataset) -> None:
     topic = dataset.config.kafka.topic
     admin = AdminClient({"bootstrap.servers": dataset.servers})
     admin.delete_topics([topic])[topic].result(SOON)
+    deadline = time.monotonic() + SOON
+    while topic in admin.list_topics(timeout=SOON).topics and time.monotonic() < deadline:
+        time.sleep(0.05)  # brokers are told of it a moment later
     with pytest.raises(DependencyError, match=f"'{topic}' does not exist any more"):
         a.port.starts()
 
