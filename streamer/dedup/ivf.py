@@ -212,21 +212,34 @@ class Base:
         self._queries = self._nominees = 0.0
 
     def append(self, view: Winners, high: int, cells: I64 | None = None) -> None:
-        """Rows up to ``high`` of the view; ``cells`` where they are known."""
+        """Rows up to ``high`` of the view, but for those that were evicted meanwhile; ``cells`` where they are known."""
+        if view.first > self.rows:  # a multiple of `BLOCK`, and so of what is appended at once
+            self._skip(view.first)
         low = self.rows
+        if low >= high:
+            return
         codes = self.cells.sketch.codes(widen(view.slice(low, high)))
         if cells is None:
             cells, products = self.cells.assign(codes)
         else:
             products = np.einsum("ij,ij->i", codes, self.cells.centroids[cells])
         lengths = lengths_of(codes)
-        if high - self.first > len(self._cells):
-            self._cells = np.concatenate([self._cells, np.empty(max(len(self._cells), high - self.rows), np.int32)])
+        self._make_room(high)
         with self.lock:
             self._cells[low - self.first : high - self.first] = cells
             self._lists.add(codes, np.arange(low, high), cells)
             self._bounds.include(cells, products, lengths)
             self.rows = high
+
+    def _skip(self, high: int) -> None:
+        self._make_room(high)
+        with self.lock:
+            self.rows = high
+
+    def _make_room(self, high: int) -> None:
+        """Cells of the rows below ``high``; 0 until they are known."""
+        if high - self.first > len(self._cells):
+            self._cells = np.concatenate([self._cells, np.zeros(max(len(self._cells), high - self.rows), np.int32)])
 
     def nominate(self, wide: F32, rho: F32) -> tuple[I64, I64]:
         """(n, d) and (n,) ρ → pairs (queries, rows); with ρ = 1 every match of a query among the base's rows is one. Under the lock."""

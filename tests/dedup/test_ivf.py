@@ -126,6 +126,22 @@ def test_searches_beside_the_upkeep():
     assert index.gauges()["trainings"] >= 1
 
 
+def test_eviction_overtakes_the_upkeep():
+    """Rows that were evicted before they were merged, by the old cells and by those that are being made."""
+    rng = np.random.default_rng(8)
+    index, vectors, positions = open_index(DIM, TAU, "cpu", train_at=3_000), clustered(rng, 9 * BLOCK), np.arange(9 * BLOCK)
+    fill(index, vectors[: 3 * BLOCK], positions[: 3 * BLOCK])
+    rest = slice(3 * BLOCK, None)
+    index.store.append(vectors[rest], index.store.view.sketch.codes(widen(vectors[rest])), positions[rest], 0, positions[rest])
+    index.add(vectors[rest], positions[rest])
+    index.store.evict(6 * BLOCK)
+    while index.maintain():
+        pass
+    assert index.gauges()["base_vectors"] == 3 * BLOCK
+    queries = near(rng, vectors[::200].astype(np.float64), rng.uniform(TAU - 0.01, 1, len(vectors[::200])))
+    check(index.search(queries), brute(vectors, positions, queries, TAU, positions[: 6 * BLOCK]))
+
+
 def test_state_spares_the_training():
     rng = np.random.default_rng(3)
     vectors, positions = clustered(rng, 9_000), np.arange(9_000)
