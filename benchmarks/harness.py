@@ -8,7 +8,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from streamer.cli import limit_blas
 
 limit_blas()
 
+from benchmarks.distance import distance
 from streamer import app
 from streamer.config import Config
 from streamer.kafka.admin import Admin
@@ -23,7 +24,7 @@ from streamer.kafka.topics import configured_starts, input_topic
 from streamer.ops.metrics import STAGES, Metrics
 from streamer.ops.tally import EpochTally
 from streamer.ops.thread_cpu import ThreadCpu
-from streamer.testing import Broker, create_topic, produce
+from streamer.testing import Broker, create_topic, free_port, produce
 
 
 @contextmanager
@@ -34,6 +35,21 @@ def broker() -> Iterator[str]:
     else:
         with Broker() as embedded:
             yield embedded.bootstrap_servers
+
+
+@contextmanager
+def distant_broker(round_trip_s: float | None) -> Iterator[tuple[str, str]]:
+    """Bootstrap servers of one embedded broker, directly and from a distance; None: `broker`, and no distance."""
+    with ExitStack() as at_exit:
+        if round_trip_s is None:
+            servers = at_exit.enter_context(broker())
+            yield servers, servers
+        else:
+            port = free_port()
+            embedded = at_exit.enter_context(Broker(proxy_port=port))
+            assert embedded.upstream_port is not None
+            at_exit.enter_context(distance(port, embedded.upstream_port, round_trip_s))
+            yield embedded.bootstrap_servers, f"127.0.0.1:{port}"
 
 
 def fill(servers: str, topic: str, values: Iterable[bytes], partitions: int) -> int:
@@ -80,6 +96,8 @@ class Watched(Metrics):
             if after - self.threads_before.get(name, 0.0) >= 0.005
         }
         stages = {stage: self._stage_seconds[stage]._value.get() for stage in STAGES}
+        trips = self.claim_round_trip
+        batches = sum(bucket.get() for bucket in trips._buckets)
         total = sum(stages.values()) or 1.0
         return {
             "records": self.records,
@@ -88,6 +106,9 @@ class Watched(Metrics):
             "cpu_us_per_record": round(1e6 * sum(threads.values()) / self.records, 1),
             "outcomes": self.decisions,
             "thread_cpu_s": dict(sorted(threads.items(), key=lambda item: -item[1])),
+            "claim_round_trip_ms": round(1000 * trips._sum.get() / batches, 1) if batches else None,
+            "claims_void": self.claims_void._value.get(),
+            "commit_s": round(stages["commit"], 3),
             "stage_share": {stage: round(value / total, 3) for stage, value in stages.items()},
         }
 

@@ -4,7 +4,8 @@
 by one matrix product: a vector seeded from the bytes. Everything else is the line that `streamer run` runs. The producer is
 outside of the measure.
 
-    python3 tasks.py bench spine [--records 200000] [--dim 64] [--bytes 1000] [--duplicates 0.3] [--dedup off] [--in-flight 1]
+    python3 tasks.py bench spine [--records 200000] [--dim 64] [--bytes 1000] [--duplicates 0.3] [--dedup off]
+    python3 tasks.py bench spine --round-trip 20ms [--in-flight 1]          # the broker is far away (`benchmarks/distance.py`)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.harness import Watched, broker, emit, fill, run_line  # isort: skip - before numpy
+from benchmarks.harness import Watched, distant_broker, emit, fill, run_line  # isort: skip - before numpy
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from streamer.decode.decoder import Prior
 from streamer.kafka import claims
 from streamer.model.model import Embedded
 from streamer.records import U8, Decoded, Facts, Record, Sample
+from streamer.units import parse_duration
 from streamer.wire.envelope import parse
 
 SEED_BYTES = 32
@@ -117,11 +119,12 @@ def main() -> None:
     options.add_argument("--dedup", choices=("on", "off"), default="on")
     options.add_argument("--probe", choices=("certified", "calibrated"), default="certified")
     options.add_argument("--in-flight", type=int, default=claims.MAX_IN_FLIGHT, help="batches whose claims may be on their way at once")
+    options.add_argument("--round-trip", type=parse_duration, metavar="20ms", help="to a broker of its own, through a proxy that delays")
     given = options.parse_args()
     claims.MAX_IN_FLIGHT = given.in_flight
-    with broker() as servers, tempfile.TemporaryDirectory() as folder:
+    with distant_broker(given.round_trip) as (near, servers), tempfile.TemporaryDirectory() as folder:
         name = f"spine-{uuid.uuid4().hex[:8]}"
-        fill(servers, f"{name}-in", values(given.records, given.bytes, given.duplicates), given.partitions)
+        fill(near, f"{name}-in", values(given.records, given.bytes, given.duplicates), given.partitions)
         config = parse_config({
             "dataset": name, "writer": "bench", "kafka": {"bootstrap_servers": servers, "topic": f"{name}-in"},
             "embedder": {"type": "timm", "model": "replaced by SeededModel"}, "dedup": {"threshold": 0.97, "probe": given.probe, "snapshots": "off"} if given.dedup == "on" else "off",

@@ -51,7 +51,7 @@ _PROPERTIES = {
     "process.roles": "broker,controller",
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
-    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "auto.create.topics.enable": "false",
     "message.max.bytes": str(MESSAGE_BYTES),
     "replica.fetch.max.bytes": str(MESSAGE_BYTES),
@@ -81,11 +81,16 @@ class Broker:
 
     ``port`` 0 picks a free one, kept over restarts. ``data`` is a folder to keep (and to start from again); without it a
     temporary one lives as long as this object is open. ``properties`` are further lines of server.properties.
+
+    ``proxy_port``: where a TCP proxy of yours listens on 127.0.0.1, one that delays or breaks connections. Let it forward to
+    `upstream_port`: clients that come that way are told the proxy's address as the node's own, and stay behind it.
     All methods block (the longest is stated) and belong to one thread at a time.
     """
 
-    def __init__(self, port: int = 0, data: Path | None = None, properties: Mapping[str, str] = {}) -> None:
+    def __init__(self, port: int = 0, data: Path | None = None, properties: Mapping[str, str] = {}, proxy_port: int | None = None) -> None:
         self.port = port or free_port()
+        self.proxy_port = proxy_port
+        self.upstream_port = None if proxy_port is None else free_port()
         self._data = data
         self._temporary: Path | None = None
         self._properties = dict(properties)
@@ -209,9 +214,13 @@ class Broker:
     def _write_properties(self) -> Path:
         folder = self.data.resolve()
         controller = free_port()  # a fixed voter by address lets both ports change from one start to the next
+        listeners, advertised = f"PLAINTEXT://127.0.0.1:{self.port}", f"PLAINTEXT://127.0.0.1:{self.port}"
+        if self.proxy_port is not None:
+            listeners += f",PROXIED://127.0.0.1:{self.upstream_port}"
+            advertised += f",PROXIED://127.0.0.1:{self.proxy_port}"
         own = {
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
+            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{controller}",
+            "advertised.listeners": advertised,
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
             "log.dirs": str(folder / "log"),
         }

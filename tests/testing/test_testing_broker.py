@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from streamer.errors import DependencyError
 from streamer.testing import Broker, create_topic, free_port, jpeg, produce, read_topic
@@ -108,6 +109,17 @@ def test_a_broken_start_says_why(embedded, broker, tmp_path):
 def test_a_port_in_use_is_named(broker):
     with pytest.raises(DependencyError, match=f"port {broker.port} .*in use"):
         Broker(port=broker.port).start()
+
+
+def test_who_comes_through_a_proxy_stays_behind_it(embedded):
+    with embedded(proxy_port=(port := free_port())) as broker:
+        assert metadata(broker.bootstrap_servers) == [("127.0.0.1", broker.port)]
+        assert metadata(f"127.0.0.1:{broker.upstream_port}") == [("127.0.0.1", port)]
+
+
+def metadata(servers):
+    """Where a client that asks there would go on."""
+    return [(node.host, node.port) for node in AdminClient({"bootstrap.servers": servers}).list_topics(timeout=10).brokers.values()]
 
 
 def test_what_cannot_be_had_is_named(monkeypatch, tmp_path):
