@@ -1,0 +1,83 @@
+"""A mapping → the config, or one line for each mistake in it, which names the path and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from streamer.config.kind import (
+    EMBEDDERS,
+    HEADS,
+    AestheticHead,
+    CustomHead,
+    FieldRule,
+    LinearHeadConfig,
+    MlpHeadConfig,
+    NsfwHead,
+    TimmEmbedder,
+)
+from streamer.config.root import Config
+from streamer.config.section import HIDDEN, BatchConfig, DeadLetters, Decode, Dedup, Fetch, Http, Kafka, Output, is_secret
+from streamer.errors import ConfigError
+
+
+def parse(raw: Mapping[str, Any], where: str = "config") -> Config:
+    """Validates a mapping. Raises ConfigError: one line per mistake, ``WHERE: path.to.key: what is wrong; the fix``."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        mistakes = error.errors()
+        misspelt = {(*e["loc"][:-1], _closest(e["loc"])) for e in mistakes if e["type"] == "extra_forbidden"}
+        told = [e for e in mistakes if e["type"] != "missing" or e["loc"] not in misspelt]
+        raise ConfigError("\n".join(f"{where}: {_explain(e)}" for e in told)) from None
+
+
+_TAG_AT = {"embedder": 1, "heads": 2, "filters": 2}
+"""Where in an error's location pydantic names the kind that `type` chose, which is no key of the file."""
+
+
+def _explain(error: Any) -> str:
+    loc = error["loc"]
+    path = ".".join(str(part) for i, part in enumerate(loc) if i != _TAG_AT.get(loc[0]))
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        close = _closest(loc)
+        message = f"unknown key; did you mean {close!r}?" if close else f"unknown key; known here are {', '.join(_known(loc))}"
+    elif error["type"] == "missing":
+        message = "is missing; add it"
+    elif error["type"] == "union_tag_not_found":
+        path, message = f"{path}.type", _unknown_type(error)
+    elif error["type"] != "value_error":
+        message = f"{message} (got {error['input']!r})"
+    if loc[:2] == ("kafka", "client") and (len(loc) == 2 or is_secret(str(loc[2]))):
+        message = f"must be {'properties and their values' if len(loc) == 2 else 'a text, a number, true or false'} (got {HIDDEN})"
+    return f"{path}: {message}" if path else message
+
+
+def _unknown_type(error: Any) -> str:
+    kinds = EMBEDDERS if error["loc"][0] == "embedder" else HEADS
+    kind = error["input"].get("type") if isinstance(error["input"], Mapping) else None
+    close = difflib.get_close_matches(str(kind), kinds, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(kinds)}, or pkg.mod:Class"
+    return f"is missing; {hint}" if kind is None else f"unknown type {kind!r}; {hint}"
+
+
+def _closest(loc: tuple[Any, ...]) -> str:
+    """The nearest known key; empty if none is near."""
+    return next(iter(difflib.get_close_matches(str(loc[-1]), _known(loc), n=1)), "")
+
+
+def _known(loc: tuple[Any, ...]) -> list[str]:
+    """The keys that may stand where the error's last one does, found by walking the schema along its path."""
+    section: type[BaseModel] | None = Config
+    sections: dict[str, type[BaseModel]] = {
+        "kafka": Kafka, "fetch": Fetch, "decode": Decode, "dedup": Dedup, "output": Output, "batch": BatchConfig,
+        "dead_letters": DeadLetters, "http": Http, "timm": TimmEmbedder, "aesthetic": AestheticHead, "nsfw": NsfwHead,
+        "linear": LinearHeadConfig, "mlp": MlpHeadConfig, "custom": CustomHead, "field": FieldRule,
+    }  # fmt: skip
+    for part in loc[:-1]:
+        section = sections.get(str(part), section)
+    return [f.alias or n for n, f in section.model_fields.items()] if section else []

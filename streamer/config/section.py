@@ -1,0 +1,102 @@
+"""The sections of the config that have one shape, in the order a record travels; `kind.py` has those whose shape `type` chooses."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from streamer.config.value import Device, Scalar, Seconds, Size, Start
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Kafka(Section):
+    bootstrap_servers: str = Field(min_length=1)
+    topic: str = Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")
+    start: Start = "earliest"
+    default_content_type: str = "image/jpeg"
+    group_instance_id: str | None = "auto"
+    client: dict[str, Scalar] = {}
+
+
+class Fetch(Section):
+    """References (``uri``). Nothing is fetched unless its scheme *and* its host are listed.
+
+    ``hosts``: for http and https host names, ``*.example.com``, addresses and networks (CIDR); bucket names for s3; for file the allowed
+    folders (they begin with "/"). A name that leads to a private address is refused unless that address or network is listed, too.
+    """
+
+    schemes: tuple[Literal["file", "http", "https", "s3"], ...] = ()
+    hosts: tuple[str, ...] = ()
+    max_bytes: Size = 20_000_000
+    timeout: Seconds = 10.0
+    concurrency: int = Field(16, ge=1, le=1024)
+
+
+class Decode(Section):
+    threads: int = Field(6, ge=1, le=256)
+    max_bytes: Size = 20_000_000
+    max_pixels: int = Field(64_000_000, ge=1)
+
+
+def _snapshots(value: Any) -> Any:
+    return "off" if value is False else value  # YAML 1.1 reads a bare `off` as false
+
+
+class Dedup(Section):
+    threshold: float = Field(0.95, gt=0, le=0.999)
+    """τ: cosine similarity at or above which two records are near-duplicates. fp16 vectors carry no more than 0.999."""
+    action: Literal["remove", "flag"] = "remove"
+    probe: Literal["certified", "calibrated"] = "certified"
+    """certified finds what brute force finds; calibrated looks into fewer cells, and shows the recall that leaves."""
+    capacity: int | None = Field(None, ge=24_576)
+    """The most winners that are kept; beyond it the oldest are forgotten, and what resembles them is new again. None: all are kept."""
+    train_at: Literal["auto"] | Annotated[int, Field(ge=1024)] = "auto"
+    """Winners at which the index makes its first k-means cells."""
+    device: Device = "auto"
+    snapshots: Annotated[str, BeforeValidator(_snapshots), Field(min_length=1)] = "dataset"
+    """Where the dedup state is kept, so that a start need not read the whole claim log: a path or URI, ``dataset`` (beside it) or ``off``."""
+    snapshot_every: int = Field(200_000, ge=1)
+    """Positions of the claim log; more where that is less than a tenth of the winners."""
+
+    @property
+    def search(self) -> str:
+        """``certified``, or what may make a search miss a near-duplicate."""
+        misses = (["calibrated"] if self.probe == "calibrated" else []) + ([f"capacity {self.capacity}"] if self.capacity else [])
+        return ", ".join(misses) or "certified"
+
+
+class Output(Section):
+    path: str = Field(min_length=1)
+    formats: tuple[str, ...] = ("jpg", "png", "webp")
+    shard_records: int = Field(10_000, ge=1)
+    shard_bytes: Size = 1_000_000_000
+    epoch_records: int = Field(50_000, ge=1)
+    seal_after: Seconds = 60.0
+
+
+class BatchConfig(Section):
+    size: int = Field(256, ge=1, le=65_536)
+    linger: Seconds = 0.05
+
+
+class DeadLetters(Section):
+    max_ratio: float = Field(0.2, ge=0, le=1)
+
+
+class Http(Section):
+    host: str = "0.0.0.0"
+    port: int = Field(9400, ge=0, le=65_535)
+
+
+_SECRET = re.compile(r"password|secret|token|key|basic\.auth|^sasl\.(?!mechanisms?$)")
+HIDDEN = "***"
+
+
+def is_secret(name: str) -> bool:
+    """Whether a property of ``kafka.client`` may be one that nobody should see."""
+    return _SECRET.search(name.lower()) is not None
