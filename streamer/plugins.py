@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from streamer.errors import ConfigError
+
+log = logging.getLogger(__name__)
+"""Of what plug-ins cannot judge or embed, perhaps for each record: the same line is let through every half minute (`streamer.ops.logs`)."""
 
 T = TypeVar("T")
 

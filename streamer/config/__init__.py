@@ -21,7 +21,6 @@ from streamer.config.kind import (
     NsfwHead,
     RuleConfig,
     TimmEmbedder,
-    head_name,
 )
 from streamer.config.mistake import parse
 from streamer.config.root import Config
@@ -51,7 +50,6 @@ __all__ = [
     "Output",
     "RuleConfig",
     "TimmEmbedder",
-    "head_name",
     "is_secret",
     "load",
     "parse",

@@ -93,10 +93,6 @@ HeadConfig = Annotated[
 ]
 
 
-def head_name(head: AestheticHead | NsfwHead | LinearHeadConfig | MlpHeadConfig | CustomHead) -> str:
-    return head.name
-
-
 class FieldRule(Section):
     """One rule over one field. Bounds are inclusive; NaN or missing fails the rule."""
 

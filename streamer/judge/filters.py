@@ -5,7 +5,6 @@ A rule that fails a record either removes it or flags it; the first removing one
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from abc import ABC, abstractmethod
@@ -15,10 +14,8 @@ from typing import Any, Literal
 
 from streamer.config import CustomRule, FieldRule, RuleConfig
 from streamer.errors import ConfigError, PluginError
-from streamer.plugins import build
+from streamer.plugins import build, log
 from streamer.records import FORMAT_RULE, Facts, FailedRule
-
-log = logging.getLogger("streamer.plugins")
 
 _FORMAT_ALIASES = {"jpeg": "jpg", "jpe": "jpg", "mpo": "jpg", "tif": "tiff"}
 _NOT_A_WORD = re.compile(r"[^A-Za-z0-9_.-]+")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamer import plugins
-from streamer.config import AestheticHead, Config, CustomEmbedder, CustomHead, HeadConfig, LinearHeadConfig, NsfwHead, head_name
+from streamer.config import AestheticHead, Config, CustomEmbedder, CustomHead, HeadConfig, LinearHeadConfig, NsfwHead
 from streamer.errors import ConfigError, DependencyError, InvalidRecord, PluginError
 from streamer.model import laion
 from streamer.model.embedder import ImageEmbedder
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from streamer.model.device import Pending
 
 log = logging.getLogger(__name__)
-plugin_log = logging.getLogger("streamer.plugins")
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ def _apply(
                 raise
             raise PluginError(f"{what} fails for every image, the first time with {type(first).__name__}: {first}") from first
     for failure in bad.values():
-        plugin_log.warning("%s cannot take one image, whose record is invalid: %s", what, failure.detail)
+        plugins.log.warning("%s cannot take one image, whose record is invalid: %s", what, failure.detail)
     failed |= bad
     return done
 
@@ -235,7 +234,7 @@ def _make_embedder(config: Config) -> ImageEmbedder:
 def _make_head(chosen: HeadConfig, embedder: ImageEmbedder, where: str) -> Head:
     from streamer.model import heads
 
-    name = head_name(chosen)
+    name = chosen.name
     if isinstance(chosen, CustomHead):
         head = plugins.build(chosen.type, Head, chosen.args, where)  # type: ignore[type-abstract]
         head.name = name

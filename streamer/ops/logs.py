@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import TextIO
 
+from streamer import plugins
 from streamer.errors import ConfigError
 
 LIBRDKAFKA = "streamer.librdkafka"
@@ -24,8 +25,6 @@ LIBRDKAFKA = "streamer.librdkafka"
 
 _LEVELS = ("debug", "info", "warning", "error")
 _FORMS = ("text", "json")
-PLUGINS = "streamer.plugins"
-"""The logger of what plug-ins cannot judge or embed, perhaps for each record."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _USER_INFO = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")
 _SECRET_KEY = re.compile(r"password|secret|token|key\.pem|oauthbearer\.config|basic\.auth", re.IGNORECASE)
@@ -47,7 +46,7 @@ def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None
     logging.getLogger("streamer").setLevel(level.upper())
     librdkafka = logging.getLogger(LIBRDKAFKA)
     librdkafka.filters[:] = [_is_told, Repeats(_REPEAT_S)]
-    logging.getLogger(PLUGINS).filters[:] = [Repeats(_REPEAT_S)]
+    plugins.log.filters[:] = [Repeats(_REPEAT_S)]
     logging.captureWarnings(True)
 
 

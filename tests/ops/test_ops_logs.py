@@ -8,6 +8,7 @@ import warnings
 import pytest
 from confluent_kafka import Consumer, Producer
 
+from streamer import plugins
 from streamer.errors import ConfigError
 from streamer.ops import logs
 
@@ -118,7 +119,7 @@ def test_librdkafka_does_not_complain_that_consumers_and_producers_share_propert
 def test_a_plugin_that_fails_for_each_record_says_so_once(spoken):
     stream = spoken(STREAMER_LOG="text")
     for record in range(1_000):
-        logging.getLogger(logs.PLUGINS).warning("filter sharp raised KeyError: %d; the record fails it", record)
+        plugins.log.warning("filter sharp raised KeyError: %d; the record fails it", record)
     assert stream.getvalue().count("filter sharp raised") == 1
 
 
