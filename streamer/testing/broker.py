@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -90,7 +90,7 @@ class Broker:
     def __init__(self, port: int = 0, data: Path | None = None, properties: Mapping[str, str] = {}, proxy_port: int | None = None) -> None:
         self.port = port or free_port()
         self.proxy_port = proxy_port
-        self.upstream_port = None if proxy_port is None else free_port()
+        self.upstream_port = None if proxy_port is None else free_port((self.port, proxy_port))
         self._data = data
         self._temporary: Path | None = None
         self._properties = dict(properties)
@@ -213,7 +213,7 @@ class Broker:
 
     def _write_properties(self) -> Path:
         folder = self.data.resolve()
-        controller = free_port()  # a fixed voter by address lets both ports change from one start to the next
+        controller = free_port((self.port, self.proxy_port, self.upstream_port))  # a fixed voter by address lets both ports change from one start to the next
         listeners, advertised = f"PLAINTEXT://127.0.0.1:{self.port}", f"PLAINTEXT://127.0.0.1:{self.port}"
         if self.proxy_port is not None:
             listeners += f",PROXIED://127.0.0.1:{self.upstream_port}"
@@ -292,13 +292,13 @@ class Broker:
             return False
 
 
-def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on, from below the range that the kernel gives to outgoing connections.
+def free_port(but: Collection[int | None] = ()) -> int:
+    """A port on 127.0.0.1 that nobody listens on, and none of ``but``, from below the range that the kernel gives to outgoing connections.
 
     A client that keeps dialling a stopped broker on a port *inside* that range ends up connected to itself one day,
     and the broker cannot come back.
     """
-    for port in random.sample(range(20_000, 32_000), 100):
+    for port in random.sample([port for port in range(20_000, 32_000) if port not in but], 100):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
