@@ -31,7 +31,7 @@ RENEW_AFTER = 50_000
 
 @dataclass(slots=True)
 class _Pending:
-    """A judged batch in the queue. ``missing`` rows of it have no verdict yet."""
+    """A judged batch in the queue. ``missing`` rows of it have no verdict yet; its claims were written at ``started``."""
 
     judged: Judged
     missing: int
@@ -147,7 +147,6 @@ class ClaimStage:
 
     def submit(self, judged: Judged) -> None:
         """Claims what needs a claim. Blocks while `MAX_IN_FLIGHT` batches wait."""
-        pending = _Pending(judged, len(judged.claimed), time.monotonic())
         with self._changed:
             while len(self._queue) >= MAX_IN_FLIGHT:
                 if self._failure.stop.is_set() or not self._fence.holds(judged.span):
@@ -155,6 +154,7 @@ class ClaimStage:
                 self._changed.wait(0.1)
             if not self._fence.holds(judged.span):
                 return
+            pending = _Pending(judged, len(judged.claimed), time.monotonic())
             self._queue.append(pending)
             self._claim(pending, judged.claimed, judged.seen)
         self._emit()
@@ -235,6 +235,8 @@ class ClaimStage:
         if again:
             self._metrics.claims_void.inc(len(again))
             pending.missing -= self._claim_again(pending, np.array(again, np.int64))
+        if not pending.missing:
+            self._metrics.claim_round_trip.observe(time.monotonic() - pending.started)
 
     def _claim_again(self, pending: _Pending, rows: np.ndarray) -> int:
         """A claim older than W is void: look again, then claim again. Returns how many were found duplicates at once."""
@@ -260,8 +262,6 @@ class ClaimStage:
                     pending = self._queue[0]
                 if not hand_on(pending.judged, self._decided, timeout=0.0):
                     return
-                if len(pending.judged.claimed):
-                    self._metrics.claim_round_trip.observe(time.monotonic() - pending.started)
                 with self._changed:
                     if self._queue and self._queue[0] is pending:  # unless a new run began meanwhile
                         self._queue.popleft()

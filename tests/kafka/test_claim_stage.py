@@ -262,6 +262,22 @@ def test_no_more_than_so_many_batches_are_in_flight(dataset: Dataset) -> None:
     assert len(done) == blocked + 3
 
 
+def test_a_claims_round_trip_is_no_wait_for_room(dataset: Dataset) -> None:
+    a = dataset.replica(room=1)
+    a.open(0, term=11)
+    batches = MAX_IN_FLIGHT + 2  # one is in the writer's channel, and the last one waits before it is claimed
+    device = Worker("device", lambda: [a.claim((0, i, EYE[i % DIM] + i)) for i in range(batches)], a.failure)
+    device.start()
+    time.sleep(3)
+    for _ in range(batches):
+        a.take()
+    measured = a.metrics.registry.get_sample_value
+    assert measured("streamer_claim_round_trip_seconds_count") == batches
+    longest = measured("streamer_claim_round_trip_seconds_sum")
+    assert longest is not None
+    assert longest < 2.5  # all of them together
+
+
 def test_a_submit_that_waits_for_room_gives_up_with_its_run(dataset: Dataset) -> None:
     a = dataset.replica(room=1)
     a.open(0, term=11)
