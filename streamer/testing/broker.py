@@ -213,7 +213,8 @@ class Broker:
 
     def _write_properties(self) -> Path:
         folder = self.data.resolve()
-        controller = free_port((self.port, self.proxy_port, self.upstream_port))  # a fixed voter by address lets both ports change from one start to the next
+        # A fixed voter by address lets both ports change from one start to the next.
+        controller = free_port((self.port, self.proxy_port, self.upstream_port))
         listeners, advertised = f"PLAINTEXT://127.0.0.1:{self.port}", f"PLAINTEXT://127.0.0.1:{self.port}"
         if self.proxy_port is not None:
             listeners += f",PROXIED://127.0.0.1:{self.upstream_port}"
