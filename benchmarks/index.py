@@ -7,6 +7,14 @@ size that it does not reach within its time. Truth is brute force: float32 nomin
     python3 tasks.py bench index [--sizes 10000,100000,300000] [--contenders certified,flat,hnswlib] [--plot FILE.png]
     python3 tasks.py bench index --sizes 10000,30000,100000,300000,1000000 --budget 900
     python3 tasks.py bench index --planted 100000        how many answers differ from brute force: batches of any size, with a restart
+    python3 tasks.py bench index --images DIR --vectors FILE.npy [--copies 60] [--tau 0.9]
+
+--images: the stream is photographs and edits of them, in random order, as a model sees them (the demo's, or --model, --config, as in the
+benchmark ``thresholds``). --copies: edits of each photograph: the 19 of that benchmark, then several at random after one another. It takes
+10 to 50 ms of a core for each; --vectors keeps them, and a later run takes them from there or goes on where one was ended.
+As in the service an index gets *winners* only: an edit at or above τ to an earlier winner never enters it. Who wins is decided by brute
+force beforehand, so that every contender holds the same; a contender that misses would hold more. --sizes are winners; queries are what
+arrives next, winners and losers alike. A calibration learns from losers that arrived before, once each.
 
 hnswlib and usearch are contenders where they are installed (`.venv/bin/pip install hnswlib usearch`).
 """
@@ -14,7 +22,6 @@ hnswlib and usearch are contenders where they are installed (`.venv/bin/pip inst
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import json
 import os
@@ -23,10 +30,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy: one thread is what is measured
     os.environ[_name] = "1"
@@ -34,30 +41,34 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # 
 import faiss
 import numpy as np
 
-from benchmarks.vectors import Stream, near
+from benchmarks.vectors import BATCH, Arrivals, Drifting, Source, Stream, first_match, near, reachable, winners_of
 from streamer.dedup.arithmetic import similarities_of, widen
 from streamer.dedup.calibration import Calibration
-from streamer.dedup.ivf import IvfIndex
+from streamer.dedup.ivf import TRAIN_AT, IvfIndex
 from streamer.dedup.store import WinnerStore
 from streamer.records import F16, F32, F64, I64
 
-THRESHOLD = 0.95
-BATCH = 256
 STEP = 2048
-PLANTED = 4
-"""One query in so many is a planted near-duplicate."""
 SEED = 7
+
+
+class Setting(NamedTuple):
+    dim: int
+    threshold: float
+    train_at: int
+    """Vectors at which lists are first made."""
 
 
 class Contender(Protocol):
     def add(self, vectors: F16) -> None: ...
     def search(self, vectors: F16) -> tuple[I64, F64]:
-        """A row at or above the threshold or −1, and the similarity."""
+        """(n, d) → (n,) the most similar row, or any at or above the threshold; −1 for none; and (n,) the similarity."""
 
 
 class Ours:
-    def __init__(self, dim: int, calibrated: bool) -> None:
-        self.index = IvfIndex(WinnerStore(dim), THRESHOLD, Calibration() if calibrated else None)
+    def __init__(self, setting: Setting, calibrated: bool) -> None:
+        dim, threshold, train_at = setting
+        self.index = IvfIndex(WinnerStore(dim), threshold, Calibration() if calibrated else None, train_at)
         self.calibrated = calibrated
         self._rows = 0
 
@@ -73,11 +84,12 @@ class Ours:
         found = self.index.search(vectors)
         return found.winners, found.similarity
 
-    def warm_up(self, rng: np.random.Generator) -> None:
+    def warm_up(self, lessons: Iterable[F16]) -> None:
         """Lets a calibration learn before it is measured, as hours of a service would."""
-        while self.calibrated and self.index.gauges()["rho"] >= 1 and self.index.gauges()["lists"]:
-            rows = rng.integers(0, self._rows, 4 * BATCH)
-            self.index.search(near(rng, self.index.store.view.vectors(rows), rng.uniform(THRESHOLD + 1e-3, 1, len(rows))))
+        for queries in lessons:
+            if not self.calibrated or self.index.gauges()["rho"] < 1 or not self.index.gauges()["lists"]:
+                return
+            self.index.search(queries)
 
 
 class FaissIndex:
@@ -103,7 +115,7 @@ class FaissIndex:
 
     def search(self, vectors: F16) -> tuple[I64, F64]:
         products, rows = self._index.search(vectors.astype(np.float32), 1)
-        return np.where(products[:, 0] >= THRESHOLD, rows[:, 0], -1), products[:, 0].astype(np.float64)
+        return rows[:, 0], products[:, 0].astype(np.float64)
 
 
 class Hnswlib:
@@ -123,8 +135,7 @@ class Hnswlib:
 
     def search(self, vectors: F16) -> tuple[I64, F64]:
         rows, distances = self._index.knn_query(vectors.astype(np.float32), k=1, num_threads=1)
-        similarity = 1 - distances[:, 0].astype(np.float64)
-        return np.where(similarity >= THRESHOLD, rows[:, 0].astype(np.int64), -1), similarity
+        return rows[:, 0].astype(np.int64), 1 - distances[:, 0].astype(np.float64)
 
 
 class Usearch:
@@ -139,67 +150,45 @@ class Usearch:
 
     def search(self, vectors: F16) -> tuple[I64, F64]:
         found = self._index.search(vectors, 1, threads=1)
-        similarity = 1 - np.asarray(found.distances, np.float64).reshape(-1)
-        return np.where(similarity >= THRESHOLD, np.asarray(found.keys).reshape(-1).astype(np.int64), -1), similarity
+        return np.asarray(found.keys).reshape(-1).astype(np.int64), 1 - np.asarray(found.distances, np.float64).reshape(-1)
 
 
-def _ivf_once(dim: int) -> FaissIndex:
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, 512, faiss.METRIC_INNER_PRODUCT)
+def _ivf_once(setting: Setting) -> FaissIndex:
+    """512 lists, where they are made of 16 384 vectors."""
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(setting.dim), setting.dim, setting.train_at // 32, faiss.METRIC_INNER_PRODUCT)
     index.nprobe = 8
-    return FaissIndex(index, train_at=16_384)
+    return FaissIndex(index, setting.train_at)
 
 
-def _faiss_hnsw(dim: int) -> FaissIndex:
-    index = faiss.IndexHNSWFlat(dim, 16, faiss.METRIC_INNER_PRODUCT)
+def _faiss_hnsw(setting: Setting) -> FaissIndex:
+    index = faiss.IndexHNSWFlat(setting.dim, 16, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction, index.hnsw.efSearch = 100, 64
     return FaissIndex(index)
 
 
-CONTENDERS: dict[str, tuple[str, Callable[[int], Contender]]] = {
-    "flat": ("Faiss flat", lambda dim: FaissIndex(faiss.IndexFlatIP(dim))),
-    "certified": ("streamer, certified", lambda dim: Ours(dim, False)),
-    "calibrated": ("streamer, calibrated", lambda dim: Ours(dim, True)),
-    "ivf-once": ("Faiss IVF512, 8 probes, trained once", _ivf_once),
+CONTENDERS: dict[str, tuple[str, Callable[[Setting], Contender]]] = {
+    "flat": ("Faiss flat", lambda setting: FaissIndex(faiss.IndexFlatIP(setting.dim))),
+    "certified": ("streamer, certified", lambda setting: Ours(setting, False)),
+    "calibrated": ("streamer, calibrated", lambda setting: Ours(setting, True)),
+    "ivf-once": ("Faiss IVF, 8 probes, trained once", _ivf_once),
     "faiss-hnsw": ("Faiss HNSW M16/100/64", _faiss_hnsw),
-    "hnswlib": ("hnswlib M16/100/64", lambda dim: Hnswlib(dim, 16, 100, 64)),
-    "hnswlib-32": ("hnswlib M32/200/256", lambda dim: Hnswlib(dim, 32, 200, 256)),
-    "usearch": ("usearch M16/100/64, f16", Usearch),
+    "hnswlib": ("hnswlib M16/100/64", lambda setting: Hnswlib(setting.dim, 16, 100, 64)),
+    "hnswlib-32": ("hnswlib M32/200/256", lambda setting: Hnswlib(setting.dim, 32, 200, 256)),
+    "usearch": ("usearch M16/100/64, f16", lambda setting: Usearch(setting.dim)),
 }
 
 
-def queries_at(stream: Stream, count: int, held: F16) -> F16:
-    """The same for every contender: what the stream brings next, and near-duplicates of what it has brought. Leaves the stream as it is."""
-    rng = np.random.default_rng(len(held))
-    planted = near(rng, held[np.sort(rng.integers(0, len(held), count // PLANTED))], rng.uniform(THRESHOLD + 1e-3, 1, count // PLANTED))
-    both = np.concatenate([planted, copy.deepcopy(stream).take(count - len(planted))])
-    return both[rng.permutation(len(both))]
-
-
-def truth(held: F16, queries: F16) -> I64:
-    """(n,) lowest row at or above the threshold, −1 for none: float32 products with a margin, then float64."""
-    first = np.full(len(queries), -1, np.int64)
-    for low in range(0, len(held), 8192):
-        rows = held[low : low + 8192].astype(np.float32)
-        for at in range(0, len(queries), 1024):
-            left = np.flatnonzero(first[at : at + 1024] < 0) + at
-            i, j = np.nonzero(queries[left].astype(np.float32) @ rows.T >= THRESHOLD - 1e-3)
-            exact = similarities_of(queries[left[i]], held[low + j]) >= THRESHOLD
-            for query, row in zip(left[i[exact]].tolist(), (low + j[exact]).tolist(), strict=True):
-                if first[query] < 0:
-                    first[query] = row
-    return first
-
-
-def measure(name: str, dim: int, sizes: list[int], count: int, budget: float, folder: Path) -> None:
-    """One contender, in this process: a JSON line for each size."""
-    stream, index = Stream(dim, SEED), CONTENDERS[name][1](dim)
+def measure(name: str, setting: Setting, source: Source, sizes: list[int], count: int, budget: float, folder: Path) -> None:
+    """One contender, in this process: a JSON line for each size. ``folder``: where the first one leaves the truth for the others."""
+    dim, threshold, _ = setting
+    index = CONTENDERS[name][1](setting)
     stored = folder / f"{name}.f2"
     gc.collect()
     before, rows, began = _private(), 0, time.process_time()
     for size in sizes:
         segment, start = 0.0, rows
         while rows < size:
-            vectors = stream.take(min(STEP, size - rows))
+            vectors = source.take(min(STEP, size - rows))
             with stored.open("ab") as file:  # and not in memory, which is measured
                 vectors.tofile(file)
             at = time.process_time()
@@ -213,19 +202,19 @@ def measure(name: str, dim: int, sizes: list[int], count: int, budget: float, fo
         if not getattr(index, "is_ready", True):
             continue
         everything = np.memmap(stored, np.float16, "r").reshape(-1, dim)
-        queries = queries_at(stream, count, everything)
+        queries = source.ask(everything, count)
         known = folder / f"truth-{size}.npy"
         if not known.exists():
-            np.save(known, truth(everything, queries))
+            np.save(known, first_match(everything, queries, threshold))
         expected = np.load(known)
         if isinstance(index, Ours):
-            index.warm_up(np.random.default_rng(3))
+            index.warm_up(source.lessons(everything))
         index.search(queries[:BATCH])
         at = time.process_time()
         answers = [index.search(queries[low : low + BATCH]) for low in range(0, len(queries), BATCH)]
         searching = (time.process_time() - at) / len(queries)
-        found = np.concatenate([winners for winners, _ in answers])
-        right = similarities_of(queries, everything[np.maximum(found, 0)]) >= THRESHOLD
+        found = np.concatenate([np.where(similarity >= threshold, nearest, -1) for nearest, similarity in answers])
+        right = similarities_of(queries, everything[np.maximum(found, 0)]) >= threshold
         hits = (found >= 0) & right
         line = {
             "contender": name, "size": size, "search_us": round(1e6 * searching, 1), "add_us": round(1e6 * segment / (size - start), 1),
@@ -239,21 +228,22 @@ def measure(name: str, dim: int, sizes: list[int], count: int, budget: float, fo
         print(json.dumps(line), flush=True)
 
 
-def planted(dim: int, size: int, count: int) -> dict[str, Any]:
+def planted(setting: Setting, size: int, count: int) -> dict[str, Any]:
     """How many of ``count`` planted near-duplicates get another answer than brute force gives, while the index grows and starts again."""
+    dim, threshold, _ = setting
     stream, rng = Stream(dim, SEED), np.random.default_rng(5)
-    index, held = Ours(dim, False), np.empty((0, dim), np.float16)
+    index, held = Ours(setting, False), np.empty((0, dim), np.float16)
     asked = different = restarts = 0
     for _ in range(10):
         vectors = stream.take(size // 10)
         index.add(vectors)
         held = np.concatenate([held, vectors])
-        queries = near(rng, held[rng.integers(0, len(held), count // 10)], rng.uniform(THRESHOLD - 1e-4, 1, count // 10))
-        expected = truth(held, queries)
+        queries = near(rng, held[rng.integers(0, len(held), count // 10)], rng.uniform(threshold - 1e-4, 1, count // 10))
+        expected = first_match(held, queries, threshold)
         cuts = np.sort(rng.integers(0, len(queries), len(queries) // 200))
         found = np.concatenate([index.search(part)[0] for part in np.split(queries, cuts)])
         asked, different = asked + int((expected >= 0).sum()), different + int((found != expected).sum())
-        again = Ours(dim, False)
+        again = Ours(setting, False)
         rows = np.arange(len(held))
         again.index.store.append(held, again.index.store.view.sketch.codes(widen(held)), rows, 0, rows)
         again.index.restore(index.index.state())
@@ -263,11 +253,11 @@ def planted(dim: int, size: int, count: int) -> dict[str, Any]:
     return {"benchmark": "index --planted", "dim": dim, "vectors": size, "duplicates": asked, "different": different, "restarts": restarts}
 
 
-def show(lines: list[dict[str, Any]]) -> None:
+def show(lines: list[dict[str, Any]], threshold: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="CPU µs per vector on one thread", title_justify="left")
+    table = Table(title=f"CPU µs per vector on one thread, τ = {threshold}", title_justify="left")
     for heading in ("contender", "vectors", "search", "add", "sum", "recall", "precision", "different", "bytes per vector"):
         table.add_column(heading, justify="left" if heading == "contender" else "right", no_wrap=heading == "contender")
     for line in lines:
@@ -281,7 +271,7 @@ def show(lines: list[dict[str, Any]]) -> None:
     (console if console.is_terminal else Console(width=120)).print(table)
 
 
-def plot(lines: list[dict[str, Any]], path: Path) -> None:
+def plot(lines: list[dict[str, Any]], threshold: float, path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -294,7 +284,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
         style = {"label": label, "marker": "o", "linewidth": 2.5 if ours else 1.2, "markersize": 5, "zorder": 3 if ours else 2}
         cost.plot([m["size"] for m in mine], [m["search_us"] + m["add_us"] for m in mine], **style)
         recall.plot([m["size"] for m in mine], [m["recall"] for m in mine], **style)
-    for axes, title in ((cost, "CPU µs per vector: one search and one add, one thread"), (recall, f"recall at cosine {THRESHOLD}")):
+    for axes, title in ((cost, "CPU µs per vector: one search and one add, one thread"), (recall, f"recall at cosine {threshold}")):
         axes.set(xscale="log", xlabel="vectors in the index", title=title)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -303,27 +293,77 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def prepared(args: argparse.Namespace) -> tuple[F16, dict[str, Any]]:
+    """(n, d) vectors of photographs and their edits in the order of their arrival, and what they are of."""
+    from benchmarks.photographs import eye_of, gather, rounds  # torch, which no contender needs
+
+    eye, config = eye_of(args)
+    photos = [photo for photo in gather(args.images) if eye.can_see(photo)]
+    vectors = rounds(eye, photos, args.copies, args.vectors)
+    about = {"model": getattr(config.embedder, "model", config.embedder.type), "photographs": len(photos), "copies": args.copies}
+    return vectors[np.random.default_rng(SEED).permutation(len(vectors))], about
+
+
+def in_a_child(name: str, folder: str) -> Iterator[dict[str, Any]]:
+    """The lines of `measure`, as they come, from a process in which nothing else was."""
+    command = [sys.executable, "-m", "benchmarks.index", "--child", name, folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield from map(json.loads, process.stdout or ())
+
+
+def child(name: str, folder: Path) -> None:
+    task = json.loads((folder / "task.json").read_text("utf-8"))
+    setting, arrivals = Setting(*task["setting"]), folder / "arrivals.npy"
+    source: Source = Drifting(setting.dim, setting.threshold, SEED)
+    if arrivals.exists():
+        source = Arrivals(np.load(arrivals, mmap_mode="r"), np.load(folder / "winners.npy"))
+    measure(name, setting, source, task["sizes"], task["queries"], task["budget"], folder)
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], Path(sys.argv[3]))
+        return
+    from benchmarks.photographs import model_options
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="10000,30000,100000", help="vectors at which to measure, ascending")
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--queries", type=int, default=20_480)
+    parser.add_argument("--dim", type=int, default=512, help="of the synthetic ones")
+    parser.add_argument("--queries", type=int, help="at each size: 20 480; 4 096 with --images")
+    parser.add_argument("--tau", type=float, help="threshold: 0.95; 0.9 with --images")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--budget", type=float, default=300.0, help="CPU seconds after which a contender is not filled any further")
+    parser.add_argument(
+        "--train-at", type=int, default=TRAIN_AT, help="vectors at which lists are first made: ours, and those trained once"
+    )
     parser.add_argument("--planted", type=int, default=0)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=Path, metavar="DIR")
+    parser.add_argument("--copies", type=int, default=19, help="edits of each photograph")
+    parser.add_argument("--vectors", type=Path, metavar="FILE.npy", help="keeps the vectors of the photographs")
+    model_options(parser)
     args = parser.parse_args()
+    args.tau = args.tau or (0.9 if args.images else 0.95)
+    args.queries = args.queries or (4096 if args.images else 20_480)
     sizes = [int(size) for size in args.sizes.split(",")]
-    if args.child:
-        measure(args.child, args.dim, sizes, args.queries, args.budget, args.folder)
-        return
     if args.planted:
-        print(json.dumps(planted(args.dim, sizes[-1], args.planted)))
+        print(json.dumps(planted(Setting(args.dim, args.tau, args.train_at), sizes[-1], args.planted)))
         return
+    about: dict[str, Any] = {"threshold": args.tau, "train_at": args.train_at}
     lines = []
     with tempfile.TemporaryDirectory() as folder:
+        if args.images:
+            vectors, of = prepared(args)
+            winners = winners_of(vectors, args.tau)
+            np.save(Path(folder, "arrivals.npy"), vectors)
+            np.save(Path(folder, "winners.npy"), winners)
+            about |= of | {"arrivals": len(vectors), "winners": len(winners)}
+            print(f"{len(vectors)} vectors, {len(winners)} of them win at {args.tau}", file=sys.stderr)
+            if len(vectors) <= args.queries:
+                raise SystemExit(f"{len(vectors)} vectors are too few for --queries {args.queries}; more --copies make more")
+            sizes, args.dim = reachable(sizes, winners, len(vectors), args.queries), vectors.shape[1]
+        task = {"setting": [args.dim, args.tau, args.train_at], "sizes": sizes, "queries": args.queries, "budget": args.budget}
+        Path(folder, "task.json").write_text(json.dumps(task), "utf-8")
         names = args.contenders.split(",")
         for name in sorted(names, key=lambda name: name != "flat"):  # it finds the truth on its way
             missing = {"hnswlib": "hnswlib", "hnswlib-32": "hnswlib", "usearch": "usearch"}.get(name)
@@ -331,16 +371,13 @@ def main() -> None:
                 print(f"{name}: not measured, {missing} is not installed", file=sys.stderr)
                 continue
             print(f"{CONTENDERS[name][0]} …", file=sys.stderr, flush=True)
-            command = [sys.executable, "-m", "benchmarks.index", "--child", name, "--folder", folder, "--sizes", args.sizes]
-            command += ["--dim", str(args.dim), "--queries", str(args.queries), "--budget", str(args.budget)]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-                for text in child.stdout or ():
-                    lines.append(json.loads(text))
-                    print("  " + text.strip(), file=sys.stderr, flush=True)
-    show(lines)
+            for line in in_a_child(name, folder):
+                print("  " + json.dumps(line), file=sys.stderr, flush=True)
+                lines.append(line)
+    show(lines, args.tau)
     if args.plot:
-        plot(lines, args.plot)
-    print(json.dumps({"benchmark": "index", "dim": args.dim, "threshold": THRESHOLD, "lines": lines}))
+        plot(lines, args.tau, args.plot)
+    print(json.dumps({"benchmark": "index", "dim": args.dim, **about, "lines": lines}))
 
 
 def _private() -> int:
