@@ -14,22 +14,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from typing import Any
 
 import webdataset  # noqa: F401 - takes seconds to import: now, and not in the writer thread at the first accepted record
 
 from streamer.config import Config
 from streamer.decode.decoder import Decoder
-from streamer.dedup.choose import open_index
 from streamer.dedup.index import WinnerIndex
-from streamer.dedup.meld import VERSION as MELD_VERSION
-from streamer.dedup.meld import Meld
-from streamer.errors import ConfigError, DependencyError, Fenced, ProtocolError, StreamerError
+from streamer.errors import DependencyError, Fenced, ProtocolError, StreamerError
 from streamer.flow.channel import Channel
 from streamer.flow.item import Chunk, Decided, Fence, Run
 from streamer.flow.worker import Failure, Worker
@@ -37,27 +32,23 @@ from streamer.judge.batcher import Batcher
 from streamer.judge.filters import Rules
 from streamer.judge.judge import Judge
 from streamer.kafka.admin import Admin, TopicInfo
-from streamer.kafka.claim_log import ClaimLog
 from streamer.kafka.claims import ClaimStage, NoClaims
 from streamer.kafka.client import TRANSACTION_TIMEOUT_S, poll_interval_s
-from streamer.kafka.commit import KafkaTransactions, founding_manifest
-from streamer.kafka.snapshotter import Snapshotter
+from streamer.kafka.commit import KafkaTransactions
 from streamer.kafka.source import CHUNK_RECORDS, Source
-from streamer.kafka.topics import configured_starts, input_topic
+from streamer.kafka.topics import input_topic
 from streamer.model.model import Model, load_model
 from streamer.ops.health import Health
 from streamer.ops.http import OpsServer
 from streamer.ops.metrics import Metrics
 from streamer.ops.watchdog import Watchdog
-from streamer.replay import end_offsets, first_offsets
+from streamer.provenance import fingerprints
+from streamer.range import Range, live_range, replay_range
 from streamer.replica import DRAIN_DEADLINE_S, Bound, Line, Replica
 from streamer.sink.engine import CommitEngine
 from streamer.sink.epoch import EpochWriter
-from streamer.sink.ledger import Ledger
-from streamer.sink.snapshots import open_snapshots
-from streamer.sink.storage import Storage
 from streamer.sink.writer import EpochThread
-from streamer.wire.claim import DatasetEntry
+from streamer.start import Ground, Ops, Restored, check, restore
 from streamer.wire.manifest import Manifest
 
 log = logging.getLogger("streamer")
@@ -79,35 +70,6 @@ MAINTAIN_S = 0.2
 """How often the index looks whether there is something to train or to merge."""
 
 
-class SystemClock:
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
-
-
-Offsets = Callable[[Collection[int]], Mapping[int, int]]
-"""Partitions → an offset of each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The part of the topic that a replica reads."""
-
-    starts: Offsets
-    """Where a new dataset begins."""
-    ends: Offsets | None = None
-    """Where a bounded run stops; None: nowhere."""
-    not_before: float = 0.0
-    """UTC seconds: `ends` is asked from then on."""
-    fixed_ends: Callable[[Mapping[int, int]], Mapping[int, int]] | None = None
-    """A replay's end for given starts: asked once, when the dataset is founded, and kept in its first manifest."""
-
-
 def run(config: Config, stop: Callable[[], bool], until: str | float | None = None) -> None:
     """Runs one replica until ``stop()``, or until ``until``: "end" or UTC seconds.
 
@@ -115,34 +77,14 @@ def run(config: Config, stop: Callable[[], bool], until: str | float | None = No
     """
     admin = Admin(config.kafka)
     topic = input_topic(admin, config)
-
-    def ends(partitions: Collection[int]) -> Mapping[int, int]:
-        if until is None or until == "end":
-            return admin.end_offsets(topic.name, partitions, committed=False)
-        return admin.offsets_at(topic.name, partitions, round(float(until) * 1000))
-
-    starts = partial(configured_starts, admin, config)
-    not_before = 0.0 if until is None or until == "end" else float(until)
-    run_range(config, admin, topic, Range(starts, None if until is None else ends, not_before), stop)
+    run_range(config, admin, topic, live_range(config, admin, topic, until), stop)
 
 
 def replay(config: Config, stop: Callable[[], bool], first: str, last: str) -> None:
     """Like `run`, over the part of the topic that ``first`` and ``last`` name (`streamer.replay`), into a new dataset."""
     admin = Admin(config.kafka)
     topic = input_topic(admin, config)
-    starts = first_offsets(first, admin, topic.name, range(topic.partitions))
-    ends = end_offsets(last, starts, admin, topic.name)  # a wrong --until ends here, before anything is written
-    founded = founding_manifest(config, admin)
-    if founded is not None:  # and so does the name of a dataset that is no replay's, before its group is joined
-        ledger = Ledger()
-        ledger.apply(founded)
-        fixed = ledger.fixed_ends(ledger.tiles)
-        begun = {p: first for p, (first, _) in ledger.tiles.items()}
-        log.info("this replay was begun before; it keeps the range that it was begun with", extra={"starts": begun, "ends": fixed})
-    elif all(ends[p] == start for p, start in starts.items()):
-        raise ConfigError(f"--from, --until: no record of {topic.name} lies between them; nothing was begun, and the name is still free")
-    span = Range(lambda _: starts, fixed_ends=lambda founded: end_offsets(last, founded, admin, topic.name))
-    run_range(config, admin, topic, span, stop)
+    run_range(config, admin, topic, replay_range(config, admin, topic, first, last), stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,149 +100,164 @@ PARTS = Parts()
 
 
 def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop: Callable[[], bool], parts: Parts = PARTS) -> None:
-    """`run` over a given part of the topic."""
+    """`run` over a given part of the topic, step by step. What the steps opened is closed last first, however they end."""
     failure = Failure()
+    ops = Ops(failure, Health(failure), parts.metrics(rule.name for rule in config.filters))
     with ExitStack() as at_exit:
-        health, metrics = Health(failure), parts.metrics(rule.name for rule in config.filters)
-        server = OpsServer(config.http, metrics, health)
+        server = OpsServer(config.http, ops.metrics, ops.health)
         server.start()
         at_exit.callback(server.close)
         log.info("serving /metrics, /livez and /readyz", extra={"port": server.port})
 
         # 1. Validate everything before anything is written or anybody is fenced.
-        storage = Storage(config.output.path, config.dataset)
-        if not (has_room := storage.has_room(config.writer)):
-            log.warning(
-                "the disk is full, perhaps of what an earlier process left in .staging: what was not committed of it is deleted first"
-            )
-        health.enter("loading the model")
-        log.info("loading the model; weights that are not here yet are fetched")
-        model = parts.load_model(config)
-        log.info("the model is ready", extra={"device": str(model.device), "dim": model.dim, "heads": list(model.score_names)})
-        admin.ensure_dataset_topics(config)
+        ground = check(config, admin, topic, parts.load_model, ops)
 
         # 2. The claim log says what the dataset is bound to, and holds every decision so far.
-        health.enter("restoring the claim log")
-        began = time.monotonic()
-        fence = Fence(Run(0, 0))
-        chunks: Channel[Chunk] = Channel(
-            "decode", QUEUE_BATCHES * config.batch.size // CHUNK_RECORDS + config.decode.threads + 2, QUEUE_BYTES
-        )
-        decided: Channel[Decided] = Channel("write", 4, QUEUE_BYTES)
-        index = make_index(config, model)
-        meld = Meld(model.dim, threshold_of(config), index, capacity=None if config.dedup is None else config.dedup.capacity)
-        bound_to = binding(config, topic, model)
-        claim_log = ClaimLog(config, meld, bound_to, admin.message_limit(config.claims_topic))
-        at_exit.callback(claim_log.close)
-        snapshotter, used = None, None
-        if (snapshots := open_snapshots(config, bound_to, admin.topic_id(config.claims_topic))) is not None and config.dedup is not None:
-            health.enter("reading a snapshot of the dedup state")
-            used = claim_log.resume(admin, snapshots)
-            snapshotter = Snapshotter(snapshots, claim_log, config.dedup.snapshot_every, metrics, used)
-        claim_log.restore(admin, lambda at, end: health.enter(f"restoring the claim log: {at} of {end} entries"))
-        log.info("restored the dedup state", extra={
-            "snapshot": 0 if used is None else used.position, "position": meld.position, "winners": len(meld), "seconds": round(time.monotonic() - began, 3),
-        })  # fmt: skip
-        metrics.watch_index(lambda: {"vectors": len(meld), "evicted_vectors": meld.evicted, **index.gauges()})
-        offer = (lambda: None) if snapshotter is None else snapshotter.offer
-        stage = (
-            NoClaims(decided, fence, failure)
-            if config.dedup is None
-            else ClaimStage(config, claim_log, decided, fence, failure, metrics, offer)
-        )
+        state = restore(ground, at_exit)
 
         # 3. The line.
-        rules = Rules(config.filters, config.output.formats, (head.name for head in config.heads))
-        embedder = model.embedder
-        decoder = parts.decoder(
-            config, embedder.transform, embedder.decode, embedder.draft_size, rules.header_rules, stage.prior, failure,
-            lambda: metrics.stage("decode"), metrics.fetch_failed, metrics.fetch_seconds.observe, model.pixels_shape,
-        )  # fmt: skip
-        at_exit.callback(decoder.close)
-        judge = Judge(
-            Batcher(chunks, config.batch.size, config.batch.linger, fence), model, rules, None if config.dedup is None else meld, stage,
-            config.dedup is not None and config.dedup.action == "flag", failure, metrics, health.heartbeat("device", HEARTBEAT_S),
-        )  # fmt: skip
-        pipeline = describe(config, model)
+        line, workers = put_together(ground, state, parts.decoder, at_exit)
 
-        def open_epoch(epoch: int, uuid: str) -> EpochWriter:
-            return EpochWriter(
-                storage, dataset=config.dataset, writer=config.writer, epoch=epoch, uuid=uuid, topic=config.kafka.topic, dim=model.dim,
-                score_names=model.score_names, pipeline=pipeline["config"], limits=config.output, fingerprints=fingerprints(config, pipeline),
-            )  # fmt: skip
+        # 4. Fence the predecessor, redo or forget what it left behind.
+        recovered = recover(ground, state, line, span, at_exit)
 
-        epochs = EpochThread(
-            config, decided, fence, open_epoch, lambda: stage.position, failure, metrics, health.heartbeat("writer", HEARTBEAT_S)
+        # 5. Join the group, run, leave it, and keep the dedup state for the next start.
+        take_part(ground, state, workers, recovered, stop)
+
+
+def put_together(ground: Ground, state: Restored, decoder_type: type[Decoder], at_exit: ExitStack) -> tuple[Line, list[Worker]]:
+    """The stages in the order a record meets them, and the threads that will run them; none is started here.
+
+    Raises ConfigError where a filter of the user's own cannot be made.
+    """
+    config, model = ground.config, ground.model
+    failure, health, metrics = ground.ops.failure, ground.ops.health, ground.ops.metrics
+    dedup = config.dedup
+    fence = Fence(Run(0, 0))
+    chunks: Channel[Chunk] = Channel("decode", QUEUE_BATCHES * config.batch.size // CHUNK_RECORDS + config.decode.threads + 2, QUEUE_BYTES)
+    decided: Channel[Decided] = Channel("write", 4, QUEUE_BYTES)
+    offer = (lambda: None) if state.snapshotter is None else state.snapshotter.offer
+    claims = None if dedup is None else ClaimStage(config, state.claim_log, decided, fence, failure, metrics, offer)
+    stage = NoClaims(decided, fence, failure) if claims is None else claims
+
+    rules = Rules(config.filters, config.output.formats, (head.name for head in config.heads))
+    embedder = model.embedder
+    decoder = decoder_type(
+        config, embedder.transform, embedder.decode, embedder.draft_size, rules.header_rules, stage.prior, failure,
+        lambda: metrics.stage("decode"), metrics.fetch_failed, metrics.fetch_seconds.observe, model.pixels_shape,
+    )  # fmt: skip
+    at_exit.callback(decoder.close)
+    judge = Judge(
+        Batcher(chunks, config.batch.size, config.batch.linger, fence), model, rules, None if dedup is None else state.meld, stage,
+        dedup is not None and dedup.action == "flag", failure, metrics, health.heartbeat("device", HEARTBEAT_S),
+    )  # fmt: skip
+
+    def open_epoch(epoch: int, uuid: str) -> EpochWriter:
+        return EpochWriter(
+            ground.storage, dataset=config.dataset, writer=config.writer, epoch=epoch, uuid=uuid, topic=config.kafka.topic, dim=model.dim,
+            score_names=model.score_names, pipeline=ground.pipeline["config"], limits=config.output, fingerprints=fingerprints(config, ground.pipeline),
+        )  # fmt: skip
+
+    epochs = EpochThread(
+        config, decided, fence, open_epoch, lambda: stage.position, failure, metrics, health.heartbeat("writer", HEARTBEAT_S)
+    )
+    metrics.watch_queue(chunks, decided)
+    metrics.watch_device_memory(model.memory)
+    workers = [Worker("device", judge.run, failure), Worker("writer", epochs.run, failure)]
+    if claims is not None:
+        workers += [Worker("claims", claims.run, failure), Worker("index", partial(maintain, state.meld.index, failure), failure)]
+    return Line(fence, chunks, decoder, stage, epochs), workers
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What is ready to join the group, and what it commits with."""
+
+    source: Source
+    transactions: KafkaTransactions
+    watchdog: Watchdog
+    replica: Replica
+    bound: Bound
+
+
+def recover(ground: Ground, state: Restored, line: Line, span: Range, at_exit: ExitStack) -> Recovered:
+    """Fences the predecessor, redoes or forgets what it left behind. Main thread; blocks until the commit log is read to its end.
+
+    Raises Fenced, TemporaryError or DependencyError; ProtocolError where the claim log lacks what the commit log knows of.
+    """
+    config, admin, storage = ground.config, ground.admin, ground.storage
+    health, metrics = ground.ops.health, ground.ops.metrics
+    health.enter("recovering what an earlier process left")
+    watchdog = Watchdog()
+    beat = health.heartbeat("kafka", HEARTBEAT_S)
+    source = Source(config)
+    transactions = KafkaTransactions(config, admin, source.consumer, admin.message_limit(config.dead_topic), span.starts, beat)
+    at_exit.callback(transactions.close)
+
+    @contextmanager
+    def guarded(step: str, manifest: Manifest) -> Iterator[None]:
+        with metrics.stage(step), watchdog.limit(f"{step} of {manifest.name}", limit_s(step, manifest)):
+            yield
+
+    stale_after_s = 2 * (config.output.seal_after + DRAIN_DEADLINE_S) + TRANSACTION_TIMEOUT_S
+    engine = CommitEngine(
+        config.dataset, config.writer, transactions, storage, SystemClock(), ground.pipeline, stale_after_s, span.fixed_ends, guarded
+    )  # fmt: skip
+    engine.recover()
+    if not ground.has_room:
+        storage.check_writable()
+    if engine.claims_position > line.stage.position:  # others went on since; nobody else tails it yet
+        state.claim_log.restore(admin, lambda at, end: None)
+    if engine.claims_position > line.stage.position and config.dedup is not None:
+        raise ProtocolError(
+            f"{config.claims_topic}: the claim log ends at position {line.stage.position}, but the commit log knows it up to {engine.claims_position}: it was deleted "
+            "or made again. Restore the topic, or continue with a new dataset name."
         )
-        line = Line(fence, chunks, decoder, stage, epochs)
-        metrics.watch_queue(chunks, decided)
-        metrics.watch_device_memory(model.memory)
+    line.fence.run = Run(1, engine.next_epoch)
+    replica = Replica(source, engine, line, ground.ops.failure, metrics, beat, poll_interval_s(config))
+    bound = Bound(span.ends if span.fixed_ends is None else engine.ledger.fixed_ends, span.not_before)
+    return Recovered(source, transactions, watchdog, replica, bound)
 
-        # 4. Fence the predecessor, redo or forget what it left behind, join the group.
-        health.enter("recovering what an earlier process left")
-        watchdog = Watchdog()
-        beat = health.heartbeat("kafka", HEARTBEAT_S)
-        source = Source(config)
-        transactions = KafkaTransactions(config, admin, source.consumer, admin.message_limit(config.dead_topic), span.starts, beat)
-        at_exit.callback(transactions.close)
 
-        @contextmanager
-        def guarded(step: str, manifest: Manifest) -> Iterator[None]:
-            with metrics.stage(step), watchdog.limit(f"{step} of {manifest.name}", limit_s(step, manifest)):
-                yield
+def take_part(ground: Ground, state: Restored, workers: Sequence[Worker], recovered: Recovered, stop: Callable[[], bool]) -> None:
+    """Starts the threads, joins the group, runs until ``stop()`` or the bound, and leaves; then a snapshot, if all went well.
 
-        stale_after_s = 2 * (config.output.seal_after + DRAIN_DEADLINE_S) + TRANSACTION_TIMEOUT_S
-        engine = CommitEngine(
-            config.dataset, config.writer, transactions, storage, SystemClock(), pipeline, stale_after_s, span.fixed_ends, guarded
-        )  # fmt: skip
-        engine.recover()
-        if not has_room:
-            storage.check_writable()
-        if engine.claims_position > stage.position:  # others went on since; nobody else tails it yet
-            claim_log.restore(admin, lambda at, end: None)
-        if engine.claims_position > stage.position and config.dedup is not None:
-            raise ProtocolError(
-                f"{config.claims_topic}: the claim log ends at position {stage.position}, but the commit log knows it up to {engine.claims_position}: it was deleted "
-                "or made again. Restore the topic, or continue with a new dataset name."
-            )
-        fence.run = Run(1, engine.next_epoch)
-        replica = Replica(source, engine, line, failure, metrics, beat, poll_interval_s(config))
+    Raises what ended it early. Whatever it was, the threads have been told to stop and the group is left, or the watchdog ends the process.
+    """
+    failure, health, snapshotter = ground.ops.failure, ground.ops.health, state.snapshotter
 
-        def stopping() -> bool:
-            if stop():
-                health.enter("draining")
-                return True
-            return False
+    def stopping() -> bool:
+        if stop():
+            health.enter("draining")
+            return True
+        return False
 
-        workers = [Worker("device", judge.run, failure), Worker("writer", epochs.run, failure)]
-        if isinstance(stage, ClaimStage):
-            workers += [Worker("claims", stage.run, failure), Worker("index", partial(maintain, index, failure), failure)]
-        for worker in workers:
-            worker.start()
-        writing = None if snapshotter is None else Worker("snapshot", snapshotter.run, failure)
-        if writing is not None:
-            writing.start()
-        try:
-            source.subscribe(replica)
-            health.enter("polling", ready=True)
-            replica.run(stopping, Bound(span.ends if span.fixed_ends is None else engine.ledger.fixed_ends, span.not_before))
-            health.enter("leaving the group")
-        except DependencyError:
-            _raise_if_fenced(transactions, watchdog)
-            raise
-        finally:
-            failure.stop.set()
-            with watchdog.limit("leaving the group", CLOSE_LIMIT_S):
-                for worker in workers:
-                    worker.join(CLOSE_LIMIT_S / 4)
-                source.close()
-            watchdog.close()
-        if writing is not None and snapshotter is not None and not any(worker.is_alive() for worker in workers):
-            health.enter("writing a snapshot of the dedup state")
-            snapshotter.finish()
-            writing.join(SNAPSHOT_LIMIT_S)
-        if log.isEnabledFor(logging.DEBUG) and not any(worker.is_alive() for worker in workers):  # reads every winner's vector
-            log.debug("claim log melded", extra={"position": meld.position, "digest": meld.digest()})
+    for worker in workers:
+        worker.start()
+    writing = None if snapshotter is None else Worker("snapshot", snapshotter.run, failure)
+    if writing is not None:
+        writing.start()
+    try:
+        recovered.source.subscribe(recovered.replica)
+        health.enter("polling", ready=True)
+        recovered.replica.run(stopping, recovered.bound)
+        health.enter("leaving the group")
+    except DependencyError:
+        _raise_if_fenced(recovered.transactions, recovered.watchdog)
+        raise
+    finally:
+        failure.stop.set()
+        with recovered.watchdog.limit("leaving the group", CLOSE_LIMIT_S):
+            for worker in workers:
+                worker.join(CLOSE_LIMIT_S / 4)
+            recovered.source.close()
+        recovered.watchdog.close()
+    if writing is not None and snapshotter is not None and not any(worker.is_alive() for worker in workers):
+        health.enter("writing a snapshot of the dedup state")
+        snapshotter.finish()
+        writing.join(SNAPSHOT_LIMIT_S)
+    if log.isEnabledFor(logging.DEBUG) and not any(worker.is_alive() for worker in workers):  # reads every winner's vector
+        log.debug("claim log melded", extra={"position": state.meld.position, "digest": state.meld.digest()})
 
 
 def limit_s(step: str, manifest: Manifest) -> float:
@@ -320,18 +277,6 @@ def _raise_if_fenced(transactions: KafkaTransactions, watchdog: Watchdog) -> Non
             log.debug("whether another process took over is unknown: %s", error)
 
 
-def threshold_of(config: Config) -> float:
-    return 1.0 if config.dedup is None else config.dedup.threshold
-
-
-def make_index(config: Config, model: Model) -> WinnerIndex:
-    """Empty; on the model's device unless ``dedup.device`` says otherwise."""
-    dedup = config.dedup
-    device = str(model.device) if dedup is None or dedup.device == "auto" else dedup.device
-    train_at = None if dedup is None or dedup.train_at == "auto" else dedup.train_at
-    return open_index(model.dim, threshold_of(config), device, dedup is not None and dedup.probe == "calibrated", train_at)
-
-
 def maintain(index: WinnerIndex, failure: Failure) -> None:
     """The index thread: upkeep beside the line."""
     while not failure.stop.is_set():
@@ -339,26 +284,12 @@ def maintain(index: WinnerIndex, failure: Failure) -> None:
             failure.stop.wait(MAINTAIN_S)
 
 
-def binding(config: Config, topic: TopicInfo, model: Model) -> DatasetEntry:
-    """What the dataset is bound to for good (section 4.2); a threshold of 0 stands for ``dedup: off``."""
-    threshold = 0.0 if config.dedup is None else config.dedup.threshold
-    return DatasetEntry(topic.id, model.embedder.fingerprint, model.dim, threshold, MELD_VERSION)
+class SystemClock:
+    def now(self) -> float:
+        return time.time()
 
+    def monotonic(self) -> float:
+        return time.monotonic()
 
-def describe(config: Config, model: Model) -> dict[str, Any]:
-    """What every manifest records of how its decisions came about."""
-    return {
-        "config": config.digest(),
-        "model": model.embedder.fingerprint,
-        "heads": [head.model_dump(mode="json") for head in config.heads],
-        "code": version("streamer"),
-    }
-
-
-def fingerprints(config: Config, pipeline: Mapping[str, Any]) -> dict[str, str]:
-    """The Parquet files' schema metadata."""
-    threshold = "off" if config.dedup is None else repr(config.dedup.threshold)
-    return {
-        "model": str(pipeline["model"]), "config": str(pipeline["config"]), "code": str(pipeline["code"]), "threshold": threshold,
-        "search": "certified" if config.dedup is None else config.dedup.search,
-    }  # fmt: skip
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)

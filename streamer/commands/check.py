@@ -117,11 +117,12 @@ def _model(start: Start) -> str:
 
 
 def _dataset(start: Start) -> str:
-    from streamer.app import binding, threshold_of
     from streamer.dedup.choose import open_index
     from streamer.dedup.meld import Meld
     from streamer.kafka.admin import Admin
     from streamer.kafka.claim_log import ClaimLog, bound_to
+    from streamer.provenance import binding
+    from streamer.start import threshold_of
 
     config, topic, model = start.config, start.topic, start.model
     if topic is None or model is None:
