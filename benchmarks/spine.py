@@ -86,14 +86,14 @@ class SeededModel:
     def submit(self, pixels: Sequence[U8]) -> SeededModel._Ticket:
         seeds = np.stack(pixels).astype(np.float32) - 127.5
         vectors = seeds @ self._mix
-        return self._Ticket(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+        return self._Ticket(vectors, np.linalg.norm(vectors, axis=1))
 
     class _Ticket:
-        def __init__(self, vectors: np.ndarray) -> None:
-            self._vectors = vectors
+        def __init__(self, vectors: np.ndarray, lengths: np.ndarray) -> None:
+            self._embedded = Embedded((vectors / lengths[:, None]).astype(np.float16), lengths, {})
 
         def result(self) -> Embedded:
-            return Embedded(self._vectors, {})
+            return self._embedded
 
 
 def values(records: int, nbytes: int, duplicates: float) -> list[bytes]:

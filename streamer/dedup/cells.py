@@ -36,7 +36,7 @@ class Cells:
     farthest: F32
     """(L,) the largest of each row of ``distances``"""
     slack: float
-    """What rounding can do to one side of the bisector bound."""
+    """See `slack_of`."""
 
     def products(self, codes: F32) -> F32:
         """(n, w) → (n, L)"""
@@ -51,24 +51,30 @@ class Cells:
 
 
 def cells_of(sketch: Sketch, centroids: F32) -> Cells:
-    """The cells of (L, w) centroids of length 1."""
+    """The cells around (L, w) centroids of length 1."""
     count, width = centroids.shape
     distances = np.empty((count, count), np.float16)
     for low in range(0, count, 512):  # in float32 a matrix of 8 000 lists would take 256 MB more
         squared = 2 - 2 * (centroids[low : low + 512] @ centroids.T)
         # Rounded up: 2⁻¹⁰ covers fp16, the constant covers float32 next to 0.
         distances[low : low + 512] = np.sqrt(np.maximum(squared, 0) + 4 * rounding(width)) * (1 + 2.0**-10)
-    return Cells(sketch, centroids, distances, distances.max(axis=1).astype(np.float32), 6 * rounding(width))
+    return Cells(sketch, centroids, distances, distances.max(axis=1).astype(np.float32), slack_of(width))
 
 
-def trained(sketch: Sketch, codes: F32, count: int, seed: int = 0) -> Cells:
-    """Spherical k-means over (m, w) codes by Faiss. Blocks: at 4 096 lists and 64 numbers a second or two."""
+def slack_of(width: int) -> float:
+    """What rounding in float32 can do to one side of the bisector bound."""
+    return 6 * rounding(width)
+
+
+def trained(codes: F32, count: int, seed: int = 0) -> F32:
+    """Spherical k-means over (m, w) codes by Faiss → (count, w) centroids of length 1. Blocks: at 4 096 lists and 64 numbers a second or two."""
     kmeans = faiss.Kmeans(
         codes.shape[1], count, niter=ITERATIONS, spherical=True, max_points_per_centroid=PER_LIST, min_points_per_centroid=1, seed=seed + 1
     )
     kmeans.train(codes)
     assert kmeans.centroids is not None
-    return cells_of(sketch, kmeans.centroids / np.linalg.norm(kmeans.centroids, axis=1, keepdims=True))
+    centroids: F32 = kmeans.centroids / np.linalg.norm(kmeans.centroids, axis=1, keepdims=True)
+    return centroids
 
 
 class Bounds:

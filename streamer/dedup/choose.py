@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from streamer.dedup.index import WinnerIndex
 from streamer.dedup.store import WinnerStore
+from streamer.dedup.tier import Tier
+from streamer.errors import ConfigError
 
 
 def open_index(dim: int, threshold: float, device: str, calibrated: bool = False, train_at: int | None = None) -> WinnerIndex:
-    """An empty index for ``cpu`` or ``cuda:N``. ``train_at``: winners at which it makes its first cells; None: a default."""
+    """An empty index for ``cpu`` or ``cuda:N``. ``train_at``: winners at which it makes its first cells; None: the tier's own."""
+    from streamer.dedup.calibration import Calibration
+    from streamer.dedup.ivf import IvfIndex
+
+    return IvfIndex(WinnerStore(dim), threshold, tier_of(device), Calibration() if calibrated else None, train_at)
+
+
+def tier_of(device: str) -> Tier:
+    """For ``cpu`` or ``cuda:N``. Raises ConfigError where the package for GPUs is missing."""
     if device == "cpu":
-        from streamer.dedup.calibration import Calibration
-        from streamer.dedup.ivf import TRAIN_AT, IvfIndex
+        from streamer.dedup.host import HostTier
 
-        return IvfIndex(WinnerStore(dim), threshold, Calibration() if calibrated else None, TRAIN_AT if train_at is None else train_at)
-    from streamer.dedup.device import DeviceIndex
+        return HostTier()
+    import faiss
 
-    return DeviceIndex(WinnerStore(dim), threshold, device)
+    if not hasattr(faiss, "StandardGpuResources"):
+        raise ConfigError(
+            "dedup.device: cuda: the Faiss that is installed is the one for CPUs; pip install 'streamer[gpu]', or dedup.device: cpu"
+        )
+    from streamer.dedup.device import DeviceTier
+
+    return DeviceTier(device)

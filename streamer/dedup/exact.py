@@ -1,27 +1,27 @@
-"""Brute force over all winners, on the CPU: the index until there are enough winners to train on, and the oracle of its tests."""
+"""Brute force on the CPU over the newest winners: all of them until there are enough to train on. And how pairs are decided on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from streamer.dedup.arithmetic import contenders, similarities_of, widen
-from streamer.dedup.index import Found, nothing_found
-from streamer.dedup.store import Winners, WinnerStore
+from streamer.dedup.index import Found
+from streamer.dedup.store import BLOCK, Winners, WinnerStore
+from streamer.dedup.tier import Queries
 from streamer.records import F16, F32, I64
 
-QUERIES = 256
+KEEP_CODES = 4 * BLOCK
+"""Newest rows whose codes stay in the store: those of the tail, and of the meld's conflict zone."""
 ROWS = 512
 """Rows of one product in float32, a divisor of the store's `BLOCK`: small enough to stay in the cache."""
 PAIRS = 4096
 """Nominated pairs decided on at once."""
 
 
-class ExactIndex:
-    """`WinnerIndex` that searches the store itself: its codes nominate. Memory of a search: a few MB per thread."""
+class HostTail:
+    """`Tail` that is the store itself: its codes nominate. Memory of a search: a few MB per thread."""
 
     span = 8 * ROWS
     """Winners nominated from before any is decided on."""
@@ -30,55 +30,44 @@ class ExactIndex:
         self.store = store
         self._threshold = threshold
 
-    def add(self, vectors: F16, positions: I64) -> None:
-        """Nothing to do: the store is what is searched."""
+    @property
+    def held(self) -> Any:
+        """The store's view is what is searched."""
+        return None
 
-    def search(self, vectors: F16) -> Found:
-        view, found = self.store.view, nothing_found(len(vectors))
-        for at in range(0, len(vectors), QUERIES):
-            part = slice(at, at + QUERIES)
-            self.search_rows(widen(vectors[part]), view, view.first, found.part(part))
-        return found
+    def add(self, vectors: F16) -> None:
+        """They are in the store."""
 
-    def search_rows(self, wide: F32, view: Winners, first: int, found: Found) -> None:
-        """Fills in what is missing in ``found``, from rows of the view at or above ``first``, a multiple of `ROWS`.
+    def forget(self, below: int) -> None:
+        """Frees codes that nobody compares any more."""
+        self.store.forget_codes(min(below, self.store.view.rows - KEEP_CODES))
 
-        ``wide``: (n, d) float32. From the oldest winners to the newest: a query is done with its first match.
-        """
+    def restore(self, first: int) -> None:
+        self.store.make_codes(max(min(first, self.store.view.rows - KEEP_CODES), 0))
+
+    def search(self, queries: Queries, held: Any, view: Winners, first: int, found: Found) -> None:
+        """From the oldest winners to the newest: a query is done with its first match. ``first``: a multiple of `ROWS`."""
         left = np.flatnonzero(found.winners < 0)
         if not len(left):
             return
-        keys = self._keys(wide[left], view)
+        wide, keys = queries.wide[left], self._keys(queries.keys[left], view)
         for low in range(max(first, view.first), view.rows, self.span):
-            queries, rows = self._nominate(keys, view, low, min(low + self.span, view.rows))
+            asking, rows = self._nominate(keys, held, view, low, min(low + self.span, view.rows))
             if len(rows):
                 done = np.zeros(len(left), np.bool_)
-                for query, row, value in _decide(wide[left], queries, rows, view, self._threshold):
+                for query, row, value in _decide(wide, asking, rows, view, self._threshold):
                     found.winners[left[query]], found.similarity[left[query]] = view.position(row), value
                     found.origins[left[query]] = view.origin(row)
                     done[query] = True
-                keys, left = keys[~done], left[~done]
+                wide, keys, left = wide[~done], keys[~done], left[~done]
                 if not len(left):
                     return
 
-    def maintain(self) -> bool:
-        return False
-
-    def gauges(self) -> Mapping[str, float]:
-        return {"rho": 1.0, "recall": 1.0, "recall_low": 1.0, "imbalance": 1.0}
-
-    def state(self) -> Mapping[str, npt.NDArray[Any]]:
-        return {}
-
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """All that it needs are the codes."""
-        self.store.make_codes(0)
-
-    def _keys(self, wide: F32, view: Winners) -> Any:
+    def _keys(self, keys: Any, view: Winners) -> Any:
         """What `_nominate` compares: one row for each query."""
-        return view.sketch.codes(wide)
+        return view.sketch.codes(keys)
 
-    def _nominate(self, keys: Any, view: Winners, low: int, high: int) -> tuple[I64, I64]:
+    def _nominate(self, keys: Any, held: Any, view: Winners, low: int, high: int) -> tuple[I64, I64]:
         """Queries and rows, each ascending, so that every pair of these rows at or above the threshold is one of both."""
         queries = np.zeros(len(keys), np.bool_)
         rows = np.zeros(high - low, np.bool_)

@@ -27,6 +27,15 @@ class Found(NamedTuple):
         return Found(self.winners[here], self.similarity[here], self.origins[here])
 
 
+class Resident(NamedTuple):
+    """Vectors that are in a GPU's memory as well, where a model has just computed them."""
+
+    tensor: Any
+    """(m, d) torch.float32 of fp16 values, complete; nothing writes to it any more"""
+    rows: I64
+    """(n,) which of the m"""
+
+
 def nothing_found(n: int) -> Found:
     """For n vectors, to be filled in."""
     return Found(np.full(n, -1, np.int64), np.full(n, np.nan), np.full((n, 2), -1, np.int64))
@@ -51,8 +60,11 @@ class WinnerIndex(Protocol):
     def add(self, vectors: F16, positions: I64) -> None:
         """(n, d) fp16 and (n,) positions of the rows that were just appended to the store. Claims thread; does not block."""
 
-    def search(self, vectors: F16) -> Found:
-        """(n, d) fp16, each of length 1 ± `NORM_SLACK` → `Found`. Any thread; does not block."""
+    def search(self, vectors: F16, resident: Resident | None = None) -> Found:
+        """(n, d) fp16, each of length 1 ± `NORM_SLACK` → `Found`. Any thread; does not block.
+
+        ``resident``: the same vectors in a GPU's memory. An index on that GPU reads them there and copies nothing; any other ignores them.
+        """
 
     def maintain(self) -> bool:
         """One step of upkeep, on a thread of its own: may take seconds. False: there was nothing to do."""

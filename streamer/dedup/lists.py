@@ -1,4 +1,4 @@
-"""Faiss's inverted lists behind one face: rows in cells, and which of them may match. Nothing here decides.
+"""Faiss's inverted lists in memory: rows in cells, and which of them may match. Nothing here decides.
 
 Cells are assigned and probed by us (`streamer.dedup.cells`); Faiss holds the codes as bfloat16 (`IndexIVFScalarQuantizer`) and scans them
 for each query. Where many queries of a call look into the same cell, one matrix product for all of them takes half the time.
@@ -6,7 +6,7 @@ for each query. Where many queries of a call look into the same cell, one matrix
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import faiss
 import numpy as np
@@ -29,21 +29,8 @@ def bound_of(width: int, threshold: float) -> float:
     return threshold - _HALF - rounding(width)
 
 
-class Lists(Protocol):
-    """One thread at a time."""
-
-    def add(self, codes: F32, rows: I64, cells: I64) -> None:
-        """(n, w) codes of (n,) rows into (n,) cells."""
-
-    def scan(self, codes: F32, queries: I64, cells: I64, sizes: I64, threshold: float) -> tuple[I64, I64]:
-        """Looks into (k,) ``cells`` for (k,) ``queries``, ascending numbers of (n, w) ``codes``; ``sizes`` (L,) says how many rows a cell has.
-
-        Returns pairs (queries, rows): with every row of those cells whose code has a product of at least ``threshold`` among them.
-        """
-
-
-class CpuLists:
-    """`Lists` in memory, scanned with as many threads as OpenMP gives the caller."""
+class Lists:
+    """Rows in cells, scanned with as many threads as OpenMP gives the caller. One thread at a time."""
 
     def __init__(self, centroids: F32) -> None:
         count, self._width = centroids.shape
@@ -54,11 +41,16 @@ class CpuLists:
         self._index.is_trained = True
 
     def add(self, codes: F32, rows: I64, cells: I64) -> None:
+        """(n, w) codes of (n,) rows into (n,) cells."""
         pointer = faiss.swig_ptr
         codes = np.ascontiguousarray(codes)
         self._index.add_core(len(codes), pointer(codes), pointer(rows), pointer(cells))
 
     def scan(self, codes: F32, queries: I64, cells: I64, sizes: I64, threshold: float) -> tuple[I64, I64]:
+        """Looks into (k,) ``cells`` for (k,) ``queries``, ascending numbers of (n, w) ``codes``; ``sizes`` (L,) says how many rows a cell has.
+
+        Returns pairs (queries, rows): with every row of those cells whose code has a product of at least ``threshold`` among them.
+        """
         bound = np.float32(bound_of(self._width, threshold))
         asking = np.bincount(cells, minlength=len(sizes))
         crowded = asking[cells] >= CROWD

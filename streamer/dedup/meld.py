@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from streamer.dedup.arithmetic import are_unit, contenders, widen
-from streamer.dedup.index import WinnerIndex
+from streamer.dedup.index import Resident, WinnerIndex
 from streamer.dedup.ledger import Ledger
 from streamer.dedup.store import BLOCK, Winners, WinnerStore
 from streamer.records import F16, F32, F64, I64, U8, Bools, Claim
@@ -160,10 +160,10 @@ class Meld:
         self.position += 1
         return Applied(self.position - 1, valid, np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0), np.empty((0, 2), np.int64))
 
-    def precheck(self, vectors: F16) -> Precheck:
-        """(n, d) fp16, each of length 1 ± `NORM_SLACK` → near which applied winner. Any thread."""
+    def precheck(self, vectors: F16, resident: Resident | None = None) -> Precheck:
+        """(n, d) fp16, each of length 1 ± `NORM_SLACK` → near which applied winner. Any thread. ``resident``: see `WinnerIndex.search`."""
         seen = self.position  # before the search: every winner below it is in the index
-        found = self._index.search(vectors)
+        found = self._index.search(vectors, resident)
         return Precheck(seen, *found)
 
     def prior(self, partition: int, offset: int) -> Claim | None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from streamer.dedup.index import Resident
 from streamer.dedup.meld import Meld
 from streamer.dedup.verdict import by_prior, duplicate
 from streamer.errors import InvalidRecord
@@ -27,8 +28,14 @@ AHEAD = 1
 
 
 class Embedded(Protocol):
+    """See `streamer.model.model.Embedded`."""
+
     @property
-    def embeddings(self) -> F32: ...
+    def embeddings(self) -> F16: ...
+    @property
+    def embedded(self) -> Bools: ...
+    @property
+    def resident(self) -> Any: ...
     @property
     def scores(self) -> dict[str, F32]: ...
     @property
@@ -108,12 +115,11 @@ class Judge:
         embedded = np.zeros(n, np.bool_)
         scores = {name: np.full(n, np.nan, np.float32) for name in names}
         failures: dict[int, InvalidRecord] = {}
+        resident = None
         for ticket in tickets:
             with self._metrics.stage("embed"):
                 result = ticket.result()
-            vectors, finite = unit_vectors(result.embeddings)
-            embeddings[rows] = vectors
-            embedded[rows] = finite
+            embeddings[rows], embedded[rows], resident = result.embeddings, result.embedded, result.resident
             failures = {int(rows[i]): error for i, error in result.failures.items()}
             for name in names:
                 scores[name][rows] = result.scores[name]
@@ -125,7 +131,8 @@ class Judge:
                     embeddings[i], embedded[i] = row.prior.vector, True
         undecided = np.array([i for i, row in enumerate(batch.rows) if decisions[i].outcome == "accepted" and row.prior is None], np.int64)
         with self._metrics.stage("claim"):
-            claimed, seen = self._look_up(undecided, embeddings, decisions)
+            there = None if resident is None else Resident(resident, np.searchsorted(rows, undecided))
+            claimed, seen = self._look_up(undecided, embeddings, there, decisions)
         records: list[Record] = [row.record for row in batch.rows]
         facts: list[Facts] = [row.facts for row in batch.rows]
         return Judged(batch.span, records, facts, decisions, embeddings, embedded, scores, claimed, seen)
@@ -157,22 +164,13 @@ class Judge:
         self._stage.withdraw(row.record.partition, row.record.offset, term)
         return Decision("invalid", "withdrawn", now.flags, claim=prior.position, detail=now.reason or "")
 
-    def _look_up(self, undecided: I64, embeddings: F16, decisions: list[Decision]) -> tuple[I64, int]:
+    def _look_up(self, undecided: I64, embeddings: F16, there: Resident | None, decisions: list[Decision]) -> tuple[I64, int]:
         """The pre-check: against winners already applied, never against batch-mates. Returns the rows left to claim, and ``seen``."""
         if self._meld is None or len(undecided) == 0:
             return undecided[:0], 0
-        found = self._meld.precheck(embeddings[undecided])
+        found = self._meld.precheck(embeddings[undecided], there)
         hits = found.winners >= 0
         for k in np.flatnonzero(hits):
             row = int(undecided[k])
             decisions[row] = duplicate(decisions[row], found.origins[k], float(found.similarity[k]), None, self._flag_duplicates)
         return undecided[~hits], found.seen
-
-
-def unit_vectors(embeddings: F32) -> tuple[F16, Bools]:
-    """(n, d) float32 of any length → L2-normalised fp16, and which rows have a finite length above 0."""
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        lengths = np.linalg.norm(embeddings, axis=1)
-        finite = np.isfinite(lengths) & (lengths > 1e-12)
-        vectors = embeddings / np.where(finite, lengths, 1.0)[:, None]
-    return np.where(finite[:, None], vectors, 0.0).astype(np.float16), finite

@@ -23,6 +23,8 @@ class Pending:
     rows: torch.Tensor
     ready: torch.cuda.Event | None = None
     """None: they have arrived."""
+    resident: torch.Tensor | None = None
+    """The same in the GPU's memory; to be read once they have arrived."""
 
     def result(self) -> F32:
         """(n, columns) float32. Blocks until they have arrived, without holding the GIL."""
@@ -101,7 +103,7 @@ class CudaLine(Line):
             rows.copy_(computed, non_blocking=True)
             ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             ready.record(main)
-            return Pending(rows, ready)
+            return Pending(rows, ready, computed)
 
     def recover(self) -> None:
         torch.cuda.synchronize(self._device)

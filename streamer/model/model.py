@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from streamer.errors import ConfigError, DependencyError, InvalidRecord, PluginE
 from streamer.model import laion
 from streamer.model.embedder import ImageEmbedder
 from streamer.model.head import Head
-from streamer.records import F32, U8
+from streamer.records import F16, F32, U8, Bools
 
 if TYPE_CHECKING:
     import torch
@@ -31,12 +31,22 @@ log = logging.getLogger(__name__)
 class Embedded:
     """The rows of one batch, in its order."""
 
-    embeddings: F32
-    """(n, d) float32"""
+    embeddings: F16
+    """(n, d) float16, L2-normalised; zeros where the embedder's vector has no finite length above 0"""
+    lengths: F32
+    """(n,) float32, of the embedder's vectors before that"""
     scores: dict[str, F32]
     """Head name → (n,) float32"""
     failures: Mapping[int, InvalidRecord] = field(default_factory=dict)
     """Row → why it has no vector or no score; the row is NaN from there on."""
+    resident: torch.Tensor | None = None
+    """(n, d) float32, the embeddings' values in the memory of the GPU that computed them, complete; None where they are on the host only"""
+
+    @property
+    def embedded(self) -> Bools:
+        """(n,) which rows have an embedding"""
+        embedded: Bools = is_length(self.lengths)
+        return embedded
 
 
 class Ticket:
@@ -50,9 +60,17 @@ class Ticket:
 
     def result(self) -> Embedded:
         """Blocks until the batch is computed. Any thread, any number of times."""
-        rows = np.concatenate([p.result() for p in self._parts]) if self._parts else np.empty((0, self._dim + len(self._names)), np.float32)
-        scores = {name: np.ascontiguousarray(rows[:, self._dim + i]) for i, name in enumerate(self._names)}
-        return Embedded(np.ascontiguousarray(rows[:, : self._dim]), scores, self._failures)
+        dim, width = self._dim, self._dim + 1 + len(self._names)
+        rows = np.concatenate([p.result() for p in self._parts]) if self._parts else np.empty((0, width), np.float32)
+        lengths, *scores = (np.ascontiguousarray(rows[:, at]) for at in range(dim, width))
+        return Embedded(
+            rows[:, :dim].astype(np.float16), lengths, dict(zip(self._names, scores, strict=True)), self._failures, self._resident()
+        )  # fmt: skip
+
+    def _resident(self) -> torch.Tensor | None:
+        """None also where a batch had to be halved: putting it together again would wait for the batch that computes now."""
+        resident = self._parts[0].resident if len(self._parts) == 1 else None
+        return None if resident is None else resident[:, : self._dim]
 
 
 class Model:
@@ -126,17 +144,34 @@ class Model:
         log.warning("device: out of memory with %d images; going on with %d at a time (set batch.size to that)", size, self.batch_limit)
 
     def _compute(self, failed: dict[int, InvalidRecord], pixels: torch.Tensor) -> torch.Tensor:
-        """→ (n, dim + heads) float32, in one tensor, so that one copy brings it back. Adds to ``failed``."""
+        """→ (n, dim + 1 + heads) float32: what `Embedded` holds, in one tensor, so that one copy brings it back. Adds to ``failed``."""
         import torch
 
         with torch.inference_mode():
             what = f"embedder: {type(self.embedder).__name__}.embed()"
             vectors = _apply(self.embedder.embed, pixels, (self.dim,), what, "embedder_failed", failed)
-            columns = [vectors]
+            units, lengths = unit_vectors(vectors)
+            columns = [units.float(), lengths[:, None]]
             for head in self.heads:
                 what = f"heads: {head.name}: {type(head).__name__}.score()"
                 columns.append(_apply(head.score, vectors, (), what, "head_failed", failed)[:, None])
             return torch.cat(columns, dim=1)
+
+
+def unit_vectors(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, d) float32 of any length → (n, d) float16, L2-normalised, zeros where that cannot be, and (n,) float32 lengths."""
+    import torch
+
+    exact = torch.linalg.vector_norm(vectors.double(), dim=1)
+    lengths = exact.float()
+    usable = is_length(lengths)
+    units = vectors / torch.where(usable, exact, 1.0)[:, None]
+    return torch.where(usable[:, None], units, 0.0).half(), lengths
+
+
+def is_length(lengths: Any) -> Any:
+    """(n,) → which are finite and above 0."""
+    return (lengths > 1e-12) & (lengths < 3e38)
 
 
 def _apply(
@@ -302,8 +337,8 @@ def _probe(model: Model) -> None:
         raise ConfigError(f"embedder, heads: a first image cannot be embedded and scored: {type(error).__name__}: {error}") from error
     for failure in embedded.failures.values():
         raise ConfigError(f"embedder, heads: a first image cannot be embedded and scored: {failure.detail}")
-    lengths = np.linalg.norm(embedded.embeddings, axis=1)
-    if not np.isfinite(lengths).all() or (model.embedder.normalized and np.abs(lengths - 1).max() > 1e-3):
+    lengths = embedded.lengths
+    if not embedded.embedded.all() or (model.embedder.normalized and np.abs(lengths - 1).max() > 1e-3):
         expected = "1" if model.embedder.normalized else "finite"
         raise ConfigError(
             f"embedder: a first image's vector has length {lengths[0]:g}, which must be {expected}; check the weights and the precision"

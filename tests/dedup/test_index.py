@@ -10,36 +10,25 @@ import streamer.dedup.ivf
 import streamer.dedup.lists
 import streamer.dedup.store
 from streamer.dedup.arithmetic import similarities, widen
-from streamer.dedup.choose import open_index
-from streamer.dedup.exact import ExactIndex
+from streamer.dedup.exact import HostTail
+from streamer.dedup.ivf import IvfIndex
 from streamer.dedup.store import WinnerStore
 
 
-def device_index(device):
-    from streamer.dedup.device import DeviceIndex  # imports torch
+@pytest.fixture(params=["exact", "ivf", "growing"])
+def make(request, tier, monkeypatch):
+    """(dim, threshold) → an empty index, of each tier.
 
-    return lambda dim, threshold: DeviceIndex(WinnerStore(dim), threshold, device)
-
-
-@pytest.fixture(params=["exact", "ivf", "ivf:growing", "device:cpu", pytest.param("device:cuda:0", marks=pytest.mark.gpu)])
-def make(request, monkeypatch):
-    """(dim, threshold) → an empty index. The device tier's code runs on torch's CPU device too.
-
-    ``ivf`` trains as soon as it may, ``ivf:growing`` again and again, in small steps.
+    ``exact`` never trains, ``ivf`` as soon as it may, ``growing`` again and again, in small steps.
     """
-    kind, _, device = request.param.partition(":")
-    if kind == "device":
-        return device_index(device)
-    if kind == "exact":
-        return lambda dim, threshold: ExactIndex(WinnerStore(dim), threshold)
-    if device == "growing":
-        monkeypatch.setattr(streamer.dedup.ivf, "MERGE", 512)
+    if request.param == "growing":
         monkeypatch.setattr(streamer.dedup.ivf, "GROWTH", 1.3)
         monkeypatch.setattr(streamer.dedup.ivf, "WORN", 1.0)
-        monkeypatch.setattr(streamer.dedup.ivf, "KEEP_CODES", 0)
+        monkeypatch.setattr(streamer.dedup.exact, "KEEP_CODES", 0)
         monkeypatch.setattr(streamer.dedup.lists, "RESULTS", 5_000)
-        return lambda dim, threshold: open_index(dim, threshold, "cpu", train_at=600)
-    return lambda dim, threshold: open_index(dim, threshold, "cpu", train_at=2_048)
+        monkeypatch.setattr(type(tier), "merge", 512)
+    train_at = {"exact": 2**62, "ivf": 2_048, "growing": 600}[request.param]
+    return lambda dim, threshold: IvfIndex(WinnerStore(dim), threshold, tier, train_at=train_at)
 
 
 def unit(rng, n, dim):
@@ -144,31 +133,30 @@ def test_removed_rows_are_not_found(make):
 
 
 def test_memory_is_bounded_when_everything_matches(make):
-    """10⁴ copies of one template: 2.6 million pairs at or above the threshold, and as many a hair below another one."""
+    """10⁴ copies of one template: 640 000 pairs at or above the threshold, and as many a hair below another one."""
     rng = np.random.default_rng(5)
     template = unit(rng, 1, 64)
     for threshold, winner in ((0.99, 0), (float(similarities(template, template)[0, 0]) + 1e-9, -1)):
         index = make(64, threshold)
         fill(index, np.repeat(template, 10_000, axis=0), np.arange(10_000))
-        queries = np.repeat(template, 256, axis=0)
+        queries = np.repeat(template, 64, axis=0)
         tracemalloc.start()
         found = index.search(queries)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert found.winners.tolist() == [winner] * 256
-        assert peak < 150e6
+        assert found.winners.tolist() == [winner] * 64
+        assert peak < 80e6
 
 
 def test_growth_beyond_the_first_allocation(make):
-    """The device tier begins with 65 536 rows."""
     rng = np.random.default_rng(6)
-    index, vectors = make(4, 0.9999), unit(rng, 70_000, 4)
-    for at in range(0, 70_000, 10_000):
-        fill(index, vectors[at : at + 10_000], np.arange(at, at + 10_000))
-    queries = vectors[69_900::7]
-    check(index.search(queries), brute(vectors, np.arange(70_000), queries, 0.9999))
+    index, vectors = make(4, 0.9999), unit(rng, 20_000, 4)
+    for at in range(0, 20_000, 5_000):
+        fill(index, vectors[at : at + 5_000], np.arange(at, at + 5_000))
+    queries = vectors[19_900::7]
+    check(index.search(queries), brute(vectors, np.arange(20_000), queries, 0.9999))
 
 
 def test_products_of_the_exact_index_never_cross_a_block():
     assert streamer.dedup.store.BLOCK % streamer.dedup.exact.ROWS == 0
-    assert ExactIndex.span % streamer.dedup.exact.ROWS == 0
+    assert HostTail.span % streamer.dedup.exact.ROWS == 0

@@ -413,7 +413,7 @@ def test_equals_the_oracle(ops, seed, pair, window, part, width):
         mock.patch.object(streamer.dedup.store, "width_for", return_value=width),
         mock.patch.object(streamer.dedup.sketch, "width_for", return_value=width),
         mock.patch.object(streamer.dedup.exact, "ROWS", 2),
-        mock.patch.object(streamer.dedup.exact.ExactIndex, "span", 6),
+        mock.patch.object(streamer.dedup.exact.HostTail, "span", 6),
     ):
         oracle = Oracle(DIM, threshold, window)
         capacity = least_capacity(window)

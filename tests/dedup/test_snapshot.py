@@ -64,7 +64,7 @@ def test_snapshot_and_tail_are_the_whole_log(ops, cut, seed, window, capacity, w
         mock.patch.object(streamer.dedup.store, "width_for", return_value=width),
         mock.patch.object(streamer.dedup.sketch, "width_for", return_value=width),
         mock.patch.object(streamer.dedup.exact, "ROWS", 2),
-        mock.patch.object(streamer.dedup.exact.ExactIndex, "span", 6),
+        mock.patch.object(streamer.dedup.exact.HostTail, "span", 6),
     ):
         whole = Meld(DIM, threshold, open_index(DIM, threshold, "cpu"), window, capacity)
         log = [("dataset", "m"), ("open", 0, 0, 1, 0), ("open", 1, 0, 1, 0), *ops]

@@ -31,7 +31,7 @@ def test_the_example_finds_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.BytesIO()
     cat.resize((200, 133)).save(file, "JPEG", quality=40)
     pixels = [model.embedder.transform(i.convert("RGB")) for i in (cat, Image.open(file), rocket)]
-    similarity = (v := model.submit(pixels).result().embeddings) @ v.T
+    similarity = (v := model.submit(pixels).result().embeddings.astype(np.float32)) @ v.T
     assert model.dim == 768
     assert similarity[0, 1] > 0.99
     assert np.abs(similarity[2, :2]).max() < 0.9

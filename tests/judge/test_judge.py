@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from prometheus_client import generate_latest
 
 from streamer.config import FieldRule
@@ -22,8 +23,8 @@ from streamer.flow.item import Chunk, Fence, Judged, Run, Span
 from streamer.flow.worker import Failure, Worker
 from streamer.judge.batcher import Batcher
 from streamer.judge.filters import Rules
-from streamer.judge.judge import Judge, unit_vectors
-from streamer.model.model import Embedded
+from streamer.judge.judge import Judge
+from streamer.model.model import Embedded, unit_vectors
 from streamer.ops.metrics import Metrics
 from streamer.records import NEAR_DUPLICATE, Claim, Decision, Decoded, Facts, FailedRule, Record, Sample, Settled, Term
 from streamer.wire.claim import Claims, Open
@@ -46,6 +47,8 @@ class Vectors:
     failures: dict[int, InvalidRecord] = field(default_factory=dict)
     """By the row's place among those that are embedded."""
     broken: Exception | None = None
+    resident: torch.Tensor | None = None
+    """What the last batch left on the device."""
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -57,7 +60,9 @@ class Vectors:
         numbers = [int(p[0, 0, 0]) for p in pixels]
         self.calls.append(len(numbers))
         scores = {name: np.array([column[n] for n in numbers], np.float32) for name, column in self.heads.items()}
-        return Ready(Embedded(np.array([self.vectors[n] for n in numbers], np.float32), scores, self.failures))
+        units, lengths = unit_vectors(torch.tensor(np.array([self.vectors[n] for n in numbers], np.float32)))
+        self.resident = units.float()
+        return Ready(Embedded(units.numpy(), lengths.numpy(), scores, self.failures, self.resident))
 
 
 @dataclass
@@ -120,7 +125,7 @@ class Setup:
 
     def win(self, offset: int, vector: np.ndarray) -> Claim:
         """A winner that is in the log already."""
-        unit, _ = unit_vectors(vector[None])
+        unit = unit_vectors(torch.tensor(vector[None]))[0].numpy()
         status = self.meld.apply(Claims(0, 77, self.meld.position, np.array([offset]), unit)).status
         assert status.tolist() == [WON]
         claim = self.meld.prior(0, offset)
@@ -128,7 +133,7 @@ class Setup:
         return claim
 
     def lose(self, offset: int, vector: np.ndarray) -> Claim:
-        unit, _ = unit_vectors(vector[None])
+        unit = unit_vectors(torch.tensor(vector[None]))[0].numpy()
         assert self.meld.apply(Claims(0, 77, 0, np.array([offset]), unit)).status.tolist() == [LOST]
         claim = self.meld.prior(0, offset)
         assert claim is not None
@@ -419,17 +424,14 @@ def test_what_the_model_raises_stops_the_process(made: list[Setup]) -> None:
     assert setup.stage.judged == []
 
 
-def test_unit_vectors() -> None:
-    rows = np.array([[3, 4], [0, 0], [np.nan, 1], [-np.inf, 0], [1e-3, 0], [0, -250.0], [1e30, 1e30]], np.float32)
-    vectors, finite = unit_vectors(rows)
-    assert vectors.dtype == np.float16
-    assert finite.tolist() == [True, False, False, False, True, True, False]  # the last one's length is above float32
-    np.testing.assert_array_equal(vectors, np.array([[0.6, 0.8], [0, 0], [0, 0], [0, 0], [1, 0], [0, -1], [0, 0]], np.float16))
-
-
-def test_unit_vectors_are_of_unit_length_in_fp16() -> None:
-    rows = np.random.default_rng(0).standard_normal((500, 768)).astype(np.float32) * np.logspace(-6, 6, 500, dtype=np.float32)[:, None]
-    vectors, finite = unit_vectors(rows)
-    assert finite.all()
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    assert np.abs(lengths - 1).max() < 2**-10
+def test_the_index_is_given_the_rows_where_the_model_left_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup([EYE[0], EYE[1], EYE[2], EYE[3]], rules=[{"field": "text_length", "at_least": 1}])
+    given: list[Any] = []
+    search = setup.meld.index.search
+    monkeypatch.setattr(setup.meld.index, "search", lambda *args: given.append(args) or search(*args))
+    rows = [settled(9, Decision("invalid", "corrupt")), *(sample(i, [] if i != 1 else [FailedRule("text_length", True)]) for i in range(4))]
+    judged = setup.judged(rows)
+    assert judged.claimed.tolist() == [1, 3, 4]
+    ((vectors, resident),) = given
+    assert resident.tensor is setup.model.resident
+    np.testing.assert_array_equal(resident.tensor[resident.rows].numpy(), vectors.astype(np.float32))

@@ -19,7 +19,6 @@ from streamer.errors import DatasetMismatch, DependencyError, ProtocolError, Str
 from streamer.flow.channel import Channel
 from streamer.flow.item import Decided, Fence, Judged, Run, Span
 from streamer.flow.worker import Failure, Worker
-from streamer.judge.judge import unit_vectors
 from streamer.kafka import claim_log as claim_log_module
 from streamer.kafka import claims as claims_module
 from streamer.kafka.admin import Admin
@@ -37,6 +36,11 @@ NEAR_0 = EYE[0] + 0.3 * EYE[1]
 BINDING = DatasetEntry("topic-id", "model-a", DIM, TAU, 1)
 ACCEPTED = Decision("accepted")
 SOON = 20.0
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """(n, d) → L2-normalised fp16"""
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
 class Replica:
@@ -66,7 +70,7 @@ class Replica:
     def judged(self, rows: Sequence[tuple[int, int, np.ndarray]], claimed: Sequence[int] | None = None, seen: int | None = None) -> Judged:
         """(partition, offset, vector) rows, of which ``claimed`` (all) need a claim."""
         n = len(rows)
-        vectors, _ = unit_vectors(np.array([v for _, _, v in rows], np.float32).reshape(n, DIM))
+        vectors = unit(np.array([v for _, _, v in rows], np.float32).reshape(n, DIM))
         return Judged(
             Span(self.fence.run, dict(self.terms), {}), [Record(p, o, 0, b"v", ()) for p, o, _ in rows], [Facts() for _ in rows],
             [ACCEPTED] * n, vectors, np.ones(n, np.bool_), {}, np.arange(n) if claimed is None else np.array(claimed, np.int64),
@@ -593,7 +597,7 @@ def test_without_dedup_every_decision_holds_at_once() -> None:
     fence, failure = Fence(Run(1, 0)), Failure()
     decided: Channel[Decided] = Channel("write", 1)
     stage = NoClaims(decided, fence, failure)
-    vectors, _ = unit_vectors(EYE[:1])
+    vectors = unit(EYE[:1])
     judged = Judged(
         Span(fence.run, {}, {0: 4}, 2), [Record(0, 0, 0, b"v", ())], [Facts(data=b"12345")], [ACCEPTED], vectors, np.ones(1, np.bool_), {},
         np.empty(0, np.int64), 0,

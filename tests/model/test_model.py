@@ -20,7 +20,7 @@ from streamer.config import Config, parse
 from streamer.errors import ConfigError, DependencyError, PluginError
 from streamer.model import device as devices
 from streamer.model import laion
-from streamer.model.model import Embedded, Model, load_model
+from streamer.model.model import Embedded, Model, is_length, load_model, unit_vectors
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -78,9 +78,13 @@ def model_of(embedder: ImageEmbedder, device: str = "cpu") -> Model:
 
 def check(embedded: Embedded, pixels: list[np.ndarray]) -> None:
     vectors = expected(pixels)
-    assert embedded.embeddings.dtype == np.float32
+    assert embedded.embeddings.dtype == np.float16
     assert embedded.embeddings.flags.c_contiguous
-    assert np.abs(embedded.embeddings - vectors).max() < 1e-6
+    assert np.abs(embedded.embeddings - vectors).max() < 2**-11
+    assert np.abs(embedded.lengths - 1).max() < 1e-6
+    assert embedded.embedded.all()
+    if embedded.resident is not None:
+        np.testing.assert_array_equal(embedded.resident.cpu().numpy(), embedded.embeddings.astype(np.float32))
     assert list(embedded.scores) == ["first", "sum"]
     assert np.abs(embedded.scores["first"] - vectors[:, 0]).max() < 1e-6
     assert np.abs(embedded.scores["sum"] - vectors.sum(axis=1)).max() < 1e-6
@@ -122,6 +126,31 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: str, device: str, cap
     assert embedder.sizes == [25, 25, 25, 25], "what fits is remembered"
 
 
+def test_unit_vectors() -> None:
+    rows = torch.tensor([[3, 4], [0, 0], [torch.nan, 1], [-torch.inf, 0], [1e-3, 0], [0, -250.0], [3e38, 3e38]])
+    vectors, lengths = unit_vectors(rows)
+    assert vectors.dtype == torch.float16
+    assert is_length(lengths).tolist() == [True, False, False, False, True, True, False]  # the last one's length is above float32
+    np.testing.assert_array_equal(vectors, np.array([[0.6, 0.8], [0, 0], [0, 0], [0, 0], [1, 0], [0, -1], [0, 0]], np.float16))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_unit_vectors_are_of_unit_length_in_fp16(device: str) -> None:
+    rows = torch.randn((500, 768), generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 6, 500)[:, None]
+    vectors, lengths = unit_vectors(rows.to(device))
+    assert bool(is_length(lengths).all())
+    assert np.abs(np.linalg.norm(vectors.cpu().double().numpy(), axis=1) - 1).max() < 2**-10
+
+
+@pytest.mark.gpu
+def test_what_the_gpu_keeps_is_what_it_sent() -> None:
+    """`check` compares; a batch that was halved is on the host only."""
+    model = model_of(Mean(fits=30), "cuda")
+    assert (kept := model.submit(images(20)).result().resident) is not None
+    assert kept.device.type == "cuda"
+    assert model.submit(images(100)).result().resident is None
+
+
 def test_out_of_memory_with_one_image_ends_with_a_message() -> None:
     model = model_of(Mean(fits=0))
     with pytest.raises(DependencyError, match=r"device: out of memory with a single image; use a smaller model, precision: bf16"):
@@ -157,9 +186,10 @@ def test_a_batch_that_raises_is_computed_row_by_row(device: str, caplog: pytest.
     }
     assert "embedder: Picky.embed() cannot take one image, whose record is invalid: ZeroDivisionError: white" in caplog.text
     good = [i for i in range(32) if i not in (5, 17, 30)]
-    check(Embedded(result.embeddings[good], {n: s[good] for n, s in result.scores.items()}), [batch[i] for i in good])
-    assert np.isnan(result.embeddings[[5, 30]]).all()
-    assert np.isfinite(result.embeddings[17]).all()
+    scores = {n: s[good] for n, s in result.scores.items()}
+    check(Embedded(result.embeddings[good], result.lengths[good], scores), [batch[i] for i in good])
+    assert np.flatnonzero(~result.embedded).tolist() == [5, 30]
+    assert not result.embeddings[[5, 30]].any()
     assert np.isnan(result.scores["first"][[5, 17, 30]]).all()
 
 
@@ -490,6 +520,6 @@ def test_photographs_through_clip_l14_with_both_heads_equal_plain_torch(device: 
             unsafe = torch.nn.functional.linear(unsafe, nsfw[f"linear_{i}.weight"], nsfw[f"linear_{i}.bias"])
             unsafe = unsafe.relu() if i < 4 else unsafe.sigmoid()
     assert vectors.shape == (2, 768)
-    assert np.abs(result.embeddings - vectors.numpy()).max() < 1e-5
+    assert np.abs(result.embeddings - vectors.numpy()).max() < 2**-10
     assert np.abs(result.scores["aesthetic"] - aesthetic[:, 0].numpy()).max() < 1e-5
     assert np.abs(result.scores["nsfw"] - unsafe[:, 0].numpy()).max() < 1e-5

@@ -1,0 +1,72 @@
+"""The tier on the CPU: numpy, and Faiss's inverted lists in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from streamer.dedup.arithmetic import widen
+from streamer.dedup.cells import Bounds, cells_of, lengths_of, needed, probe
+from streamer.dedup.exact import HostTail
+from streamer.dedup.index import Resident
+from streamer.dedup.lists import Lists
+from streamer.dedup.sketch import Sketch
+from streamer.dedup.store import WinnerStore
+from streamer.dedup.tier import Prepared, Queries
+from streamer.records import F16, F32, F64, I64
+
+
+class HostTier:
+    """See `Tier`. A merge holds a search up for about a millisecond."""
+
+    at_once = 256
+    train_at = 16_384
+    merge = 2048
+    list_rows = 64
+
+    def queries(self, vectors: F16, resident: Resident | None) -> Queries:
+        wide = widen(vectors)
+        return Queries(wide, wide)
+
+    def tail(self, store: WinnerStore, threshold: float) -> HostTail:
+        return HostTail(store, threshold)
+
+    def cells(self, sketch: Sketch, centroids: F32, threshold: float) -> HostCells:
+        return HostCells(sketch, centroids, threshold)
+
+
+class HostCells:
+    """See `CellIndex`."""
+
+    def __init__(self, sketch: Sketch, centroids: F32, threshold: float) -> None:
+        self.sketch = sketch
+        self.centroids = centroids
+        self._cells = cells_of(sketch, centroids)
+        self._threshold = threshold - sketch.slack
+        self._bounds = Bounds(len(centroids))
+        self._lists = Lists(centroids)
+
+    @property
+    def sizes(self) -> I64:
+        return self._bounds.sizes
+
+    def prepare(self, vectors: F16, cells: I64 | None) -> Prepared:
+        codes = self.sketch.codes(widen(vectors))
+        if cells is None:
+            cells, products = self._cells.assign(codes)
+        else:
+            products = np.einsum("ij,ij->i", codes, self.centroids[cells])
+        return Prepared(cells, codes, products, lengths_of(codes))
+
+    def add(self, rows: I64, prepared: Prepared) -> None:
+        self._lists.add(prepared.codes, rows, prepared.cells)
+        self._bounds.include(prepared.cells, prepared.products, prepared.lengths)
+
+    def nominate(self, queries: Queries, rho: F32, rows_in: Callable[[int], I64]) -> tuple[I64, I64]:
+        codes = self.sketch.codes(queries.keys)
+        at, cells = probe(self._cells, self._bounds, codes, self._threshold, rho)
+        return self._lists.scan(codes, at, cells, self.sizes, self._threshold)
+
+    def needed(self, queries: Queries, cells: I64) -> F64:
+        return needed(self._cells, self._bounds, self.sketch.codes(queries.keys), self._threshold, cells)
