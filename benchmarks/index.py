@@ -43,9 +43,8 @@ import numpy as np
 
 from benchmarks.vectors import BATCH, Arrivals, Drifting, Source, Stream, first_match, near, reachable, winners_of
 from streamer.dedup.arithmetic import similarities_of, widen
-from streamer.dedup.calibration import Calibration
-from streamer.dedup.ivf import TRAIN_AT, IvfIndex
-from streamer.dedup.store import WinnerStore
+from streamer.dedup.choose import open_index
+from streamer.dedup.host import HostTier
 from streamer.records import F16, F32, F64, I64
 
 STEP = 2048
@@ -68,7 +67,7 @@ class Contender(Protocol):
 class Ours:
     def __init__(self, setting: Setting, calibrated: bool) -> None:
         dim, threshold, train_at = setting
-        self.index = IvfIndex(WinnerStore(dim), threshold, Calibration() if calibrated else None, train_at)
+        self.index = open_index(dim, threshold, "cpu", calibrated, train_at)
         self.calibrated = calibrated
         self._rows = 0
 
@@ -334,7 +333,7 @@ def main() -> None:
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--budget", type=float, default=300.0, help="CPU seconds after which a contender is not filled any further")
     parser.add_argument(
-        "--train-at", type=int, default=TRAIN_AT, help="vectors at which lists are first made: ours, and those trained once"
+        "--train-at", type=int, default=HostTier.train_at, help="vectors at which lists are first made: ours, and those trained once"
     )
     parser.add_argument("--planted", type=int, default=0)
     parser.add_argument("--plot", type=Path)
