@@ -28,13 +28,13 @@ def command(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
     group = admin.group_state(config.group)
     if as_json:
         summary = {
-            "group": config.group, "state": group.state, "members": len(group.members),
+            "group": config.group, "state": group.state, "members": group.members,
             "records": sum(row.records for row in rows), "seconds": max((row.seconds for row in rows), default=0.0),
             "partitions": [dataclasses.asdict(row) for row in rows],
         }  # fmt: skip
         click.echo(json.dumps(summary))
         return
-    click.echo(f"group {config.group}: {group.state}, members: {len(group.members)}", err=True)
+    click.echo(f"group {config.group}: {group.state}, members: {group.members}", err=True)
     Console().print(_table(config.kafka.topic, rows))
 
 

@@ -44,18 +44,10 @@ class CommittedOffset:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    client_id: str
-    instance_id: str | None
-    host: str
-    partitions: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class GroupState:
     state: str
     """``empty``, ``stable``, ``preparing_rebalancing``, ``completing_rebalancing``, …; ``dead`` if there is no such group."""
-    members: tuple[Member, ...]
+    members: int
 
 
 class Admin:
@@ -196,15 +188,9 @@ class Admin:
     def group_state(self, group: str) -> GroupState:
         def ask(left: float) -> GroupState:
             described = self._client.describe_consumer_groups([group], request_timeout=left)[group].result()
-            members = [
-                Member(
-                    m.client_id, m.group_instance_id or None, m.host, tuple(sorted(tp.partition for tp in m.assignment.topic_partitions))
-                )
-                for m in described.members
-            ]
-            return GroupState(described.state.name.lower(), tuple(members))
+            return GroupState(described.state.name.lower(), len(described.members))
 
-        return self._ask(ask, f"describing the group {group}", {KafkaError.GROUP_ID_NOT_FOUND: GroupState("dead", ())})
+        return self._ask(ask, f"describing the group {group}", {KafkaError.GROUP_ID_NOT_FOUND: GroupState("dead", 0)})
 
     # Inside
 
