@@ -115,7 +115,8 @@ class Meld:
         """Number of positions applied; the next row's position."""
         self._index = index
         self._store = index.store
-        self._window = window
+        self.window = window
+        """W: a claim so many positions after its ``seen`` still counts."""
         self._capacity = capacity
         self._dataset: DatasetEntry | None = None
         self._ledgers: dict[int, Ledger] = {}
@@ -219,7 +220,7 @@ class Meld:
         view = self._store.view
         removed = view.removed(view.first, view.rows) if self._withdrawn else np.empty(0, np.int64)
         ledgers = {partition: ledger.copy() for partition, ledger in self._ledgers.items()}
-        return State(self.position, self._dataset, self._window, self._capacity, ledgers, view, removed, self._index.state())
+        return State(self.position, self._dataset, self.window, self._capacity, ledgers, view, removed, self._index.state())
 
     def restore(self, state: State) -> None:
         """Goes on where ``state`` was taken, by a meld of the same dataset, window and capacity; keeps what it is given.
@@ -227,7 +228,7 @@ class Meld:
         Before anything is applied, and before any other thread knows this meld.
         """
         assert self.position == 0
-        assert (state.window, state.capacity) == (self._window, self._capacity)
+        assert (state.window, state.capacity) == (self.window, self._capacity)
         self._store.restore(state.winners, state.removed)
         self._index.restore(state.index)
         self._withdrawn = len(state.removed)
@@ -276,7 +277,7 @@ class Meld:
         """Decides at most `_ROWS` rows, and fills their places in ``applied``."""
         offsets, vectors = entry.offsets[part], np.ascontiguousarray(entry.vectors[part])
         positions = np.arange(self.position + part.start, self.position + part.stop)
-        fresh = positions - entry.seen <= self._window if entry.seen <= self.position else np.zeros(len(positions), np.bool_)
+        fresh = positions - entry.seen <= self.window if entry.seen <= self.position else np.zeros(len(positions), np.bool_)
         wide = widen(vectors)
         unit = are_unit(vectors, wide) if vectors.shape[1] == self.dim else np.zeros(len(positions), np.bool_)
         status = _count(ledger, offsets, fresh, unit)

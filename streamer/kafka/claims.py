@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streamer.config import Config
-from streamer.dedup.meld import LOST, VOID_STALE, VOID_TERM, VOID_VECTOR, WON, Applied
+from streamer.dedup.meld import LOST, VOID_STALE, VOID_TERM, VOID_VECTOR, WON, Applied, W
 from streamer.dedup.verdict import duplicate
 from streamer.errors import ProtocolError, TemporaryError
 from streamer.flow.channel import Channel
@@ -25,6 +25,8 @@ from streamer.wire.claim import Claims, Open, Withdraw
 
 MAX_IN_FLIGHT = 4
 """Batches whose claims are on their way: enough to hide the round trip (section 6.1)."""
+MAX_ROWS = W // 8
+"""Claims of them without a verdict, unless one batch alone has more: a claim is void when W others come between its search and itself."""
 RENEW_AFTER = 50_000
 """Claims of a partition after which its owner appends a renewed open, which lets every replica forget older losers."""
 
@@ -146,18 +148,30 @@ class ClaimStage:
     # The device thread
 
     def submit(self, judged: Judged) -> None:
-        """Claims what needs a claim. Blocks while `MAX_IN_FLIGHT` batches wait."""
+        """Claims what needs a claim. Blocks while `MAX_IN_FLIGHT` batches wait, or `MAX_ROWS` claims of them.
+
+        Where the log went on by half of W meanwhile, it is searched again first: the claims would soon be void.
+        """
+        rows, waited = judged.claimed, False
         with self._changed:
-            while len(self._queue) >= MAX_IN_FLIGHT:
+            while self._is_full(len(rows)):
                 if self._failure.stop.is_set() or not self._fence.holds(judged.span):
                     return
+                waited = True
                 self._changed.wait(0.1)
             if not self._fence.holds(judged.span):
                 return
-            pending = _Pending(judged, len(judged.claimed), time.monotonic())
+            pending = _Pending(judged, len(rows), time.monotonic())
             self._queue.append(pending)
-            self._claim(pending, judged.claimed, judged.seen)
+            if waited and len(rows) and self._meld.position - judged.seen > self._meld.window // 2:
+                pending.missing -= self._claim_again(pending, rows)
+            else:
+                self._claim(pending, rows, judged.seen)
         self._emit()
+
+    def _is_full(self, more: int) -> bool:
+        waiting = sum(pending.missing for pending in self._queue)
+        return len(self._queue) >= MAX_IN_FLIGHT or (waiting > 0 and waiting + more > MAX_ROWS)
 
     def withdraw(self, partition: int, offset: int, term: int) -> None:
         """A winner that can never be delivered. Blocks until the entry is in the log, which is before any commit that skips the record."""
@@ -239,7 +253,7 @@ class ClaimStage:
             self._metrics.claim_round_trip.observe(time.monotonic() - pending.started)
 
     def _claim_again(self, pending: _Pending, rows: np.ndarray) -> int:
-        """A claim older than W is void: look again, then claim again. Returns how many were found duplicates at once."""
+        """A search that is older than W counts for nothing: search again, then claim. Returns how many were found duplicates at once."""
         judged = pending.judged
         found = self._meld.precheck(judged.embeddings[rows])
         hits = found.winners >= 0

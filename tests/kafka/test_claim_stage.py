@@ -266,6 +266,47 @@ def test_no_more_than_so_many_batches_are_in_flight(dataset: Dataset) -> None:
     assert len(done) == blocked + 3
 
 
+def test_large_batches_do_not_crowd_the_log(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tailer stands still, so that no claim gets its verdict: a second batch of three waits where four claims may be on their way."""
+    monkeypatch.setattr(claims_module, "MAX_ROWS", 4)
+    a = dataset.bare()
+    a.log.restore(dataset.admin, lambda at, end: None)
+    done: list[int] = []
+
+    def submit() -> None:
+        for i in range(3):
+            a.claim(*((0, 3 * i + k, EYE[3 * i + k] if 3 * i + k < DIM else EYE[0]) for k in range(3)))
+            done.append(i)
+
+    a.terms[0] = Term(0, 11, 1, 0)
+    a.log.append(Open(0, 1, 11, 0))
+    device = Worker("device", submit, a.failure)
+    device.start()
+    time.sleep(0.5)
+    assert done == [0], "one batch goes however large it is"
+    a.run()
+    assert [d.claim for _ in range(3) for d in a.take()] == [*range(2, 11)]
+    assert device.join(SOON)
+
+
+def test_a_batch_that_waited_for_room_is_searched_again_before_it_claims(dataset: Dataset) -> None:
+    a, b = dataset.replica(window=8, room=1), dataset.replica(window=8)
+    a.open(0, term=11)
+    b.open(1, term=21)
+    batches = MAX_IN_FLIGHT + 2  # one is in the writer's channel, and the last one waits
+    device = Worker("device", lambda: [a.claim((0, i, EYE[1] + i * EYE[2])) for i in range(batches)], a.failure)
+    device.start()
+    wait(lambda: len(a.stage._queue) == MAX_IN_FLIGHT and len(a.decided) == 1)
+    for k in range(5):
+        b.claim((1, 2 * k, EYE[3] + k * EYE[4]), (1, 2 * k + 1, EYE[5] + k * EYE[6]))
+        b.take()
+    wait(lambda: a.meld.position >= 17)
+    decisions = [d for _ in range(batches) for d in a.take()]
+    assert all(d.outcome in ("accepted", "duplicate") for d in decisions)
+    assert a.void() == 0
+    assert device.join(SOON)
+
+
 def test_a_claims_round_trip_is_no_wait_for_room(dataset: Dataset) -> None:
     a = dataset.replica(room=1)
     a.open(0, term=11)
