@@ -94,10 +94,13 @@ def decode(data: bytes) -> Header:
     if version != FORMAT:
         raise Unusable(f"its format is {version}, this streamer reads {FORMAT}")
     del body["format"]
-    body["dataset"] = DatasetEntry(**body["dataset"])
-    body["ledgers"] = tuple(tuple(ledger) for ledger in body["ledgers"])
-    body["arrays"] = tuple(Array(name, dtype, tuple(shape)) for name, dtype, shape in body["arrays"])
-    return Header(**body)
+    try:
+        body["dataset"] = DatasetEntry(**body["dataset"])
+        body["ledgers"] = tuple(tuple(ledger) for ledger in body["ledgers"])
+        body["arrays"] = tuple(Array(name, dtype, tuple(shape)) for name, dtype, shape in body["arrays"])
+        return Header(**body)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unusable(f"its header has other fields than this streamer's: {error}") from None
 
 
 def write(state: State, file: BinaryIO) -> tuple[Array, ...]:

@@ -2,8 +2,9 @@
 
 import hashlib
 import io
+import json
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from unittest import mock
 
 import numpy as np
@@ -21,7 +22,7 @@ import streamer.dedup.store
 from streamer.dedup import snapshot
 from streamer.dedup.choose import open_index
 from streamer.dedup.meld import Meld, W, least_capacity
-from streamer.dedup.snapshot import Header, Unusable
+from streamer.dedup.snapshot import Header, Unusable, _checksum
 from streamer.dedup.store import WinnerStore
 from streamer.wire.claim import Claims, DatasetEntry, Open, Withdraw
 
@@ -187,6 +188,10 @@ def test_a_header_of_another_time_is_refused():
         newer = snapshot.encode(small()[0])
     with pytest.raises(Unusable, match="its format is 2"):
         snapshot.decode(newer)
+    body = {"format": 1, **asdict(small()[0]), "more": 1}
+    for fields in (body, {"format": 1}, {**body, "arrays": [1]}):
+        with pytest.raises(Unusable, match="other fields"):
+            snapshot.decode(json.dumps({**fields, "checksum": _checksum(fields)}).encode())
     for nonsense in (b"", b"[]", b"null", b'{"checksum": 1}', b"\xff"):
         with pytest.raises(Unusable, match="cannot be read"):
             snapshot.decode(nonsense)
