@@ -99,6 +99,33 @@ def test_ctrl_c(verb: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err.strip() == "stopped"
 
 
+@pytest.mark.parametrize("code", [0, 2, 75])
+def test_the_process_ends_with_the_verbs_code_whatever_native_threads_do(code: int) -> None:
+    """An Arrow thread that calls into Python while the interpreter is taken down aborts the process; here the taking down itself does."""
+    script = f"""
+import atexit, os, sys
+atexit.register(os.abort)
+from streamer import cli
+def main():
+    print("the end of it")
+    sys.exit({code})
+cli.main = main
+cli.entry()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == "the end of it\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_that_cannot_be_written_is_no_success() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "streamer", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT
+        )
+    assert done.returncode == 1
+
+
 def test_a_bug_keeps_its_traceback(verb: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     verb(_raise(ZeroDivisionError("a bug")))
     monkeypatch.setattr(sys, "argv", ["streamer", "probe"])

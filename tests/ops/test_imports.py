@@ -13,10 +13,11 @@ from streamer.cli import VERBS
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchvision", "timm", "datasets", "pandas", "faiss")
 SCRIPT = """
-import json, runpy, sys
+import json, sys
 sys.argv = ["streamer", *{arguments!r}]
 try:
-    runpy.run_module("streamer", run_name="__main__")
+    from streamer.cli import main
+    main()
 except SystemExit as end:
     code = end.code
 print(json.dumps([code, [name for name in {heavy!r} if name in sys.modules]]), file=sys.stderr)
