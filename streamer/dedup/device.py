@@ -47,13 +47,25 @@ class DeviceTier:
                 keys = resident.tensor[torch.tensor(resident.rows, device=self._device)]
             else:
                 keys = torch.tensor(vectors, device=self._device).float()
-        return Queries(widen(vectors), keys)
+        queries = DeviceQueries(widen(vectors), keys)
+        queries.stream = self._stream
+        return queries
 
     def tail(self, store: WinnerStore, threshold: float) -> DeviceTail:
         return DeviceTail(store, threshold, self._device, self._stream)
 
     def cells(self, sketch: Sketch, centroids: F32, threshold: float) -> DeviceCells:
         return DeviceCells(sketch, centroids, threshold, self._device, self._stream)
+
+
+class DeviceQueries(Queries):
+    """`Queries` that are taken on the stream everything else is queued on: from another one they might be read before they are written."""
+
+    stream: torch.cuda.Stream | None = None
+
+    def take(self, rows: I64) -> Queries:
+        with torch.cuda.stream(self.stream):
+            return super().take(rows)
 
 
 class Held(NamedTuple):
@@ -105,7 +117,7 @@ class DeviceTail(HostTail):
     def restore(self, first: int) -> None:
         view = self.store.view
         self.store.make_codes(max(view.rows - KEEP_CODES, 0))
-        begin = max(min(first, view.rows), view.first)
+        begin = max((min(first, view.rows) - SLACK) // CHUNK * CHUNK, view.first)  # all of a chunk's rows, but for evicted ones
         self._held = Held(begin // CHUNK * CHUNK, begin, ())
         for _, block, here in view.spans(begin, view.rows):
             self.add(block.vectors[here])

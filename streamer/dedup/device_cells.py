@@ -23,9 +23,9 @@ from streamer.dedup.tier import Prepared, Queries
 from streamer.records import F16, F32, F64, I64
 
 PROBES = 128
-"""Cells of one look. A query with more of them takes several; Faiss allocates PROBES · w · 4 bytes for each."""
+"""Cells of one look. A query with more of them takes several; for each Faiss allocates PROBES · (4 w + 12 k) bytes."""
 LOOKS = 1024
-"""Looks of one call."""
+"""Looks of one call; from 65 536 on Faiss's scan would leave some out after one that is filled up."""
 NOMINEES = 32
 MOST = 2048
 """Faiss's limit for k on a GPU."""
@@ -74,6 +74,8 @@ class DeviceCells:
             return Prepared(cells, codes.float(), products, lengths)
 
     def needed(self, queries: Queries, cells: I64) -> F64:
+        if not len(cells):
+            return np.empty(0)
         with torch.cuda.stream(self._stream):
             codes, lengths = self._codes(queries.keys)
             inside = torch.tensor(cells, device=self._device)
@@ -195,6 +197,7 @@ def _lists(centroids: F32, device: torch.device) -> Any:
         return index
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(TEMPORARY)
+    resources.setPinnedMemory(0)  # 256 MB of host memory, which only vectors that come from there would need
     options = faiss.GpuClonerOptions()
     options.use_cuvs = False  # its lists take no cells of ours
     return faiss.index_cpu_to_gpu(resources, device.index or 0, index, options)

@@ -10,6 +10,7 @@ import streamer.dedup.ivf
 from streamer.dedup.arithmetic import widen
 from streamer.dedup.calibration import Calibration
 from streamer.dedup.cells import Bounds, cells_of, lengths_of, needed, probe, trained
+from streamer.dedup.host import HostTier
 from streamer.dedup.ivf import IvfIndex
 from streamer.dedup.sketch import fitted
 from streamer.dedup.store import BLOCK, WinnerStore
@@ -157,6 +158,21 @@ def test_state_spares_the_training(tier):
     check(after.search(queries), brute(vectors, positions, queries, TAU))
     for name, array in after.state().items():
         np.testing.assert_array_equal(array, state[name])
+
+
+def test_new_cells_right_after_a_restart_may_have_fewer_rows_than_those_of_the_snapshot(tier):
+    """What they lack, the tail must have: another tier, or another first row, merges up to other rows."""
+    rng = np.random.default_rng(9)
+    vectors, positions = clustered(rng, 9_000), np.arange(9_000)
+    before = IvfIndex(WinnerStore(DIM), TAU, type("FineTier", (HostTier,), {"merge": 512})(), train_at=4_000)
+    fill(before, vectors, positions)
+    after = IvfIndex(WinnerStore(DIM), TAU, tier, train_at=4_000)
+    after.store.append(vectors, after.store.view.sketch.codes(widen(vectors)), positions, 0, positions)
+    after.restore({**before.state(), "first": np.array([0, 1])})  # made when there was one row: they are worn
+    assert after.gauges()["base_vectors"] == 8_704
+    assert after.maintain()
+    assert after.gauges()["base_vectors"] == 8_192
+    check(after.search(vectors[8_000:]), brute(vectors, positions, vectors[8_000:], TAU))
 
 
 def test_codes_of_old_rows_are_freed_and_new_ones_fitted_again(tier):
