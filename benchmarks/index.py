@@ -7,6 +7,8 @@ size that it does not reach within its time. Truth is brute force: float32 nomin
     python3 tasks.py bench index [--sizes 10000,100000,300000] [--contenders certified,flat,hnswlib] [--plot FILE.png]
     python3 tasks.py bench index --sizes 10000,30000,100000,300000,1000000 --budget 900
     python3 tasks.py bench index --planted 100000        how many answers differ from brute force: batches of any size, with a restart
+    python3 tasks.py bench index --pauses --sizes 300000 how long searches take while a thread keeps the index up
+    python3 tasks.py bench index --device cuda:0 --contenders certified,flat --sizes 1000000,4000000 --train-at 1000000
     python3 tasks.py bench index --images DIR --vectors FILE.npy [--copies 60] [--tau 0.9]
 
 --images: the stream is photographs and edits of them, in random order, as a model sees them (the demo's, or --model, --config, as in the
@@ -29,6 +31,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
@@ -56,6 +59,8 @@ class Setting(NamedTuple):
     threshold: float
     train_at: int
     """Vectors at which lists are first made."""
+    device: str = "cpu"
+    """Where ours searches."""
 
 
 class Contender(Protocol):
@@ -66,16 +71,18 @@ class Contender(Protocol):
 
 class Ours:
     def __init__(self, setting: Setting, calibrated: bool) -> None:
-        dim, threshold, train_at = setting
-        self.index = open_index(dim, threshold, "cpu", calibrated, train_at)
+        self.index = open_index(setting.dim, setting.threshold, setting.device, calibrated, setting.train_at)
         self.calibrated = calibrated
         self._rows = 0
 
-    def add(self, vectors: F16) -> None:
+    def append(self, vectors: F16) -> None:
         rows = np.arange(self._rows, self._rows + len(vectors))
         self.index.store.append(vectors, self.index.store.view.sketch.codes(widen(vectors)), rows, 0, rows)
         self.index.add(vectors, rows)
         self._rows += len(vectors)
+
+    def add(self, vectors: F16) -> None:
+        self.append(vectors)
         while self.index.maintain():
             pass
 
@@ -179,7 +186,7 @@ CONTENDERS: dict[str, tuple[str, Callable[[Setting], Contender]]] = {
 
 def measure(name: str, setting: Setting, source: Source, sizes: list[int], count: int, budget: float, folder: Path) -> None:
     """One contender, in this process: a JSON line for each size. ``folder``: where the first one leaves the truth for the others."""
-    dim, threshold, _ = setting
+    dim, threshold = setting.dim, setting.threshold
     index = CONTENDERS[name][1](setting)
     stored = folder / f"{name}.f2"
     gc.collect()
@@ -209,14 +216,15 @@ def measure(name: str, setting: Setting, source: Source, sizes: list[int], count
         if isinstance(index, Ours):
             index.warm_up(source.lessons(everything))
         index.search(queries[:BATCH])
-        at = time.process_time()
+        at, began_at = time.process_time(), time.perf_counter()
         answers = [index.search(queries[low : low + BATCH]) for low in range(0, len(queries), BATCH)]
-        searching = (time.process_time() - at) / len(queries)
+        searching, waited = (time.process_time() - at) / len(queries), (time.perf_counter() - began_at) / len(queries)
         found = np.concatenate([np.where(similarity >= threshold, nearest, -1) for nearest, similarity in answers])
         right = similarities_of(queries, everything[np.maximum(found, 0)]) >= threshold
         hits = (found >= 0) & right
         line = {
             "contender": name, "size": size, "search_us": round(1e6 * searching, 1), "add_us": round(1e6 * segment / (size - start), 1),
+            "search_wall_us": round(1e6 * waited, 1),
             "recall": round(float((hits & (expected >= 0)).sum() / (expected >= 0).sum()), 5),
             "precision": round(float(hits.sum() / max((found >= 0).sum(), 1)), 5),
             "different": int((found != expected).sum()) if isinstance(index, Ours) else None,
@@ -229,7 +237,7 @@ def measure(name: str, setting: Setting, source: Source, sizes: list[int], count
 
 def planted(setting: Setting, size: int, count: int) -> dict[str, Any]:
     """How many of ``count`` planted near-duplicates get another answer than brute force gives, while the index grows and starts again."""
-    dim, threshold, _ = setting
+    dim, threshold = setting.dim, setting.threshold
     stream, rng = Stream(dim, SEED), np.random.default_rng(5)
     index, held = Ours(setting, False), np.empty((0, dim), np.float16)
     asked = different = restarts = 0
@@ -250,6 +258,33 @@ def planted(setting: Setting, size: int, count: int) -> dict[str, Any]:
         index, restarts = again, restarts + 1
         print(f"  {len(held)} vectors, {asked} duplicates asked for, {different} different", file=sys.stderr, flush=True)
     return {"benchmark": "index --planted", "dim": dim, "vectors": size, "duplicates": asked, "different": different, "restarts": restarts}
+
+
+def pauses(setting: Setting, size: int) -> dict[str, Any]:
+    """How long searches took, in wall time, while the index grew to ``size`` and kept itself up on a thread of its own, as in a replica."""
+    stream, ours, done = Stream(setting.dim, SEED), Ours(setting, False), threading.Event()
+
+    def keep_up() -> None:
+        while not done.is_set():
+            if not ours.index.maintain():
+                done.wait(0.01)
+
+    upkeep, taken = threading.Thread(target=keep_up), []
+    upkeep.start()
+    while ours.index.gauges()["base_vectors"] + STEP < size:
+        vectors = stream.take(BATCH)
+        began = time.perf_counter()
+        ours.index.search(vectors)
+        taken.append(time.perf_counter() - began)
+        ours.append(vectors)
+    done.set()
+    upkeep.join()
+    gauges = ours.index.gauges()
+    return {
+        "benchmark": "index --pauses", "dim": setting.dim, "vectors": size, "batches": len(taken), "trainings": gauges["trainings"],
+        "search_ms": {name: round(1e3 * float(np.quantile(taken, at)), 2) for name, at in (("median", 0.5), ("99.9 %", 0.999), ("longest", 1))},
+        "longest_wait_ms": round(1e3 * gauges["longest_wait_seconds"], 2),
+    }  # fmt: skip
 
 
 def show(lines: list[dict[str, Any]], threshold: float) -> None:
@@ -336,6 +371,7 @@ def main() -> None:
         "--train-at", type=int, default=HostTier.train_at, help="vectors at which lists are first made: ours, and those trained once"
     )
     parser.add_argument("--planted", type=int, default=0)
+    parser.add_argument("--pauses", action="store_true")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--images", type=Path, metavar="DIR")
     parser.add_argument("--copies", type=int, default=19, help="edits of each photograph")
@@ -345,8 +381,12 @@ def main() -> None:
     args.tau = args.tau or (0.9 if args.images else 0.95)
     args.queries = args.queries or (4096 if args.images else 20_480)
     sizes = [int(size) for size in args.sizes.split(",")]
+    setting = Setting(args.dim, args.tau, args.train_at, args.device or "cpu")
     if args.planted:
-        print(json.dumps(planted(Setting(args.dim, args.tau, args.train_at), sizes[-1], args.planted)))
+        print(json.dumps(planted(setting, sizes[-1], args.planted)))
+        return
+    if args.pauses:
+        print(json.dumps(pauses(setting, sizes[-1])))
         return
     about: dict[str, Any] = {"threshold": args.tau, "train_at": args.train_at}
     lines = []
@@ -361,7 +401,7 @@ def main() -> None:
             if len(vectors) <= args.queries:
                 raise SystemExit(f"{len(vectors)} vectors are too few for --queries {args.queries}; more --copies make more")
             sizes, args.dim = reachable(sizes, winners, len(vectors), args.queries), vectors.shape[1]
-        task = {"setting": [args.dim, args.tau, args.train_at], "sizes": sizes, "queries": args.queries, "budget": args.budget}
+        task = {"setting": setting._replace(dim=args.dim), "sizes": sizes, "queries": args.queries, "budget": args.budget}
         Path(folder, "task.json").write_text(json.dumps(task), "utf-8")
         names = args.contenders.split(",")
         for name in sorted(names, key=lambda name: name != "flat"):  # it finds the truth on its way

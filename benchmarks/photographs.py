@@ -135,7 +135,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="its checkpoint: a path, hf://… or https://…#sha256=…")
     parser.add_argument("--features", default="auto", choices=("auto", "pool", "head"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"))
-    parser.add_argument("--device")
+    parser.add_argument("--device", help="where the model computes, and in the benchmark `index` ours searches: cpu or cuda:N")
     parser.add_argument("--batch", type=int, default=64)
 
 
