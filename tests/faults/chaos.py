@@ -1,7 +1,9 @@
 """Chaos on a real Kafka: replicas of one group under kill -9, SIGSTOP past the session, SIGTERM and broker restarts, with filters that
-change their mind, while near-duplicates keep arriving close together on different partitions.
+change their mind and files that are gone when a reference is followed again, while near-duplicates keep arriving close together on
+different partitions.
 
     python3 tasks.py chaos --minutes 30 --faults 100 --seed 7
+    python3 tasks.py chaos --minutes 10 --faults 40 --seed 7 --capacity 24576 --rate 300    forgets the oldest winners as well
 
 The seed fixes the faults and the pictures; the processes' timing stays their own. When the faults are over and everything is decided,
 `tests.faults.verdict` judges the folder and the logs. Exit 1 on any violation; the folder is kept then.
@@ -9,6 +11,7 @@ The seed fixes the faults and the pictures; the processes' timing stays their ow
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -21,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +42,7 @@ from streamer.dedup.meld import Meld
 from streamer.testing import Broker, create_topic, jpeg
 from streamer.wire.claim import DatasetEntry, decode
 from tests.faults.evidence import Evidence, read_evidence
-from tests.faults.verdict import measures, violations
+from tests.faults.verdict import measures, read_log, violations
 from tests.integration.service import Replica, Service, streamer
 
 TAU = 0.97
@@ -48,6 +51,10 @@ TRANSACTION_S = 30.0
 DECK = ("kill", "kill", "pause", "stop", "broker kill", "broker stop")
 LONG_DECK = (*DECK, *DECK, "kill", "kill", "long pause")
 """``pause`` outlasts the session, ``long pause`` a transaction's time-out too; ``stop`` is SIGTERM."""
+REACH = 500
+"""Pictures come again among so many later ones; with a capacity, among twice as many as it keeps."""
+REFERENCES = 0.2
+"""Share of the records that are references, to files that are deleted with the next fault: who won with one may have to be withdrawn."""
 QUIET_S = 120.0
 """So long nothing may be decided while records are left."""
 AWAY = re.compile(r"no Kafka broker at|the broker is away|not within \d+ s|no leader after")
@@ -82,10 +89,9 @@ def plan(seed: int, count: int, gap_s: float, replicas: int, deck: tuple[str, ..
     ]
 
 
-def pictures(seed: int) -> Iterator[list[bytes]]:
+def pictures(seed: int, reach: int) -> Iterator[list[bytes]]:
     """Groups without end: an original with its near-duplicates (re-encodings, sizes, crops around the threshold), in any order."""
     dice = random.Random(seed)
-    older: deque[bytes] = deque(maxlen=500)
     for number in range(sys.maxsize):
         original = jpeg(seed * 10_000_000 + number)
         kind = dice.random()
@@ -95,10 +101,9 @@ def pictures(seed: int) -> Iterator[list[bytes]]:
             yield [jpeg(seed * 10_000_000 + number, size=(20, 20))]
         else:
             group = [original, *(variant(original, dice) for _ in range(dice.choice((0, 0, 1, 1, 2, 3))))]
-            if older and dice.random() < 0.1:
-                group.append(variant(dice.choice(older), dice))
+            if dice.random() < 0.1:
+                group.append(variant(jpeg(seed * 10_000_000 + dice.randrange(max(0, number - reach), number + 1)), dice))
             dice.shuffle(group)
-            older.append(original)
             yield group
 
 
@@ -114,7 +119,10 @@ def variant(image: bytes, dice: random.Random) -> bytes:
 
 @dataclass
 class Feed:
-    """Produces pictures in a thread of its own, members of a group to different partitions, until `stop`. Outages only delay it."""
+    """Produces pictures in a thread of its own, members of a group to different partitions, until `stop`. Outages only delay it.
+
+    A part of them lies in ``folder``, until `forget`.
+    """
 
     bootstrap: str
     topic: str
@@ -122,6 +130,8 @@ class Feed:
     seed: int
     rate: float
     """Records a second, about."""
+    reach: int
+    folder: Path
     is_behind: Callable[[int], bool]
     """Told how many were produced: True makes it wait, so that the backlog stays bounded."""
     produced: int = 0
@@ -142,18 +152,28 @@ class Feed:
         assert not self.errors, f"records could not be produced: {self.errors[0]}"
         return self.produced
 
+    def forget(self) -> None:
+        """Deletes every file that a record refers to."""
+        for path in self.folder.iterdir():
+            path.unlink()
+
     def _run(self) -> None:
         producer = Producer(
             {"bootstrap.servers": self.bootstrap, "enable.idempotence": True, "message.timeout.ms": 300_000, "log_level": 0}
         )
         dice = random.Random(self.seed)
-        groups = pictures(self.seed)
+        groups = pictures(self.seed, self.reach)
         while not self._stopping.is_set():
             burst = dice.randint(1, round(self.rate))  # all at once, so that twins meet in claims that are on their way together
             for group in itertools.islice(groups, burst // 2):
                 partitions = dice.sample(range(self.partitions), min(len(group), self.partitions))
                 for image, partition in zip(group, partitions, strict=False):
                     headers = {"text": f"picture {self.produced}"}
+                    if dice.random() < REFERENCES:
+                        path = self.folder / str(self.produced)
+                        path.write_bytes(image)
+                        headers |= {"uri": path.as_uri(), "sha256": hashlib.sha256(image).hexdigest()}
+                        image = b""
                     producer.produce(self.topic, image, partition=partition, headers=headers, on_delivery=self._delivered)
                     self.produced += 1
             producer.poll(0)
@@ -183,10 +203,12 @@ class Chaos:
 
     def __init__(
         self, folder: Path, seed: int, replicas: int = 3, partitions: int = 6, rate: float = 60.0, static: bool = False,
-        say: Callable[[str], None] = print,
+        capacity: int | None = None, say: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
-        """``static``: members with instance ids, as on Kubernetes."""
+        """``static``: members with instance ids, as on Kubernetes. ``capacity``: dedup.capacity."""
         self._static = static
+        self._capacity = capacity
+        self._rate = rate
         self.broker = Broker(data=folder / "kafka")
         self.topic, self.seed = "pictures", seed
         self._say = say
@@ -196,6 +218,8 @@ class Chaos:
         self._broker_away_until = 0.0
         self._counts: dict[str, int] = {}
         self._folder = folder
+        self._files = folder / "files"
+        self._files.mkdir()
         self.wrong: list[str] = []
         """Ends of processes that nothing explains."""
         self.ends: Counter[str] = Counter()
@@ -209,7 +233,10 @@ class Chaos:
             self.broker.start()
             create_topic(self.broker.bootstrap_servers, self.topic, partitions)
             self.service = Service(folder, self._settings())
-            self.feed = Feed(self.broker.bootstrap_servers, self.topic, partitions, seed, rate, lambda n: n - self.decided > 20 * rate)
+            self.feed = Feed(
+                self.broker.bootstrap_servers, self.topic, partitions, seed, rate, 2 * capacity if capacity else REACH, self._files,
+                lambda n: n - self.decided > 20 * rate,
+            )  # fmt: skip
             self.slots = [Slot(self._start(f"w{number}")) for number in range(replicas)]
         except BaseException:
             self.broker.close()
@@ -232,6 +259,7 @@ class Chaos:
         return {
             "dataset": "chaos",
             "kafka": {"bootstrap_servers": self.broker.bootstrap_servers, "topic": self.topic, "client": timing},
+            "fetch": {"schemes": ["file"], "hosts": [str(self._files)]},
             "decode": {"threads": 2},
             "embedder": {"type": "tests.plugins.thumbnail:ThumbnailEmbedder", "args": {"delay_ms": 40}},
             "filters": [
@@ -239,8 +267,13 @@ class Chaos:
                 {**moody, "name": "moody"},
                 {**moody, "name": "late", "type": "tests.plugins.thumbnail:LateMoody"},
             ],
-            "dedup": {"threshold": TAU, "train_at": 1024, "snapshot_every": 500},
-            "output": {"path": str(self._folder / "out"), "epoch_records": 150, "shard_records": 60, "seal_after": "2s"},
+            "dedup": {"threshold": TAU, "train_at": 1024, "snapshot_every": 500, "capacity": self._capacity},
+            "output": {
+                "path": str(self._folder / "out"),
+                "epoch_records": round(2.5 * self._rate),
+                "shard_records": round(self._rate),
+                "seal_after": "2s",
+            },
             "batch": {"size": 64, "linger": "150ms"},
             "dead_letters": {"max_ratio": 1},
             "http": {"host": "127.0.0.1", "port": 0},
@@ -306,6 +339,7 @@ class Chaos:
         return self._broker_at is None if fault.kind.startswith("broker") else self.slots[fault.target].start_at is None
 
     def _strike(self, fault: Fault) -> None:
+        self.feed.forget()
         slot, now = self.slots[fault.target], time.monotonic()
         if fault.kind.startswith("broker"):
             (self.broker.kill if fault.kind == "broker kill" else self.broker.stop)()
@@ -370,10 +404,11 @@ class Chaos:
 
     # The judgement
 
-    def judge(self, records: int) -> tuple[Evidence, list[str]]:
-        """What is left behind, and everything that is wrong with it."""
+    def judge(self, records: int) -> tuple[Evidence, dict[str, Any], list[str]]:
+        """What is left behind, what it was about, and everything that is wrong with it."""
         evidence = read_evidence(self.service.output, self.service.dataset, self.broker.bootstrap_servers, self.topic)
-        found = [*self.wrong, *violations(evidence), *wrong_digests(evidence.claims, self.digests)]
+        log = read_log(evidence.claims, self._capacity)
+        found = [*self.wrong, *violations(evidence, log), *wrong_digests(evidence.claims, self.digests, self._capacity)]
         if len(evidence.produced) != records:
             found.append(f"{records} records were produced, and {len(evidence.produced)} are in the topic")
         if len(self.digests) < len(self.slots):
@@ -382,14 +417,14 @@ class Chaos:
         found += [f"`dataset verify` says {problem}" for problem in report["problems"]]
         if report["records"] != records:
             found.append(f"`dataset verify` counts {report['records']} records of {records}")
-        return evidence, found
+        return evidence, measures(evidence, log), found
 
 
-def wrong_digests(claims: list[bytes], digests: Collection[tuple[int, str]]) -> list[str]:
+def wrong_digests(claims: list[bytes], digests: Collection[tuple[int, str]], capacity: int | None = None) -> list[str]:
     """Which of the replicas' digests are not those of a fresh meld that reads the log alone."""
     first = decode(claims[0])
     assert isinstance(first, DatasetEntry)
-    meld = Meld(first.dim, first.threshold, open_index(first.dim, first.threshold, "cpu"))
+    meld = Meld(first.dim, first.threshold, open_index(first.dim, first.threshold, "cpu"), capacity=capacity)
     fresh = {}
     wanted = {position for position, _ in digests}
     for value in claims:
@@ -419,7 +454,10 @@ def _parsed(line: str) -> dict[str, Any] | None:
 @click.option("--partitions", default=6, show_default=True)
 @click.option("--rate", default=60.0, show_default=True, help="Records a second, at most.")
 @click.option("--static", is_flag=True, help="Static members, as on Kubernetes.")
-def main(minutes: float, faults: int, seed: int | None, replicas: int, partitions: int, rate: float, static: bool) -> None:
+@click.option("--capacity", type=click.IntRange(24_576), help="dedup.capacity. Choose a rate that brings more winners than that.")
+def main(
+    minutes: float, faults: int, seed: int | None, replicas: int, partitions: int, rate: float, static: bool, capacity: int | None
+) -> None:
     """Chaos on a real Kafka, and a judgement at the end. Exit 1 on any violation; the folder is kept then."""
     console = Console()
     seed = random.SystemRandom().randrange(10_000) if seed is None else seed
@@ -430,14 +468,14 @@ def main(minutes: float, faults: int, seed: int | None, replicas: int, partition
 
     say(f"seed {seed}, folder {folder}")
     planned = plan(seed, faults, minutes * 60 / faults, replicas, LONG_DECK)
-    with Chaos(folder, seed, replicas, partitions, rate, static, say) as chaos:
+    with Chaos(folder, seed, replicas, partitions, rate, static, capacity, say) as chaos:
         chaos.run(planned)
         records = chaos.settle()
-        evidence, found = chaos.judge(records)
+        _, told, found = chaos.judge(records)
     table = Table("seed", str(seed), show_header=True)
     for name, count in (Counter(fault.kind for fault in planned)).most_common():
         table.add_row(f"faults: {name}", str(count))
-    for name, value in measures(evidence).items():
+    for name, value in told.items():
         table.add_row(name, str(value))
     for name, count in chaos.ends.most_common():
         table.add_row(f"processes ended with {name}", str(count))

@@ -27,6 +27,7 @@ class Produced(NamedTuple):
     """One record of the input topic."""
 
     sha256: str
+    """Of the image, in its value or by reference."""
     text: str
 
 
@@ -78,7 +79,8 @@ def read_evidence(folder: Path, dataset: str, bootstrap: str, topic: str) -> Evi
     for message in messages(bootstrap, topic):
         headers = dict(message.headers() or [])
         origin = message.partition(), message.offset()
-        produced[origin] = Produced(hashlib.sha256(message.value()).hexdigest(), headers["text"].decode())
+        sha256 = headers["sha256"].decode() if "uri" in headers else hashlib.sha256(message.value()).hexdigest()
+        produced[origin] = Produced(sha256, headers["text"].decode())
     tables = [path for path in sorted((folder / "metadata").iterdir()) if path.is_file()]
     tars = sorted((folder / "shards").rglob("*.tar"))
     return Evidence(

@@ -6,13 +6,18 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from streamer.dedup.choose import open_index
+from streamer.dedup.meld import VERSION, Meld, least_capacity
 from streamer.testing import Broker
+from streamer.wire.claim import Claims, DatasetEntry, Entry, Open, Withdraw, encode
 from tests.faults.chaos import DECK, Chaos, plan, wrong_digests
 from tests.faults.evidence import Evidence, Row
-from tests.faults.verdict import measures, violations
+from tests.faults.verdict import EVICTED, ClaimLog, Counted, _near, read_log, violations
 
 SEED = 20
 
@@ -24,11 +29,11 @@ def test_replicas_agree_whatever_happens_to_them(embedded: type[Broker], tmp_pat
     assert len({fault.kind for fault in faults}) == len(set(DECK)) >= 3
     with Chaos(tmp_path, SEED) as chaos:
         chaos.run(faults)
-        evidence, found = chaos.judge(chaos.settle())
-    told = measures(evidence)
+        evidence, told, found = chaos.judge(chaos.settle())
     print(*(f"{name}: {value}" for name, value in told.items()), chaos.drops, chaos.ends, sep="\n  ")
     assert not found, "\n".join(found[:20])
     assert told["duplicates decided by the log"] >= 0.15 * told["records duplicate"] > 40
+    assert told["winners withdrawn"] > 0
     check_the_judge(evidence)
     position, _ = chaos.digests[-1]
     assert wrong_digests(evidence.claims, [(position, "0" * 64)])
@@ -37,9 +42,9 @@ def test_replicas_agree_whatever_happens_to_them(embedded: type[Broker], tmp_pat
 
 def check_the_judge(evidence: Evidence) -> None:
     """Each damage to good evidence is named."""
-    assert not violations(evidence)
     for damage, words in DAMAGES:
-        found = violations(damage(evidence))
+        damaged = damage(evidence)
+        found = violations(damaged, read_log(damaged.claims))
         assert any(words in line for line in found), f"{damage.__name__}: nothing says {words!r} in {found[:5]}"
 
 
@@ -103,6 +108,19 @@ def a_claim_gone(evidence: Evidence) -> Evidence:
     return replace(evidence, claims=[*evidence.claims[:last], *evidence.claims[last + 1 :]])
 
 
+def a_withdrawal_gone(evidence: Evidence) -> Evidence:
+    return replace(evidence, claims=[value for value in evidence.claims if b'"withdraw"' not in value])
+
+
+def a_duplicate_of_one_withdrawn_before(evidence: Evidence) -> Evidence:
+    """The last duplicate that never claimed is a copy of the first winner that was withdrawn, if one believes its row."""
+    gone = min((row for row in evidence.rows if row.facts["reason"] == "withdrawn"), key=lambda row: row.facts["claim"])
+    last = max((row for row in of(evidence, "duplicate") if row.facts["claim"] is None), key=lambda row: row.facts["offset"])
+    similarity = float(gone.vector.astype(float) @ gone.vector.astype(float))
+    changes = {"duplicate_of": gone.facts["key"], "similarity": similarity}
+    return replace(evidence, rows=[Row(r.file, {**r.facts, **changes}, gone.vector) if r is last else r for r in evidence.rows])
+
+
 def another_vector(evidence: Evidence) -> Evidence:
     a, b, *_ = of(evidence, "accepted")
     return replace(evidence, rows=[Row(r.file, r.facts, b.vector if r is a else r.vector) for r in evidence.rows])
@@ -142,6 +160,8 @@ DAMAGES: list[tuple[Callable[[Evidence], Evidence], str]] = [
     (a_won_claim_forgotten, "and is filtered"),
     (a_won_claim_forgotten, "in a shard and not accepted"),
     (a_claim_gone, "which never counted"),
+    (a_withdrawal_gone, "and is invalid"),
+    (a_duplicate_of_one_withdrawn_before, "before the search for it"),
     (another_vector, "is not that of its claim"),
     (another_vector, "are both accepted"),
     (an_epoch_not_shown, "is not what the commit log holds"),
@@ -150,6 +170,75 @@ DAMAGES: list[tuple[Callable[[Evidence], Evidence], str]] = [
     (another_offset, "the committed offset is"),
     (something_staged, "left in staging"),
 ]
+
+
+def test_the_judge_knows_from_the_log_who_was_evicted_when() -> None:
+    """As the meld does, after every entry, whatever its size; some winners are withdrawn before or after."""
+    capacity, dim, dice = least_capacity(), 8, np.random.default_rng(8)
+    meld, log = Meld(dim, 0.97, open_index(dim, 0.97, "cpu"), capacity=capacity), ClaimLog(capacity)
+    read_both(meld, log, DatasetEntry("topic", "model", dim, 0.97, VERSION))
+    read_both(meld, log, Open(0, 1, 7, 0))
+    offset = 0
+    while log.evicted < 3 * EVICTED:
+        vectors = dice.standard_normal((int(dice.integers(1, 2000)), dim))
+        unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+        read_both(meld, log, Claims(0, 7, meld.position, np.arange(offset, offset + len(unit)), unit))
+        offset += len(unit)
+        read_both(meld, log, Withdraw(0, int(dice.integers(offset)), 7))
+    assert min(log.kinds["won"], log.kinds["lost"], len(log.withdrawn)) > 10
+
+
+def read_both(meld: Meld, log: ClaimLog, entry: Entry) -> None:
+    meld.apply(entry)
+    log.read(encode(entry))
+    assert (log.position, log.evicted, len(log.winners) - len(log.gone)) == (meld.position, meld.evicted, len(meld))
+
+
+@pytest.mark.parametrize(
+    ("gone", "claim", "names", "says"),
+    [
+        ({}, 30, None, "both accepted"),
+        ({10: 29, 20: 30}, 30, None, "both accepted"),
+        ({10: 29, 20: 29}, 30, None, ""),
+        ({}, None, 10, ""),
+        ({10: 16}, None, 10, ""),
+        ({10: 15}, None, 10, "before the search for it"),
+        ({}, None, 20, "of a lower position"),
+        ({10: 38}, None, 20, ""),
+        ({10: 39}, None, 20, "of a lower position"),
+        ({10: 30, 20: 31}, None, 20, ""),
+        ({10: 30, 20: 30}, None, 20, "of a lower position"),
+    ],
+)
+def test_a_winner_is_missed_only_once_it_is_gone(gone: dict[int, int], claim: int | None, names: int | None, says: str) -> None:
+    """A record that is near the winners at 10 and 20, of which some are gone; its term begins at 16, its epoch was sealed at 39."""
+    log = ClaimLog(threshold=0.9, gone=gone)
+    log.position = 15
+    log.read(encode(Open(0, 1, 7, 0)))
+    rows = [row(log, 10, 0), row(log, 20, 40)]
+    rows.append(row(log, 30, 20) if claim else row(log, 30, 20, claim=None, outcome="duplicate", duplicate_of=str(names)))
+    if names is not None:
+        rows[-1].facts["similarity"] = float(rows[-1].vector.astype(float) @ rows[names // 10 - 1].vector.astype(float))
+    commits = [{"files": [{"path": "rows"}], "claims_position": 39}]
+    found = [*_near(Evidence({}, [], commits, {}, {}, rows, [], [], {}), log)]
+    assert any(says in line for line in found) if says else not found, found
+
+
+def row(log: ClaimLog, position: int, degrees: float, **facts: Any) -> Row:
+    """Claimed at this position, which is its offset too, unless ``facts`` say otherwise."""
+    vector = np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], np.float16)
+    whole = {
+        "key": str(position),
+        "partition": 0,
+        "offset": position,
+        "claim": position,
+        "outcome": "accepted",
+        "reason": None,
+        "flags": [],
+    }
+    if (whole | facts)["claim"] is not None:
+        log.counted[0, position] = Counted(position, position, vector, -1, 0.0)
+    return Row("rows", {**whole, **facts}, vector)
 
 
 def test_a_plan_follows_from_its_seed_and_uses_every_kind() -> None:

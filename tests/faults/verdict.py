@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from bisect import bisect_left
+import sys
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,12 @@ from tests.faults.evidence import Evidence, Origin, Row
 
 HEADER = struct.Struct("<4sHHiIQq")
 WINDOW = 8192
-BLOCK = 2048
+EVICTED = 4096
+"""Winners are evicted in multiples of it."""
+PART = 256
+"""After so many rows of an entry, and at its end, there may be too many winners."""
+NEVER = sys.maxsize
+BLOCK = 256
 NEAR = "near_duplicate"
 
 
@@ -28,6 +34,8 @@ class Counted(NamedTuple):
     """The verdict on an origin's counting claim."""
 
     position: int
+    start: int
+    """Position of its entry's first row: the search for it was over by then."""
     vector: np.ndarray
     """(d,) float16"""
     winner: int
@@ -35,19 +43,36 @@ class Counted(NamedTuple):
     similarity: float
 
 
+class Term(NamedTuple):
+    """An owner's time with a partition: both lists begin with its open and ascend."""
+
+    offsets: list[int]
+    """Where it begins, and what it claimed; again, if that was void, does not count."""
+    seen: list[int]
+    """What was applied then."""
+
+
 @dataclass
 class ClaimLog:
     """The log's verdicts. ``kinds`` counts what happened to claim rows."""
 
+    capacity: int | None = None
     threshold: float = 2.0
     position: int = 0
     counted: dict[Origin, Counted] = field(default_factory=dict)
     winners: dict[int, Origin] = field(default_factory=dict)
     """Position → origin of every winner, withdrawn ones too."""
     withdrawn: set[int] = field(default_factory=set)
+    evicted: int = 0
+    """How many winners were evicted, the oldest."""
+    gone: dict[int, int] = field(default_factory=dict)
+    """Position of a winner → the last one before it was evicted or withdrawn: who has seen more than that cannot find it."""
     kinds: Counter[str] = field(default_factory=Counter)
+    parted: int = 0
+    """Pairs of winners that are near, the first of which was gone before the search for the second: what `violations` let pass."""
     _opens: dict[int, dict[str, int]] = field(default_factory=dict)
     _floors: dict[int, int] = field(default_factory=dict)
+    _terms: defaultdict[int, list[Term]] = field(default_factory=lambda: defaultdict(list))
     _positions: list[int] = field(default_factory=list)
     _vectors: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
 
@@ -58,8 +83,10 @@ class ClaimLog:
             offsets = np.frombuffer(value, "<i8", rows, HEADER.size)
             vectors = np.frombuffer(value, "<f2", rows * dim, HEADER.size + 8 * rows).reshape(rows, dim)
             start = self.position
-            for offset, vector in zip(offsets.tolist(), vectors, strict=True):
+            for row, (offset, vector) in enumerate(zip(offsets.tolist(), vectors, strict=True), 1):
                 self.kinds[self._claim(partition, term, seen, offset, vector, start)] += 1
+                if row % PART == 0 or row == rows:
+                    self._evict()
                 self.position += 1
             return
         entry = json.loads(value)
@@ -71,18 +98,46 @@ class ClaimLog:
             if latest is None or entry["generation"] >= latest["generation"]:
                 self._opens[partition] = entry
                 self._floors[partition] = max(self._floors.get(partition, 0), entry["from"])
+                if latest is None or entry["term"] != latest["term"]:
+                    self._terms[partition].append(Term([entry["from"]], [self.position + 1]))
             else:
                 self.kinds["void open"] += 1
         elif entry["entry"] == "withdraw":
-            counted = self.counted.get((entry["partition"], entry["offset"]))
-            if counted is not None and counted.winner < 0 and self._opens[entry["partition"]]["term"] == entry["term"]:
+            partition, offset = entry["partition"], entry["offset"]
+            counted = self.counted.get((partition, offset))
+            if counted is not None and counted.winner < 0 and self._owns(partition, entry["term"], offset):
                 self.withdrawn.add(counted.position)
+                self.gone.setdefault(counted.position, self.position)
         self.position += 1
 
-    def _claim(self, partition: int, term: int, seen: int, offset: int, vector: np.ndarray, start: int) -> str:
+    def seen(self, origin: Origin) -> int:
+        """What a search for it had seen at least: what the batch before its own had, under the term that could commit it."""
+        partition, offset = origin
+        term = next(term for term in reversed(self._terms[partition]) if term.offsets[0] <= offset)
+        its = term.seen[bisect_right(term.offsets, offset) - 1]
+        return term.seen[max(bisect_left(term.seen, its) - 1, 0)]
+
+    def _owns(self, partition: int, term: int, offset: int) -> bool:
         latest = self._opens.get(partition)
-        if latest is None or latest["term"] != term or offset < self._floors[partition]:
+        return latest is not None and latest["term"] == term and offset >= self._floors[partition]
+
+    def _evict(self) -> None:
+        rows = len(self._positions)
+        if self.capacity is None or rows - self.evicted <= self.capacity:
+            return
+        many = rows - self.capacity + self.capacity // 16
+        following = -(-many // EVICTED) * EVICTED
+        for position in self._positions[self.evicted : following]:
+            self.gone.setdefault(position, self.position)
+        self.evicted = following
+
+    def _claim(self, partition: int, term: int, seen: int, offset: int, vector: np.ndarray, start: int) -> str:
+        if not self._owns(partition, term, offset):
             return "void, not under the latest open"
+        latest = self._terms[partition][-1]
+        if offset > latest.offsets[-1]:
+            latest.offsets.append(offset)
+            latest.seen.append(seen)
         if (partition, offset) in self.counted:
             return "repeated"
         if seen > start or self.position - seen > WINDOW:
@@ -92,33 +147,32 @@ class ClaimLog:
         similar = self._vectors[first : len(self._positions)] @ wide
         for at in np.flatnonzero(similar >= self.threshold).tolist():
             if self._positions[first + at] not in self.withdrawn:
-                self.counted[partition, offset] = Counted(self.position, vector, self._positions[first + at], float(similar[at]))
+                self.counted[partition, offset] = Counted(self.position, start, vector, self._positions[first + at], float(similar[at]))
                 return "lost"
         if len(self._positions) == len(self._vectors):
             self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
         self._vectors[len(self._positions)] = wide
         self._positions.append(self.position)
         self.winners[self.position] = partition, offset
-        self.counted[partition, offset] = Counted(self.position, vector, -1, 0.0)
+        self.counted[partition, offset] = Counted(self.position, start, vector, -1, 0.0)
         return "won"
 
 
-def read_log(claims: list[bytes]) -> ClaimLog:
-    log = ClaimLog()
+def read_log(claims: list[bytes], capacity: int | None = None) -> ClaimLog:
+    """``capacity``: dedup.capacity."""
+    log = ClaimLog(capacity)
     for value in claims:
         log.read(value)
     return log
 
 
-def violations(evidence: Evidence) -> list[str]:
-    """Everything that contradicts the invariants; empty if all is well."""
-    log = read_log(evidence.claims)
+def violations(evidence: Evidence, log: ClaimLog) -> list[str]:
+    """Everything that contradicts the invariants; empty if all is well. ``log``: the evidence's claims."""
     return [*_epochs(evidence), *_records(evidence), *_shards(evidence), *_claims(evidence, log), *_near(evidence, log)]
 
 
-def measures(evidence: Evidence) -> dict[str, Any]:
-    """What the run was about, for people."""
-    log = read_log(evidence.claims)
+def measures(evidence: Evidence, log: ClaimLog) -> dict[str, Any]:
+    """What the run was about, for people, once `violations` has looked for them."""
     rows = [row.facts for row in evidence.rows]
     duplicates = [row for row in rows if row["outcome"] == "duplicate"]
     return {
@@ -130,6 +184,8 @@ def measures(evidence: Evidence) -> dict[str, Any]:
         "claim log positions": log.position,
         "epochs": sum(bool(manifest["files"]) for manifest in evidence.commits),
         "winners withdrawn": len(log.withdrawn),
+        "winners evicted": log.evicted,
+        "pairs of winners of which one was gone before the other": log.parted,
     }
 
 
@@ -235,8 +291,9 @@ def _claims(evidence: Evidence, log: ClaimLog) -> Iterator[str]:
 
 
 def _near(evidence: Evidence, log: ClaimLog) -> Iterator[str]:
-    """Brute force in float64 over all accepted: no two are near; a duplicate names the winner of the lowest position that is near it."""
-    winners = [row for row in evidence.rows if row.facts["outcome"] == "accepted" and NEAR not in row.facts["flags"]]
+    """Brute force in float64 over all winners, withdrawn ones too: none is near an earlier one that was not gone; a duplicate names the
+    lowest that its search can have found."""
+    winners = [row for row in evidence.rows if row.facts["reason"] == "withdrawn" or _is_winner(row)]
     winners.sort(key=lambda row: -1 if row.facts["claim"] is None else row.facts["claim"])
     duplicates = [row for row in evidence.rows if row.facts["outcome"] == "duplicate" or NEAR in row.facts["flags"]]
     missing = [row for row in [*winners, *duplicates] if row.vector is None]
@@ -244,18 +301,34 @@ def _near(evidence: Evidence, log: ClaimLog) -> Iterator[str]:
         yield from (f"{row.origin} is {row.facts['outcome']} and has no embedding" for row in missing)
         return
     known = np.stack([row.vector for row in winners]).astype(np.float64)
+    gone = np.array([log.gone.get(row.facts["claim"], NEVER) for row in winners])
     for at in range(0, len(known), BLOCK):
         here = known[at : at + BLOCK]
         for left, right in np.argwhere(known[: at + len(here)] @ here.T >= log.threshold).tolist():
-            if left < at + right:
+            counted = log.counted.get(winners[at + right].origin)
+            if left >= at + right:
+                continue
+            if counted is not None and gone[left] < counted.start:
+                log.parted += 1
+            else:
                 yield f"{winners[left].origin} and {winners[at + right].origin} are both accepted, similarity {known[left] @ here[right]!r}"
+    number = {row.facts["key"]: at for at, row in enumerate(winners)}
+    sealed = {file["path"]: manifest["claims_position"] for manifest in evidence.commits for file in manifest["files"]}
     for at in range(0, len(duplicates), BLOCK):
         part = duplicates[at : at + BLOCK]
         similar = known @ np.stack([row.vector for row in part]).astype(np.float64).T
-        near = similar >= log.threshold
-        lowest = np.where(near.any(axis=0), near.argmax(axis=0), -1)
         for i, row in enumerate(part):
-            yield from _named(row, winners[lowest[i]] if lowest[i] >= 0 else None, float(similar[lowest[i], i]))
+            counted, named = log.counted.get(row.origin), number.get(row.facts["duplicate_of"])
+            until = sealed.get(row.file, NEVER) if counted is None else counted.start
+            until = min(until, gone[named]) if named is not None else 0  # a search at which what it names was there: what was gone by then?
+            near = np.flatnonzero((similar[:, i] >= log.threshold) & (gone >= until))
+            yield from _named(row, winners[near[0]] if len(near) else None, float(similar[near[0], i]) if len(near) else 0.0)
+            if counted is None and named is not None and gone[named] < log.seen(row.origin):
+                yield f"{row.origin} is a duplicate of {row.facts['duplicate_of']}, which was gone at {gone[named]}, before the search for it"
+
+
+def _is_winner(row: Row) -> bool:
+    return row.facts["outcome"] == "accepted" and NEAR not in row.facts["flags"]
 
 
 def _named(row: Row, lowest: Row | None, similarity: float) -> Iterator[str]:
