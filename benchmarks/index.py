@@ -47,7 +47,7 @@ import numpy as np
 from benchmarks.vectors import BATCH, Arrivals, Drifting, Source, Stream, first_match, near, reachable, winners_of
 from streamer.dedup.arithmetic import similarities_of, widen
 from streamer.dedup.choose import open_index
-from streamer.dedup.host import HostTier
+from streamer.dedup.host import HostBackend
 from streamer.records import F16, F32, F64, I64
 
 STEP = 2048
@@ -368,7 +368,7 @@ def main() -> None:
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--budget", type=float, default=300.0, help="CPU seconds after which a contender is not filled any further")
     parser.add_argument(
-        "--train-at", type=int, default=HostTier.train_at, help="vectors at which lists are first made: ours, and those trained once"
+        "--train-at", type=int, default=HostBackend.train_at, help="vectors at which lists are first made: ours, and those trained once"
     )
     parser.add_argument("--planted", type=int, default=0)
     parser.add_argument("--pauses", action="store_true")

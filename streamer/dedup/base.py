@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
+from streamer.dedup.backend import CellIndex, Queries
 from streamer.dedup.store import Winners
-from streamer.dedup.tier import CellIndex, Queries
 from streamer.records import F32, F64, I64
 
 

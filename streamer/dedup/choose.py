@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+from streamer.dedup.backend import Backend
 from streamer.dedup.index import WinnerIndex
 from streamer.dedup.store import WinnerStore
-from streamer.dedup.tier import Tier
 from streamer.errors import ConfigError
 
 
 def open_index(dim: int, threshold: float, device: str, calibrated: bool = False, train_at: int | None = None) -> WinnerIndex:
-    """An empty index for ``cpu`` or ``cuda:N``. ``train_at``: winners at which it makes its first cells; None: the tier's own."""
+    """An empty index for ``cpu`` or ``cuda:N``. ``train_at``: winners at which it makes its first cells; None: the backend's own."""
     from streamer.dedup.calibration import Calibration
     from streamer.dedup.ivf import IvfIndex
 
-    return IvfIndex(WinnerStore(dim), threshold, tier_of(device), Calibration() if calibrated else None, train_at)
+    return IvfIndex(WinnerStore(dim), threshold, backend_of(device), Calibration() if calibrated else None, train_at)
 
 
-def tier_of(device: str) -> Tier:
+def backend_of(device: str) -> Backend:
     """For ``cpu`` or ``cuda:N``. Raises ConfigError where the package for GPUs is missing."""
     if device == "cpu":
-        from streamer.dedup.host import HostTier
+        from streamer.dedup.host import HostBackend
 
-        return HostTier()
+        return HostBackend()
     import faiss
 
     if not hasattr(faiss, "StandardGpuResources"):
         raise ConfigError(
             "dedup.device: cuda: the Faiss that is installed is the one for CPUs; pip install 'streamer[gpu]', or dedup.device: cpu"
         )
-    from streamer.dedup.device import DeviceTier
+    from streamer.dedup.device import DeviceBackend
 
-    return DeviceTier(device)
+    return DeviceBackend(device)

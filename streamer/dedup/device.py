@@ -1,4 +1,4 @@
-"""The tier on a GPU: torch compares, Faiss's inverted lists scan, and vectors that a model has just computed there never leave it for that.
+"""The backend on a GPU: torch compares, Faiss's inverted lists scan, and vectors that a model has just computed there never leave it for that.
 
 All of it also runs on torch's CPU device, with Faiss's lists in memory, which is how it is tested where there is no GPU.
 """
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from streamer.dedup.arithmetic import rounding, widen
+from streamer.dedup.backend import Queries
 from streamer.dedup.device_cells import DeviceCells
 from streamer.dedup.exact import KEEP_CODES, HostTail
 from streamer.dedup.index import Found, Resident
 from streamer.dedup.sketch import Sketch
 from streamer.dedup.store import Winners, WinnerStore
-from streamer.dedup.tier import Queries
 from streamer.records import F16, F32, I64
 
 CHUNK = 65_536
@@ -25,8 +25,8 @@ SLACK = 65_536
 """Rows that stay in the tail although the base has them: a base that has just been trained may have that many fewer than the last one."""
 
 
-class DeviceTier:
-    """See `Tier`. Memory on the device: 2·d bytes for a winner of the tail, 2·w + 8 for one of the base, and about 250 MB for a search.
+class DeviceBackend:
+    """See `Backend`. Memory on the device: 2·d bytes for a winner of the tail, 2·w + 8 for one of the base, and about 250 MB for a search.
 
     All work is queued on one stream of a high priority: what is queued first is seen by what comes later, and a search does not wait for
     the model's next batch. Raises torch.OutOfMemoryError or RuntimeError where the device is full: the process cannot go on.

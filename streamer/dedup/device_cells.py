@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from streamer.dedup.arithmetic import rounding
+from streamer.dedup.backend import Prepared, Queries
 from streamer.dedup.cells import slack_of
 from streamer.dedup.sketch import Sketch
-from streamer.dedup.tier import Prepared, Queries
 from streamer.records import F16, F32, F64, I64
 
 PROBES = 128
@@ -150,11 +150,13 @@ class DeviceCells:
         """(n, w) float32, and what `_probe` gave → (2, m) queries and rows each; and (r,) queries and cells whose rows are too many."""
         asking, keys = _looks(queries, cells, len(codes))
         found, full = self._look(codes, asking, keys, NOMINEES)
-        alone = keys[full]
-        each = asking[full][:, None].expand_as(alone)[alone >= 0]
-        more, full = self._look(codes, each, alone[alone >= 0][:, None], MOST)
-        left = each[full].cpu().numpy(), alone[alone >= 0][full].cpu().numpy()
-        return found + more, left
+        if not bool(full.any()):
+            return found, (np.empty(0, np.int64), np.empty(0, np.int64))
+        crowded = keys[full]
+        there = crowded >= 0
+        each, alone = asking[full][:, None].expand_as(crowded)[there], crowded[there]
+        more, full = self._look(codes, each, alone[:, None], MOST)
+        return found + more, (each[full].cpu().numpy(), alone[full].cpu().numpy())
 
     def _look(self, codes: torch.Tensor, asking: torch.Tensor, keys: torch.Tensor, k: int) -> tuple[list[torch.Tensor], torch.Tensor]:
         """(m,) queries look into (m, p) cells, −1 for none → (2, h) queries and rows each; and (m,) where more than k rows may match."""

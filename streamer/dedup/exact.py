@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from streamer.dedup.arithmetic import contenders, similarities_of, widen
+from streamer.dedup.backend import Queries
 from streamer.dedup.index import Found
 from streamer.dedup.store import BLOCK, Winners, WinnerStore
-from streamer.dedup.tier import Queries
 from streamer.records import F16, F32, I64
 
 KEEP_CODES = 4 * BLOCK

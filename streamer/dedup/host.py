@@ -1,4 +1,4 @@
-"""The tier on the CPU: numpy, and Faiss's inverted lists in memory."""
+"""The backend on the CPU: numpy, and Faiss's inverted lists in memory."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable
 import numpy as np
 
 from streamer.dedup.arithmetic import widen
+from streamer.dedup.backend import Prepared, Queries
 from streamer.dedup.cells import Bounds, cells_of, lengths_of, needed, probe
 from streamer.dedup.exact import HostTail
 from streamer.dedup.index import Resident
 from streamer.dedup.lists import Lists
 from streamer.dedup.sketch import Sketch
 from streamer.dedup.store import WinnerStore
-from streamer.dedup.tier import Prepared, Queries
 from streamer.records import F16, F32, F64, I64
 
 
-class HostTier:
-    """See `Tier`. A merge holds a search up for about a millisecond."""
+class HostBackend:
+    """See `Backend`. A merge holds a search up for about a millisecond."""
 
     at_once = 256
     train_at = 16_384

@@ -3,7 +3,7 @@
     tail     rows that are in no list yet, compared one by one
     base     rows in k-means cells, of which a query looks into those that its bounds leave (`streamer.dedup.cells`)
 
-Where both live is a `Tier`: the host or a GPU. Both only nominate, by codes that miss nothing (`streamer.dedup.sketch`); float64 decides.
+Where both live is a `Backend`: the host or a GPU. Both only nominate, by codes that miss nothing (`streamer.dedup.sketch`); float64 decides.
 So training, merging and when either happens change what a search costs and never what it finds. The one exception is asked for: with
 ``calibrated`` the base looks into fewer cells.
 """
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from streamer.dedup.arithmetic import widen
+from streamer.dedup.backend import Backend, Queries
 from streamer.dedup.base import Base
 from streamer.dedup.calibration import Calibration
 from streamer.dedup.cells import trained
@@ -24,7 +25,6 @@ from streamer.dedup.exact import decide_pairs
 from streamer.dedup.index import Found, Resident, nothing_found
 from streamer.dedup.sketch import Sketch, fitted
 from streamer.dedup.store import BLOCK, Winners, WinnerStore
-from streamer.dedup.tier import Queries, Tier
 from streamer.records import F16, I64
 
 SAMPLE = 65_536
@@ -41,15 +41,15 @@ class IvfIndex:
     """`WinnerIndex` whose `maintain` belongs to a thread of its own."""
 
     def __init__(
-        self, store: WinnerStore, threshold: float, tier: Tier, calibration: Calibration | None = None, train_at: int | None = None
+        self, store: WinnerStore, threshold: float, backend: Backend, calibration: Calibration | None = None, train_at: int | None = None
     ) -> None:
         """``calibration``: None searches ``certified``, as brute force finds. ``train_at``: winners at which cells are first made."""
         self.store = store
         self._threshold = threshold
-        self._tier = tier
+        self._backend = backend
         self._calibration = calibration
-        self._train_at = tier.train_at if train_at is None else train_at
-        self._tail = tier.tail(store, threshold)
+        self._train_at = backend.train_at if train_at is None else train_at
+        self._tail = backend.tail(store, threshold)
         self._base: Base | None = None
         self._longest_wait = 0.0
         self._trainings = 0
@@ -66,10 +66,10 @@ class IvfIndex:
 
     def search(self, vectors: F16, resident: Resident | None = None) -> Found:
         found = nothing_found(len(vectors))
-        for at in range(0, len(vectors), self._tier.at_once):
-            part = slice(at, at + self._tier.at_once)
+        for at in range(0, len(vectors), self._backend.at_once):
+            part = slice(at, at + self._backend.at_once)
             there = None if resident is None else Resident(resident.tensor, resident.rows[part])
-            self._search(self._tier.queries(vectors[part], there), found.part(part))
+            self._search(self._backend.queries(vectors[part], there), found.part(part))
         return found
 
     def _search(self, queries: Queries, found: Found) -> None:
@@ -130,9 +130,9 @@ class IvfIndex:
 
     def _merge(self, base: Base) -> bool:
         view = self.store.view
-        if view.rows - base.rows < self._tier.merge:
+        if view.rows - base.rows < self._backend.merge:
             return False
-        base.append(view, base.rows + self._tier.merge)
+        base.append(view, base.rows + self._backend.merge)
         return True
 
     def _train(self, view: Winners) -> None:
@@ -141,8 +141,8 @@ class IvfIndex:
         rows = np.sort(rng.choice(count, min(count, SAMPLE), replace=False)) + view.first
         sample = widen(view.vectors(rows))
         sketch = fitted(sample[rng.permutation(len(sample))[:SKETCH_SAMPLE]])
-        centroids = trained(sketch.codes(sample), lists_for(count, self._tier.list_rows))
-        self._replace(Base(self._tier.cells(sketch, centroids, self._threshold), view.first, count))
+        centroids = trained(sketch.codes(sample), lists_for(count, self._backend.list_rows))
+        self._replace(Base(self._backend.cells(sketch, centroids, self._threshold), view.first, count))
 
     def _replace(self, base: Base) -> None:
         """Fills the new base; the old one goes on until then."""
@@ -178,10 +178,10 @@ class IvfIndex:
             pad, slack = state["rounding"].tolist()
             sketch = Sketch(np.asarray(state["basis"]), pad, slack)
             first, trained_on = state["first"].tolist()
-            cells = self._tier.cells(sketch, np.asarray(state["centroids"]), self._threshold)
+            cells = self._backend.cells(sketch, np.asarray(state["centroids"]), self._threshold)
             base, end = Base(cells, max(first, view.first), trained_on), first + len(state["cells"])
             while base.rows < end:
-                low, high = base.rows, min(base.rows + BLOCK, end)
+                low, high = base.rows, min(base.rows + max(self._backend.merge, BLOCK), end)
                 base.append(view, high, state["cells"][low - first : high - first].astype(np.int64))
             self._base, covered = base, base.rows
         self._tail.restore(covered)

@@ -1,15 +1,15 @@
-"""Where an index may live. ``device:cpu`` is the GPU tier's own code on torch's CPU device, with Faiss's lists in memory."""
+"""Where an index may live. ``device:cpu`` is the GPU backend's own code on torch's CPU device, with Faiss's lists in memory."""
 
 import pytest
 
-from streamer.dedup.host import HostTier
+from streamer.dedup.host import HostBackend
 
 
 @pytest.fixture(params=["host", "device:cpu", pytest.param("device:cuda:0", marks=pytest.mark.gpu)])
-def tier(request, monkeypatch):
+def backend(request, monkeypatch):
     """An object of a class whose sizes are for thousands of rows: the GPU's own are for millions."""
     if request.param == "host":
-        return type("SmallHostTier", (HostTier,), {})()
+        return type("SmallHostBackend", (HostBackend,), {})()
     from streamer.dedup import device, device_cells  # imports torch
 
     monkeypatch.setattr(device.DeviceTail, "span", 1_536)
@@ -18,5 +18,5 @@ def tier(request, monkeypatch):
         (device_cells, "PRODUCTS", 200_000), (device_cells, "NOMINEES", 2),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
-    small = type("SmallDeviceTier", (device.DeviceTier,), {"merge": 2_048, "list_rows": 64})
+    small = type("SmallDeviceBackend", (device.DeviceBackend,), {"merge": 2_048, "list_rows": 64})
     return small(request.param.removeprefix("device:"))

@@ -1,4 +1,4 @@
-"""What the tier on a GPU must keep to and no result on a CPU shows: one stream for all of its work, and Faiss's limits."""
+"""What the backend on a GPU must keep to and no result on a CPU shows: one stream for all of its work, and Faiss's limits."""
 
 from contextlib import contextmanager
 
@@ -25,9 +25,9 @@ def index(monkeypatch):
         monkeypatch.setattr(device, name, value)
     monkeypatch.setattr(device_cells, "NOMINEES", 2)
     monkeypatch.setattr(streamer.dedup.calibration, "WINDOW", 200)
-    tier = type("SmallDeviceTier", (device.DeviceTier,), {"merge": 512, "list_rows": 64})("cpu")
-    tier._stream = "ours"
-    return lambda: IvfIndex(WinnerStore(DIM), TAU, tier, Calibration(), train_at=700)
+    backend = type("SmallDeviceBackend", (device.DeviceBackend,), {"merge": 512, "list_rows": 64})("cpu")
+    backend._stream = "ours"
+    return lambda: IvfIndex(WinnerStore(DIM), TAU, backend, Calibration(), train_at=700)
 
 
 def test_all_work_is_queued_on_one_stream(index, monkeypatch):

@@ -16,8 +16,8 @@ from streamer.dedup.store import WinnerStore
 
 
 @pytest.fixture(params=["exact", "ivf", "growing"])
-def make(request, tier, monkeypatch):
-    """(dim, threshold) → an empty index, of each tier.
+def make(request, backend, monkeypatch):
+    """(dim, threshold) → an empty index, of each backend.
 
     ``exact`` never trains, ``ivf`` as soon as it may, ``growing`` again and again, in small steps.
     """
@@ -26,9 +26,9 @@ def make(request, tier, monkeypatch):
         monkeypatch.setattr(streamer.dedup.ivf, "WORN", 1.0)
         monkeypatch.setattr(streamer.dedup.exact, "KEEP_CODES", 0)
         monkeypatch.setattr(streamer.dedup.lists, "RESULTS", 5_000)
-        monkeypatch.setattr(type(tier), "merge", 512)
+        monkeypatch.setattr(type(backend), "merge", 512)
     train_at = {"exact": 2**62, "ivf": 2_048, "growing": 600}[request.param]
-    return lambda dim, threshold: IvfIndex(WinnerStore(dim), threshold, tier, train_at=train_at)
+    return lambda dim, threshold: IvfIndex(WinnerStore(dim), threshold, backend, train_at=train_at)
 
 
 def unit(rng, n, dim):

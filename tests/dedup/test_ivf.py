@@ -10,7 +10,7 @@ import streamer.dedup.ivf
 from streamer.dedup.arithmetic import widen
 from streamer.dedup.calibration import Calibration
 from streamer.dedup.cells import Bounds, cells_of, lengths_of, needed, probe, trained
-from streamer.dedup.host import HostTier
+from streamer.dedup.host import HostBackend
 from streamer.dedup.ivf import IvfIndex
 from streamer.dedup.sketch import fitted
 from streamer.dedup.store import BLOCK, WinnerStore
@@ -59,10 +59,10 @@ def test_no_match_is_outside_of_the_probed_cells(threshold):
         assert opened[matching[sure], inside[rows[sure]]].all(), "rho is what is needed"
 
 
-def test_everything_at_once_under_drift(tier):
+def test_everything_at_once_under_drift(backend):
     """Growth, new topics, withdrawals, evictions, batches of any size and several trainings: the answer stays that of brute force."""
     rng = np.random.default_rng(1)
-    index = IvfIndex(WinnerStore(DIM), TAU, tier, train_at=3_000)
+    index = IvfIndex(WinnerStore(DIM), TAU, backend, train_at=3_000)
     vectors = np.concatenate([clustered(rng, 5_000, topics=topics) for topics in (5, 30, 30, 200, 3)])
     positions = np.cumsum(rng.integers(1, 3, len(vectors)))
     gone: list[int] = []
@@ -88,10 +88,10 @@ def test_everything_at_once_under_drift(tier):
     assert gauges["base_vectors"] > 8_000
 
 
-def test_searches_beside_the_upkeep(tier):
+def test_searches_beside_the_upkeep(backend):
     """One thread appends, one maintains, two search: each answer is right for all that was there before it began."""
     rng = np.random.default_rng(2)
-    index = IvfIndex(WinnerStore(64), 0.95, tier, train_at=2_048)
+    index = IvfIndex(WinnerStore(64), 0.95, backend, train_at=2_048)
     vectors, done, errors = unit(rng, 30_000, 64), threading.Event(), []
     appended = 0
 
@@ -126,10 +126,10 @@ def test_searches_beside_the_upkeep(tier):
     assert index.gauges()["trainings"] >= 1
 
 
-def test_eviction_overtakes_the_upkeep(tier):
+def test_eviction_overtakes_the_upkeep(backend):
     """Rows that were evicted before they were merged, by the old cells and by those that are being made."""
     rng = np.random.default_rng(8)
-    index, vectors, positions = IvfIndex(WinnerStore(DIM), TAU, tier, train_at=3_000), clustered(rng, 9 * BLOCK), np.arange(9 * BLOCK)
+    index, vectors, positions = IvfIndex(WinnerStore(DIM), TAU, backend, train_at=3_000), clustered(rng, 9 * BLOCK), np.arange(9 * BLOCK)
     fill(index, vectors[: 3 * BLOCK], positions[: 3 * BLOCK])
     rest = slice(3 * BLOCK, None)
     index.store.append(vectors[rest], index.store.view.sketch.codes(widen(vectors[rest])), positions[rest], 0, positions[rest])
@@ -142,13 +142,13 @@ def test_eviction_overtakes_the_upkeep(tier):
     check(index.search(queries), brute(vectors, positions, queries, TAU, positions[: 6 * BLOCK]))
 
 
-def test_state_spares_the_training(tier):
+def test_state_spares_the_training(backend):
     rng = np.random.default_rng(3)
     vectors, positions = clustered(rng, 9_000), np.arange(9_000)
-    before = IvfIndex(WinnerStore(DIM), TAU, tier, train_at=4_000)
+    before = IvfIndex(WinnerStore(DIM), TAU, backend, train_at=4_000)
     fill(before, vectors, positions)
     state = before.state()
-    after = IvfIndex(WinnerStore(DIM), TAU, tier, train_at=4_000)
+    after = IvfIndex(WinnerStore(DIM), TAU, backend, train_at=4_000)
     after.store.append(vectors, after.store.view.sketch.codes(widen(vectors)), positions, 0, positions)
     after.restore({name: array.copy() for name, array in state.items()})
     assert after.gauges()["base_vectors"] == before.gauges()["base_vectors"] > 0
@@ -160,13 +160,13 @@ def test_state_spares_the_training(tier):
         np.testing.assert_array_equal(array, state[name])
 
 
-def test_new_cells_right_after_a_restart_may_have_fewer_rows_than_those_of_the_snapshot(tier):
-    """What they lack, the tail must have: another tier, or another first row, merges up to other rows."""
+def test_new_cells_right_after_a_restart_may_have_fewer_rows_than_those_of_the_snapshot(backend):
+    """What they lack, the tail must have: another backend, or another first row, merges up to other rows."""
     rng = np.random.default_rng(9)
     vectors, positions = clustered(rng, 9_000), np.arange(9_000)
-    before = IvfIndex(WinnerStore(DIM), TAU, type("FineTier", (HostTier,), {"merge": 512})(), train_at=4_000)
+    before = IvfIndex(WinnerStore(DIM), TAU, type("FineTier", (HostBackend,), {"merge": 512})(), train_at=4_000)
     fill(before, vectors, positions)
-    after = IvfIndex(WinnerStore(DIM), TAU, tier, train_at=4_000)
+    after = IvfIndex(WinnerStore(DIM), TAU, backend, train_at=4_000)
     after.store.append(vectors, after.store.view.sketch.codes(widen(vectors)), positions, 0, positions)
     after.restore({**before.state(), "first": np.array([0, 1])})  # made when there was one row: they are worn
     assert after.gauges()["base_vectors"] == 8_704
@@ -175,12 +175,12 @@ def test_new_cells_right_after_a_restart_may_have_fewer_rows_than_those_of_the_s
     check(after.search(vectors[8_000:]), brute(vectors, positions, vectors[8_000:], TAU))
 
 
-def test_codes_of_old_rows_are_freed_and_new_ones_fitted_again(tier):
+def test_codes_of_old_rows_are_freed_and_new_ones_fitted_again(backend):
     rng = np.random.default_rng(4)
-    index = IvfIndex(WinnerStore(DIM), TAU, tier, train_at=4_096)
+    index = IvfIndex(WinnerStore(DIM), TAU, backend, train_at=4_096)
     vectors = clustered(rng, 8 * BLOCK)
-    for at in range(0, len(vectors), tier.merge):
-        fill(index, vectors[at : at + tier.merge], np.arange(at, at + tier.merge), offset=at)
+    for at in range(0, len(vectors), backend.merge):
+        fill(index, vectors[at : at + backend.merge], np.arange(at, at + backend.merge), offset=at)
     view = index.store.view
     assert [len(block.codes) for block in view.blocks][:3] == [0, 0, 0]
     assert len(view.blocks[-1].codes) == BLOCK
@@ -194,9 +194,9 @@ class TestCalibrated:
         monkeypatch.setattr(streamer.dedup.calibration, "MISSES", 0)
         monkeypatch.setattr(streamer.dedup.calibration, "EVERY", 4)
 
-    def test_it_learns_how_far_to_look_and_says_what_it_finds(self, tier):
+    def test_it_learns_how_far_to_look_and_says_what_it_finds(self, backend):
         rng = np.random.default_rng(5)
-        index = IvfIndex(WinnerStore(DIM), TAU, tier, Calibration(), train_at=4_000)
+        index = IvfIndex(WinnerStore(DIM), TAU, backend, Calibration(), train_at=4_000)
         vectors = clustered(rng, 12_000)
         fill(index, vectors, np.arange(12_000))
         assert index.gauges()["rho"] == 1
@@ -212,9 +212,9 @@ class TestCalibrated:
         assert found / sought > 0.99
         assert 0.9 < gauges["recall_low"] < gauges["recall"] <= 1
 
-    def test_copies_teach_nothing(self, tier):
+    def test_copies_teach_nothing(self, backend):
         rng = np.random.default_rng(6)
-        index = IvfIndex(WinnerStore(DIM), TAU, tier, Calibration(), train_at=4_000)
+        index = IvfIndex(WinnerStore(DIM), TAU, backend, Calibration(), train_at=4_000)
         vectors = clustered(rng, 6_000)
         fill(index, vectors, np.arange(6_000))
         for _ in range(3):

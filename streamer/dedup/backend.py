@@ -1,6 +1,6 @@
 """Where an index keeps and compares its rows: on the host (`streamer.dedup.host`) or on a GPU (`streamer.dedup.device`).
 
-`streamer.dedup.ivf` decides what is trained and merged when; a tier only nominates, and misses nothing.
+`streamer.dedup.ivf` decides what is trained and merged when; a backend only nominates, and misses nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Queries(NamedTuple):
     wide: F32
     """(n, d) float32 of fp16 values, on the host: what float64 decides on"""
     keys: Any
-    """(n, d) the same where the tier compares"""
+    """(n, d) the same where the backend compares"""
 
     def take(self, rows: I64) -> Queries:
         """Some of the n."""
@@ -84,7 +84,7 @@ class CellIndex(Protocol):
         """(n,) cells in which matches of the n queries lie → (n,) the least ρ that finds each."""
 
 
-class Tier(Protocol):
+class Backend(Protocol):
     at_once: int
     """Queries that are searched for together."""
     train_at: int
