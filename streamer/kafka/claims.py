@@ -26,17 +26,20 @@ from streamer.wire.claim import Claims, Open, Withdraw
 MAX_IN_FLIGHT = 4
 """Batches whose claims are on their way: enough to hide the round trip (section 6.1)."""
 MAX_ROWS = W // 8
-"""Claims of them without a verdict, unless one batch alone has more: a claim is void when W others come between its search and itself."""
+"""Claims on their way, and of batches that wait for a verdict, unless one batch alone has more: a claim is void when W others come between
+its search and itself. Of a larger batch so many are claimed at a time."""
 RENEW_AFTER = 50_000
 """Claims of a partition after which its owner appends a renewed open, which lets every replica forget older losers."""
 
 
 @dataclass(slots=True)
 class _Pending:
-    """A judged batch in the queue. ``missing`` rows of it have no verdict yet; its claims were written at ``started``."""
+    """A judged batch in the queue. ``missing`` rows of it have no verdict yet, of which ``unclaimed`` wait for the others; the first claims
+    were written at ``started``."""
 
     judged: Judged
     missing: int
+    unclaimed: np.ndarray
     started: float
 
 
@@ -161,12 +164,9 @@ class ClaimStage:
                 self._changed.wait(0.1)
             if not self._fence.holds(judged.span):
                 return
-            pending = _Pending(judged, len(rows), time.monotonic())
+            pending = _Pending(judged, len(rows), rows, time.monotonic())
             self._queue.append(pending)
-            if waited and len(rows) and self._meld.position - judged.seen > self._meld.window // 2:
-                pending.missing -= self._claim_again(pending, rows)
-            else:
-                self._claim(pending, rows, judged.seen)
+            self._claim_next(pending, waited)
         self._emit()
 
     def _is_full(self, more: int) -> bool:
@@ -178,6 +178,16 @@ class ClaimStage:
         self._log.append(Withdraw(partition, offset, term))
         if self._log.flush(ENTRY_DEADLINE_S):
             raise TemporaryError(f"{self._log.topic}: an entry could not be written within {ENTRY_DEADLINE_S:.0f} s. Start again.")
+
+    def _claim_next(self, pending: _Pending, waited: bool) -> None:
+        """Claims `MAX_ROWS` of a batch that has none on their way. ``waited``: perhaps for so long that they are searched for again first."""
+        while len(pending.unclaimed) and pending.missing == len(pending.unclaimed):
+            rows, pending.unclaimed = pending.unclaimed[:MAX_ROWS], pending.unclaimed[MAX_ROWS:]
+            seen = pending.judged.seen
+            if waited and self._meld.position - seen > self._meld.window // 2:
+                pending.missing -= self._claim_again(pending, rows)
+            else:
+                self._claim(pending, rows, seen)
 
     def _claim(self, pending: _Pending, rows: np.ndarray, seen: int) -> None:
         """Appends claims of these rows, an entry a partition."""
@@ -249,6 +259,7 @@ class ClaimStage:
         if again:
             self._metrics.claims_void.inc(len(again))
             pending.missing -= self._claim_again(pending, np.array(again, np.int64))
+        self._claim_next(pending, waited=True)
         if not pending.missing:
             self._metrics.claim_round_trip.observe(time.monotonic() - pending.started)
 

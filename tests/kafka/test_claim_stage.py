@@ -289,6 +289,38 @@ def test_large_batches_do_not_crowd_the_log(dataset: Dataset, monkeypatch: pytes
     assert device.join(SOON)
 
 
+def test_a_batch_larger_than_may_be_on_their_way_is_claimed_in_parts(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims_module, "MAX_ROWS", 3)
+    a = dataset.replica()
+    a.open(0, term=11)
+    a.open(1, term=12)
+    a.claim(*((k % 2, k, EYE[k]) for k in range(7)))
+    assert [d.claim for d in a.take()] == [3, 5, 4, 7, 6, 8, 9]
+    assert [len(entry.offsets) for entry in dataset.entries() if isinstance(entry, Claims)] == [2, 1, 1, 2, 1]
+    a.claim((0, 10, EYE[0]), (0, 11, NEAR_0), (0, 12, EYE[7]), (0, 13, EYE[7]), (0, 14, EYE[7]), seen=0)
+    assert [d.outcome for d in a.take()] == ["duplicate", "duplicate", "accepted", "duplicate", "duplicate"]
+
+
+def test_large_batches_of_several_replicas_do_not_void_each_other(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has as many rows as W: claimed at once, those of one replica would all be void, again and again, while the others' come in."""
+    monkeypatch.setattr(claims_module, "MAX_ROWS", 8)
+    replicas = [dataset.replica(window=64) for _ in range(3)]
+    dice = np.random.default_rng(4)
+
+    def submit(a: Replica, partition: int) -> None:
+        for first in range(0, 5 * 64, 64):
+            a.claim(*((partition, first + k, dice.standard_normal(DIM)) for k in range(64)))
+
+    for partition, a in enumerate(replicas):
+        a.open(partition, term=partition)
+    devices = [Worker("device", lambda a=a, partition=i: submit(a, partition), a.failure) for i, a in enumerate(replicas)]  # type: ignore[misc]
+    for device in devices:
+        device.start()
+    assert all(len(a.take()) == 64 for a in replicas for _ in range(5))
+    assert all(device.join(SOON) for device in devices)
+    assert sum(a.void() for a in replicas) < 100
+
+
 def test_a_batch_that_waited_for_room_is_searched_again_before_it_claims(dataset: Dataset) -> None:
     a, b = dataset.replica(window=8, room=1), dataset.replica(window=8)
     a.open(0, term=11)
