@@ -20,11 +20,7 @@ class Queries(NamedTuple):
     wide: F32
     """(n, d) float32 of fp16 values, on the host: what float64 decides on"""
     keys: Any
-    """(n, d) the same where the backend compares"""
-
-    def take(self, rows: I64) -> Queries:
-        """Some of the n."""
-        return Queries(self.wide[rows], self.keys[rows])
+    """(n, d) the same where the backend compares, for the backend alone to read"""
 
 
 class Tail(Protocol):
@@ -48,10 +44,10 @@ class Tail(Protocol):
 
 
 class Prepared(NamedTuple):
-    """n rows on their way into their cells."""
+    """n rows on their way into their cells. Arrays of the backend's own, which nobody else reads, but for ``cells``."""
 
     cells: I64
-    """(n,)"""
+    """(n,) on the host"""
     codes: Any
     """(n, w)"""
     products: Any
@@ -80,13 +76,11 @@ class CellIndex(Protocol):
     def nominate(self, queries: Queries, rho: F32, rows_in: Callable[[int], I64]) -> tuple[I64, I64]:
         """(n,) ρ → pairs (queries, rows). With ρ = 1 every match of a query among the rows is one. ``rows_in``: the rows of a cell."""
 
-    def needed(self, queries: Queries, cells: I64) -> F64:
-        """(n,) cells in which matches of the n queries lie → (n,) the least ρ that finds each."""
+    def needed(self, queries: Queries, asking: I64, cells: I64) -> F64:
+        """(m,) numbers of queries, and (m,) the cells in which a match of each lies → (m,) the least ρ that finds it."""
 
 
 class Backend(Protocol):
-    at_once: int
-    """Queries that are searched for together."""
     train_at: int
     """Winners at which cells are first made, unless the config says otherwise."""
     merge: int

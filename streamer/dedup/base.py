@@ -13,7 +13,7 @@ from streamer.records import F32, F64, I64
 
 
 class Base:
-    """Rows ``first`` to ``rows`` of the store. Grows by `append`; searched and grown under ``lock``."""
+    """Rows ``first`` to ``rows`` of the store. One thread at a time grows it by `append`; ``lock`` is for that and for `nominate`."""
 
     def __init__(self, cells: CellIndex, first: int, trained_on: int) -> None:
         """``trained_on``: how many rows there were when the centroids were made."""
@@ -25,7 +25,10 @@ class Base:
         self._queries = self._nominees = 0.0
 
     def append(self, view: Winners, high: int, cells: I64 | None = None) -> None:
-        """Rows up to ``high`` of the view, but for those that were evicted meanwhile; ``cells`` where they are known."""
+        """Rows up to ``high`` of the view, but for those that were evicted meanwhile; ``cells`` where they are known.
+
+        Blocks while codes are made; takes the lock only to put them into the lists.
+        """
         if view.first > self.rows:  # a multiple of `BLOCK`, and so of what is appended at once
             self._skip(view.first)
         low = self.rows
@@ -55,21 +58,21 @@ class Base:
         rows: I64 = np.flatnonzero(self._cells[: self.rows - self.first] == cell) + self.first
         return rows
 
-    def needed(self, queries: Queries, rows: I64) -> F64:
-        """n queries, and (n,) rows that match them → (n,) the least ρ that finds each."""
-        return self.cells.needed(queries, self._cells[rows - self.first].astype(np.int64))
+    def needed(self, queries: Queries, asking: I64, rows: I64) -> F64:
+        """(m,) numbers of queries, and (m,) rows that match them → (m,) the least ρ that finds each. Any thread."""
+        return self.cells.needed(queries, asking, self._cells[rows - self.first].astype(np.int64))
 
     def cells_until(self, rows: int) -> npt.NDArray[np.int32]:
         """Of the rows from ``first`` on; −1 where a row was evicted before it had one. They never change."""
         return self._cells[: rows - self.first]
 
     def count(self, queries: int, nominees: int) -> None:
-        """Of so many queries so many nominees were no match; what is long ago counts less."""
+        """For so many queries so many rows were nominated in vain; what is long ago counts less. Any thread; a lost count does no harm."""
         self._queries, self._nominees = 0.999 * self._queries + queries, 0.999 * self._nominees + nominees
 
     @property
     def nominees(self) -> float:
-        """Rows for each query that float64 found to be no match."""
+        """Rows for each query that were nominated and were not its answer."""
         return self._nominees / max(self._queries, 1.0)
 
     def imbalance(self) -> float:

@@ -1,4 +1,4 @@
-"""Which index a device gets. Faiss and torch are imported only where one needs them."""
+"""The index for a device. Faiss and torch are imported only where one needs them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from streamer.errors import ConfigError
 
 
 def open_index(dim: int, threshold: float, device: str, calibrated: bool = False, train_at: int | None = None) -> WinnerIndex:
-    """An empty index for ``cpu`` or ``cuda:N``. ``train_at``: winners at which it makes its first cells; None: the backend's own."""
+    """An empty index for ``cpu`` or ``cuda:N``. ``train_at``: winners at which it makes its first cells; None: the backend's own.
+
+    Raises ConfigError, see `backend_of`.
+    """
     from streamer.dedup.calibration import Calibration
     from streamer.dedup.ivf import IvfIndex
 

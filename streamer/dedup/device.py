@@ -13,7 +13,7 @@ import torch
 from streamer.dedup.arithmetic import rounding, widen
 from streamer.dedup.backend import Queries
 from streamer.dedup.device_cells import DeviceCells
-from streamer.dedup.exact import KEEP_CODES, HostTail
+from streamer.dedup.exact import HostTail
 from streamer.dedup.index import Found, Resident
 from streamer.dedup.sketch import Sketch
 from streamer.dedup.store import Winners, WinnerStore
@@ -21,8 +21,9 @@ from streamer.records import F16, F32, I64
 
 CHUNK = 65_536
 """Rows of one allocation: 64 MB at 512 dimensions."""
-SLACK = 65_536
-"""Rows that stay in the tail although the base has them: a base that has just been trained may have that many fewer than the last one."""
+OVERLAP = 65_536
+"""Rows that stay in the tail although the base has them, at least `DeviceBackend.merge`: a base that has just been trained has at most
+that many fewer than the last one."""
 
 
 class DeviceBackend:
@@ -32,13 +33,14 @@ class DeviceBackend:
     the model's next batch. Raises torch.OutOfMemoryError or RuntimeError where the device is full: the process cannot go on.
     """
 
-    at_once = 256
     train_at = 1_000_000
     merge = 16_384
     list_rows = 256
 
     def __init__(self, device: str) -> None:
-        self._device = torch.device(device)
+        """``device``: ``cpu`` or ``cuda:N``; ``cuda`` is ``cuda:0``, as for the model: torch takes the two names for two devices."""
+        named = torch.device(device)
+        self._device = named if named.type == "cpu" else torch.device(named.type, named.index or 0)
         self._stream = torch.cuda.Stream(self._device, priority=-1) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def queries(self, vectors: F16, resident: Resident | None) -> Queries:
@@ -47,25 +49,13 @@ class DeviceBackend:
                 keys = resident.tensor[torch.tensor(resident.rows, device=self._device)]
             else:
                 keys = torch.tensor(vectors, device=self._device).float()
-        queries = DeviceQueries(widen(vectors), keys)
-        queries.stream = self._stream
-        return queries
+        return Queries(widen(vectors), keys)
 
     def tail(self, store: WinnerStore, threshold: float) -> DeviceTail:
         return DeviceTail(store, threshold, self._device, self._stream)
 
     def cells(self, sketch: Sketch, centroids: F32, threshold: float) -> DeviceCells:
         return DeviceCells(sketch, centroids, threshold, self._device, self._stream)
-
-
-class DeviceQueries(Queries):
-    """`Queries` that are taken on the stream everything else is queued on: from another one they might be read before they are written."""
-
-    stream: torch.cuda.Stream | None = None
-
-    def take(self, rows: I64) -> Queries:
-        with torch.cuda.stream(self.stream):
-            return super().take(rows)
 
 
 class Held(NamedTuple):
@@ -109,15 +99,15 @@ class DeviceTail(HostTail):
 
     def forget(self, below: int) -> None:
         view, (first, rows, chunks) = self.store.view, self._held
-        self.store.forget_codes(view.rows - KEEP_CODES)
-        gone = max(min(max(below - SLACK, view.first) - first, rows - first) // CHUNK, 0)
+        super().forget(view.rows)  # codes nominate nothing here
+        gone = max(min(max(below - OVERLAP, view.first) - first, rows - first) // CHUNK, 0)
         if gone:
             self._held = Held(first + gone * CHUNK, rows, chunks[gone:])
 
     def restore(self, first: int) -> None:
         view = self.store.view
-        self.store.make_codes(max(view.rows - KEEP_CODES, 0))
-        begin = max((min(first, view.rows) - SLACK) // CHUNK * CHUNK, view.first)  # all of a chunk's rows, but for evicted ones
+        super().restore(view.rows)
+        begin = max((min(first, view.rows) - OVERLAP) // CHUNK * CHUNK, view.first)  # all of a chunk's rows, but for evicted ones
         self._held = Held(begin // CHUNK * CHUNK, begin, ())
         for _, block, here in view.spans(begin, view.rows):
             self.add(block.vectors[here])

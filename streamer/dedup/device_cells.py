@@ -73,11 +73,11 @@ class DeviceCells:
             products = (codes * self._centroids[inside]).sum(dim=1)
             return Prepared(cells, codes.float(), products, lengths)
 
-    def needed(self, queries: Queries, cells: I64) -> F64:
+    def needed(self, queries: Queries, asking: I64, cells: I64) -> F64:
         if not len(cells):
             return np.empty(0)
         with torch.cuda.stream(self._stream):
-            codes, lengths = self._codes(queries.keys)
+            codes, lengths = self._codes(queries.keys[asking])
             inside = torch.tensor(cells, device=self._device)
             best, own = (codes @ self._centroids.T).max(dim=1)
             gap = best - (codes * self._centroids[inside]).sum(dim=1) - self._slack

@@ -97,7 +97,10 @@ def _decide(wide: F32, queries: I64, rows: I64, view: Winners, threshold: float)
 
 
 def decide_pairs(wide: F32, queries: I64, rows: I64, view: Winners, threshold: float, found: Found) -> I64:
-    """Of nominated pairs fills in each query's lowest matching row: (n, d) float32, (k,) and (k,) → (m, 2) the queries and rows that matched."""
+    """Of nominated pairs fills in each query's lowest matching row: (n, d) float32, (k,) and (k,) → (m, 2) the queries and these rows.
+
+    Pairs may be in any order, and more than once. Rows that were evicted, or that the view does not have yet, are passed over.
+    """
     known = (rows >= view.first) & (rows < view.rows)
     order = np.flatnonzero(known)[np.argsort(rows[known], kind="stable")]
     matched: list[tuple[int, int]] = []

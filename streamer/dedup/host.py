@@ -20,7 +20,6 @@ from streamer.records import F16, F32, F64, I64
 class HostBackend:
     """See `Backend`. A merge holds a search up for about a millisecond."""
 
-    at_once = 256
     train_at = 16_384
     merge = 2048
     list_rows = 64
@@ -68,5 +67,5 @@ class HostCells:
         at, cells = probe(self._cells, self._bounds, codes, self._threshold, rho)
         return self._lists.scan(codes, at, cells, self.sizes, self._threshold)
 
-    def needed(self, queries: Queries, cells: I64) -> F64:
-        return needed(self._cells, self._bounds, self.sketch.codes(queries.keys), self._threshold, cells)
+    def needed(self, queries: Queries, asking: I64, cells: I64) -> F64:
+        return needed(self._cells, self._bounds, self.sketch.codes(queries.keys[asking]), self._threshold, cells)

@@ -51,7 +51,7 @@ class WinnerIndex(Protocol):
     * It sees every winner whose `add` returned before the search began. It may see later ones too.
     * Rows that the store has marked as removed, or evicted, before the search began are not found; nobody tells the index.
     * `search` may run on any number of threads while `add` runs on another. Neither waits for the other for longer than it
-      takes to publish a reference; maintenance (training, merging) never changes an answer.
+      takes to publish a reference. Maintenance never changes an answer; a search waits for one merge at most, for a training never.
     * Memory of one search is bounded, whatever the data: independent of the number of winners and of matches.
     """
 
@@ -61,7 +61,7 @@ class WinnerIndex(Protocol):
         """(n, d) fp16 and (n,) positions of the rows that were just appended to the store. Claims thread; does not block."""
 
     def search(self, vectors: F16, resident: Resident | None = None) -> Found:
-        """(n, d) fp16, each of length 1 ± `NORM_SLACK` → `Found`. Any thread; does not block.
+        """(n, d) fp16, each of length 1 ± `NORM_SLACK` → `Found`. Any thread; waits for one merge at most (milliseconds).
 
         ``resident``: the same vectors in a GPU's memory. An index on that GPU reads them there and copies nothing; any other ignores them.
         """

@@ -1,9 +1,9 @@
-"""The index of two tiers: newest winners exactly, all others in Faiss's inverted lists, which follow the data as it grows and drifts.
+"""The index in two parts: newest winners exactly, all others in Faiss's inverted lists, which follow the data as it grows and drifts.
 
     tail     rows that are in no list yet, compared one by one
     base     rows in k-means cells, of which a query looks into those that its bounds leave (`streamer.dedup.cells`)
 
-Where both live is a `Backend`: the host or a GPU. Both only nominate, by codes that miss nothing (`streamer.dedup.sketch`); float64 decides.
+Where both are kept is a `Backend`: the host or a GPU. Both only nominate, by codes that miss nothing (`streamer.dedup.sketch`); float64 decides.
 So training, merging and when either happens change what a search costs and never what it finds. The one exception is asked for: with
 ``calibrated`` the base looks into fewer cells.
 """
@@ -27,6 +27,8 @@ from streamer.dedup.sketch import Sketch, fitted
 from streamer.dedup.store import BLOCK, Winners, WinnerStore
 from streamer.records import F16, I64
 
+AT_ONCE = 256
+"""Queries that are searched for together: memory of a search grows with them."""
 SAMPLE = 65_536
 SKETCH_SAMPLE = 8192
 GROWTH = 4
@@ -34,7 +36,7 @@ WORN = 1.5
 """Growth before which nothing but eviction is a reason to train again."""
 IMBALANCE = 2.0
 NOMINEES = 8.0
-"""Rows that float64 had to decide on for each query, above which the codes tell vectors apart too badly."""
+"""Rows nominated in vain for each query (`Base.nominees`), above which the codes tell vectors apart too badly."""
 
 
 class IvfIndex:
@@ -66,8 +68,8 @@ class IvfIndex:
 
     def search(self, vectors: F16, resident: Resident | None = None) -> Found:
         found = nothing_found(len(vectors))
-        for at in range(0, len(vectors), self._backend.at_once):
-            part = slice(at, at + self._backend.at_once)
+        for at in range(0, len(vectors), AT_ONCE):
+            part = slice(at, at + AT_ONCE)
             there = None if resident is None else Resident(resident.tensor, resident.rows[part])
             self._search(self._backend.queries(vectors[part], there), found.part(part))
         return found
@@ -95,7 +97,7 @@ class IvfIndex:
         if self._calibration is not None and audited is not None:
             # Copies lie in the query's own cell: learning from them would teach to look nowhere else.
             hits = audited[matched[:, 0]] & (found.similarity[matched[:, 0]] < (1 + self._threshold) / 2)
-            self._calibration.learn(base.needed(queries.take(matched[hits, 0]), matched[hits, 1]))
+            self._calibration.learn(base.needed(queries, matched[hits, 0], matched[hits, 1]))
         return covered
 
     def gauges(self) -> Mapping[str, float]:

@@ -21,7 +21,7 @@ DIM, TAU = 192, 0.9
 @pytest.fixture
 def index(monkeypatch):
     """On torch's CPU device, which is told that it has a stream."""
-    for name, value in (("CHUNK", 2_048), ("SLACK", 4_096)):
+    for name, value in (("CHUNK", 2_048), ("OVERLAP", 4_096)):
         monkeypatch.setattr(device, name, value)
     monkeypatch.setattr(device_cells, "NOMINEES", 2)
     monkeypatch.setattr(streamer.dedup.calibration, "WINDOW", 200)

@@ -164,7 +164,7 @@ def test_new_cells_right_after_a_restart_may_have_fewer_rows_than_those_of_the_s
     """What they lack, the tail must have: another backend, or another first row, merges up to other rows."""
     rng = np.random.default_rng(9)
     vectors, positions = clustered(rng, 9_000), np.arange(9_000)
-    before = IvfIndex(WinnerStore(DIM), TAU, type("FineTier", (HostBackend,), {"merge": 512})(), train_at=4_000)
+    before = IvfIndex(WinnerStore(DIM), TAU, type("FineBackend", (HostBackend,), {"merge": 512})(), train_at=4_000)
     fill(before, vectors, positions)
     after = IvfIndex(WinnerStore(DIM), TAU, backend, train_at=4_000)
     after.store.append(vectors, after.store.view.sketch.codes(widen(vectors)), positions, 0, positions)
