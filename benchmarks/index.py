@@ -11,6 +11,9 @@ size that it does not reach within its time. Truth is brute force: float32 nomin
     python3 tasks.py bench index --device cuda:0 --contenders certified,flat --sizes 1000000,4000000 --train-at 1000000
     python3 tasks.py bench index --images DIR --vectors FILE.npy [--copies 60] [--tau 0.9]
 
+--device: where ours searches, and with --images the model computes. The table's µs are of CPUs also then; ``search_wall_us`` of the JSON line has
+the time that passed.
+
 --images: the stream is photographs and edits of them, in random order, as a model sees them (the demo's, or --model, --config, as in the
 benchmark ``thresholds``). --copies: edits of each photograph: the 19 of that benchmark, then several at random after one another. It takes
 10 to 50 ms of a core for each; --vectors keeps them, and a later run takes them from there or goes on where one was ended.

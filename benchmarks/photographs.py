@@ -135,7 +135,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="its checkpoint: a path, hf://… or https://…#sha256=…")
     parser.add_argument("--features", default="auto", choices=("auto", "pool", "head"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"))
-    parser.add_argument("--device", help="where the model computes, and in the benchmark `index` ours searches: cpu or cuda:N")
+    parser.add_argument("--device", help="where the model computes: cpu or cuda:N")
     parser.add_argument("--batch", type=int, default=64)
 
 
@@ -178,10 +178,9 @@ class Eye:
         done, images = 0, iter(images)
         with ThreadPoolExecutor(2) as pool:
             while batch := list(islice(images, self._batch)):
-                vectors = self._model.submit(list(pool.map(self._pixels, batch))).result().embeddings.astype(np.float32)
-                lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-                assert (np.isfinite(lengths) & (lengths > 0)).all(), "a vector of no length"
-                found.append((vectors / lengths).astype(np.float16))
+                result = self._model.submit(list(pool.map(self._pixels, batch))).result()
+                assert result.embedded.all(), "a vector of no length"
+                found.append(result.embeddings)
                 done += len(batch)
                 print(
                     f"{done} of {total} embedded", end="\r" if sys.stderr.isatty() and done < total else "\n", file=sys.stderr, flush=True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -19,27 +19,13 @@ from streamer.flow.item import Judged
 from streamer.flow.worker import Failure
 from streamer.judge.batcher import Batch, Batcher
 from streamer.judge.filters import Rules
+from streamer.model.model import Embedded
 from streamer.ops.metrics import Metrics
-from streamer.records import F16, F32, I64, U8, Bools, Claim, Decision, Decoded, Facts, Record, Sample, Settled
+from streamer.records import F16, F32, I64, U8, Claim, Decision, Decoded, Facts, Record, Sample, Settled
 
 ACCEPTED = Decision("accepted")
 AHEAD = 1
 """Batches that may compute while an earlier one is filtered."""
-
-
-class Embedded(Protocol):
-    """See `streamer.model.model.Embedded`."""
-
-    @property
-    def embeddings(self) -> F16: ...
-    @property
-    def embedded(self) -> Bools: ...
-    @property
-    def resident(self) -> Any: ...
-    @property
-    def scores(self) -> dict[str, F32]: ...
-    @property
-    def failures(self) -> Mapping[int, InvalidRecord]: ...
 
 
 class Ticket(Protocol):
@@ -90,7 +76,7 @@ class Judge:
         self._beat = beat
 
     def run(self) -> None:
-        computing: deque[tuple[Batch, list[Ticket]]] = deque()
+        computing: deque[tuple[Batch, Ticket | None]] = deque()
         while not self._failure.stop.is_set():
             self._beat()
             batch = self._batcher.take(0.0 if computing else 0.05)
@@ -99,16 +85,16 @@ class Judge:
             if computing and (batch is None or len(computing) > AHEAD):
                 self._stage.submit(self._judge(*computing.popleft()))
 
-    def _submit(self, batch: Batch) -> list[Ticket]:
-        """One ticket, or none where there is nothing to embed."""
+    def _submit(self, batch: Batch) -> Ticket | None:
+        """None: there is nothing to embed."""
         pixels = [row.pixels for row in batch.rows if isinstance(row, Sample)]
         if not pixels:
-            return []
+            return None
         self._metrics.batch_records.observe(len(pixels))
         with self._metrics.stage("embed"):
-            return [self._model.submit(pixels)]
+            return self._model.submit(pixels)
 
-    def _judge(self, batch: Batch, tickets: list[Ticket]) -> Judged:
+    def _judge(self, batch: Batch, ticket: Ticket | None) -> Judged:
         n, names = len(batch.rows), self._model.score_names
         rows = np.array([i for i, row in enumerate(batch.rows) if isinstance(row, Sample)], np.int64)
         embeddings = np.zeros((n, self._model.dim), np.float16)
@@ -116,7 +102,7 @@ class Judge:
         scores = {name: np.full(n, np.nan, np.float32) for name in names}
         failures: dict[int, InvalidRecord] = {}
         resident = None
-        for ticket in tickets:
+        if ticket is not None:
             with self._metrics.stage("embed"):
                 result = ticket.result()
             embeddings[rows], embedded[rows], resident = result.embeddings, result.embedded, result.resident
@@ -137,13 +123,13 @@ class Judge:
         facts: list[Facts] = [row.facts for row in batch.rows]
         return Judged(batch.span, records, facts, decisions, embeddings, embedded, scores, claimed, seen)
 
-    def _decide(self, row: Decoded, is_finite: bool, failure: InvalidRecord | None, i: int, scores: Mapping[str, F32]) -> Decision:
+    def _decide(self, row: Decoded, is_embedded: bool, failure: InvalidRecord | None, i: int, scores: Mapping[str, F32]) -> Decision:
         """The decision about row ``i`` if the record is nobody's duplicate."""
         if isinstance(row, Settled):
             return row.decision
         if failure is not None:
             return Decision("invalid", failure.reason, detail=failure.detail)
-        if not is_finite:
+        if not is_embedded:
             return Decision("invalid", "embedding_not_finite")
         failures = row.failures
         if self._rules.score_rules:
