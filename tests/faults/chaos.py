@@ -53,10 +53,11 @@ LONG_DECK = (*DECK, *DECK, "kill", "kill", "long pause")
 """``pause`` outlasts the session, ``long pause`` a transaction's time-out too; ``stop`` is SIGTERM."""
 REACH = 500
 """Pictures come again among so many later ones; with a capacity, among twice as many as it keeps."""
-REFERENCES = 0.2
+REFERENCES = 0.3
 """Share of the records that are references, to files that are deleted with the next fault: who won with one may have to be withdrawn."""
-QUIET_S = 120.0
-"""So long nothing may be decided while records are left."""
+QUIET_S = 180.0
+"""So long nothing may be decided while records are left, or a process go on that shall end: the watchdog waits for a commit for 90 s, and
+before it the committed offsets may be waited for."""
 AWAY = re.compile(r"no Kafka broker at|the broker is away|not within \d+ s|no leader after")
 """What a process may end with 1 for, if the broker was away meanwhile."""
 
@@ -313,10 +314,10 @@ class Chaos:
             slot.expects.add(0)
             slot.replica.kill(signal.SIGTERM)
         for number, slot in enumerate(self.slots):
-            slot.replica.end()
+            slot.replica.end(QUIET_S)
             while self._ended(number, slot) in (1, 75) and not self.wrong:  # what it left behind is its own next start's business
                 slot = Slot(self._start(f"w{number}", "--until", "end"), {0})
-                slot.replica.end()
+                slot.replica.end(QUIET_S)
         self._tell("ended")
         return records
 
