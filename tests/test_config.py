@@ -180,6 +180,16 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "unknown key of the embedder": (changed(embedder={"precison": "bf16"}), "embedder.precison", ("did you mean 'precision'",)),
     "unknown key of a head": (rules(heads=({"type": "nsfw", "varant": "port"},)), "heads.0.varant", ("did you mean 'variant'",)),
     "unknown key of a rule": (rules({"field": "width", "at_lest": 3}), "filters.0.at_lest", ("did you mean 'at_least'",)),
+    "unknown key of a custom rule": (
+        rules({"type": "a.b:C", "name": "x", "acton": "flag"}), "filters.0.acton", ("did you mean 'action'",),
+    ),
+    "unknown key of a custom rule, near nothing": (
+        rules({"type": "a.b:C", "name": "x", "zzz": 1}), "filters.0.zzz", ("known here are type, name, action, args",),
+    ),
+    "unknown key of a custom embedder": (
+        {**MINIMAL, "embedder": {"type": "a.b:C", "nam": "x"}}, "embedder.nam", ("unknown key; known here are type, args",),
+    ),
+    "unknown key of a custom head": (rules(heads=({"type": "a.b:C", "name": "x", "arg": {}},)), "heads.0.arg", ("did you mean 'args'",)),
     "misspelt required key": (rules({"feild": "width", "at_least": 3}), "filters.0.feild", ("did you mean 'field'",)),
     "misspelt required key of the embedder": (
         {**MINIMAL, "embedder": {"modle": "vit"}}, "embedder.modle", ("unknown key", "did you mean 'model'"),
@@ -201,6 +211,9 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "start null": (changed(kafka={"start": None}), "kafka.start", ("earliest, latest nor a time",)),
     "start is a bare number": (changed(kafka={"start": 5}), "kafka.start", ("earliest, latest nor a time",)),
     "client property is a list": (changed(kafka={"client": {"a.b": [1]}}), "kafka.client.a.b", ("[1]",)),
+    "client property is NaN": (
+        changed(kafka={"client": {"a.b": float("nan")}}), "kafka.client.a.b", ("must be a text, a finite number, true or false (got nan)",),
+    ),
     "client property is null": (changed(kafka={"client": {"a.b": None}}), "kafka.client.a.b", ("None",)),
     "section is null": (changed(kafka=None), "kafka", ("None",)),
     "scheme": (changed(fetch={"schemes": ["ftp"]}), "fetch.schemes.0", ("'ftp'", "'file', 'http', 'https' or 's3'")),
@@ -228,10 +241,19 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "bound is no number": (rules({"field": "width", "at_least": "x"}), "filters.0.at_least", ("'x'",)),
     "bound is NaN": (rules({"field": "width", "at_least": float("nan")}), "filters.0.at_least", ("finite",)),
     "equals a list": (rules({"field": "width", "equals": [1]}), "filters.0.equals", ("[1]",)),
+    "equals NaN": (
+        rules({"field": "width", "equals": float("nan")}), "filters.0.equals", ("must be a text, a finite number, true or false (got nan)",),
+    ),
     "in a list of lists": (rules({"field": "width", "in": [1, [2]]}), "filters.0.in.1", ("[2]",)),
     "action": (rules({"field": "width", "at_least": 1, "action": "drop"}), "filters.0.action", ("'remove' or 'flag'",)),
     "dedup null": (changed(dedup=None), "dedup", ("dedup: off",)),
-    "dedup on": (changed(dedup=True), "dedup", ("True",)),
+    "dedup on": (changed(dedup=True), "dedup", ("must be a section, for example {threshold: 0.9}, or off (got True)",)),
+    "dedup is a number": (changed(dedup=0.9), "dedup", ("must be a section, for example {threshold: 0.9}, or off (got 0.9)",)),
+    "few winners to train at": (changed(dedup={"train_at": 500}), "dedup.train_at", ("must be auto or a number of at least 1024 (got 500)",)),
+    "a word to train at": (changed(dedup={"train_at": "abc"}), "dedup.train_at", ("must be auto or a number of at least 1024 (got 'abc')",)),
+    "nothing to train at": (changed(dedup={"train_at": None}), "dedup.train_at", ("must be auto or a number of at least 1024 (got None)",)),
+    "device of dedup": (changed(dedup={"device": "gpu"}), "dedup.device", ("must be auto, cpu, cuda or cuda:N (got 'gpu')",)),
+    "snapshots on": (changed(dedup={"snapshots": True}), "dedup.snapshots", ("must be dataset, off, a path or a URI (got True)",)),
     "threshold above what fp16 carries": (changed(dedup={"threshold": 1.0}), "dedup.threshold", ("0.999",)),
     "threshold 0": (changed(dedup={"threshold": 0}), "dedup.threshold", ("greater than 0",)),
     "no path": (changed(output={"path": ""}), "output.path", ("at least 1",)),
@@ -239,7 +261,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "batch of nothing": (changed(batch={"size": 0}), "batch.size", ("greater than or equal to 1",)),
     "ratio": (changed(dead_letters={"max_ratio": 1.1}), "dead_letters.max_ratio", ("less than or equal to 1",)),
     "port": (changed(http={"port": 70_000}), "http.port", ("65535",)),
-    "device": (changed(device="gpu"), "device", ("'gpu'",)),
+    "device": (changed(device="gpu"), "device", ("must be auto, cpu, cuda or cuda:N (got 'gpu')",)),
 }  # fmt: skip
 
 
@@ -359,6 +381,16 @@ def test_wrong_overrides(override: str, words: tuple[str, ...], tmp_path: Path) 
     with pytest.raises(ConfigError) as raised:
         load(path, [override], {})
     assert all(word in str(raised.value) for word in words), raised.value
+
+
+@pytest.mark.parametrize("off", ["off", '"off"', "false"])
+@pytest.mark.parametrize("key", ["threshold", "a.b"])
+def test_what_is_off_has_no_keys(off: str, key: str, tmp_path: Path) -> None:
+    path = file(tmp_path, yaml.safe_dump(MINIMAL))
+    with pytest.raises(ConfigError) as raised:
+        load(path, [f"dedup={off}", f"dedup.{key}=0.8"], {})
+    assert str(raised.value) == f"--set dedup.{key}: dedup is off and has no keys"
+    assert load(path, ["dedup.threshold=0.8", f"dedup={off}"], {}).dedup is None
 
 
 @pytest.mark.parametrize("name", ["sasl.password", "sasl.username", "ssl.key.pem", "my.token", "X.SECRET"])

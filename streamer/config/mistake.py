@@ -12,7 +12,9 @@ from streamer.config.kind import (
     EMBEDDERS,
     HEADS,
     AestheticHead,
+    CustomEmbedder,
     CustomHead,
+    CustomRule,
     FieldRule,
     LinearHeadConfig,
     MlpHeadConfig,
@@ -73,10 +75,11 @@ def _closest(loc: tuple[Any, ...]) -> str:
 def _known(loc: tuple[Any, ...]) -> list[str]:
     """The keys that may stand where the error's last one does, found by walking the schema along its path."""
     section: type[BaseModel] | None = Config
+    custom: dict[str, type[BaseModel]] = {"embedder": CustomEmbedder, "filters": CustomRule}
     sections: dict[str, type[BaseModel]] = {
         "kafka": Kafka, "fetch": Fetch, "decode": Decode, "dedup": Dedup, "output": Output, "batch": BatchConfig,
         "dead_letters": DeadLetters, "http": Http, "timm": TimmEmbedder, "aesthetic": AestheticHead, "nsfw": NsfwHead,
-        "linear": LinearHeadConfig, "mlp": MlpHeadConfig, "custom": CustomHead, "field": FieldRule,
+        "linear": LinearHeadConfig, "mlp": MlpHeadConfig, "custom": custom.get(str(loc[0]), CustomHead), "field": FieldRule,
     }  # fmt: skip
     for part in loc[:-1]:
         section = sections.get(str(part), section)

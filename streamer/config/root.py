@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
@@ -20,7 +21,11 @@ from streamer.config.value import Device
 def _dedup_off(value: Any) -> Any:
     if value is None:
         raise ValueError("write `dedup: off` to run without deduplication")
-    return None if value is False or value == "off" else value  # YAML 1.1 reads a bare `off` as false
+    if value is False or value == "off":  # YAML 1.1 reads a bare `off` as false
+        return None
+    if not isinstance(value, Mapping | Dedup):
+        raise ValueError(f"must be a section, for example {{threshold: 0.9}}, or off (got {value!r})")
+    return value
 
 
 def _dedup_schema(schema: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from streamer.config.value import Device, Scalar, Seconds, Size, Start
+from streamer.config.value import Device, Scalar, Seconds, Size, Start, must_be
 
 
 class Section(BaseModel):
@@ -55,10 +55,10 @@ class Dedup(Section):
     """certified finds what brute force finds; calibrated looks into fewer cells, and shows the recall that leaves."""
     capacity: int | None = Field(None, ge=24_576)
     """The most winners that are kept; beyond it the oldest are forgotten, and what resembles them is new again. None: all are kept."""
-    train_at: Literal["auto"] | Annotated[int, Field(ge=1024)] = "auto"
+    train_at: Annotated[Literal["auto"] | Annotated[int, Field(ge=1024)], must_be("auto or a number of at least 1024")] = "auto"
     """Winners at which the index makes its first k-means cells."""
     device: Device = "auto"
-    snapshots: Annotated[str, BeforeValidator(_snapshots), Field(min_length=1)] = "dataset"
+    snapshots: Annotated[str, BeforeValidator(_snapshots), Field(min_length=1), must_be("dataset, off, a path or a URI")] = "dataset"
     """Where the dedup state is kept, so that a start need not read the whole claim log: a path or URI, ``dataset`` (beside it) or ``off``."""
     snapshot_every: int = Field(200_000, ge=1)
     """Positions of the claim log; more where that is less than a tenth of the winners."""

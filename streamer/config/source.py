@@ -44,6 +44,9 @@ def load(path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, 
 
 def _set(raw: dict[str, Any], path: list[str], text: str, source: str) -> None:
     at: Any = raw
+    section = raw.get(path[0])
+    if len(path) > 1 and (section is False or section == "off"):  # YAML 1.1 reads a bare `off` as false
+        raise ConfigError(f"{source}: {path[0]} is off and has no keys")
     try:
         for key in path[:-1]:
             at = at[int(key)] if isinstance(at, list) else at.setdefault(key, {})

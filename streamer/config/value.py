@@ -5,13 +5,34 @@ from __future__ import annotations
 from datetime import date, datetime, timezone
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
 
 from streamer.units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds * 1000:.6f}".rstrip("0").rstrip(".") + "ms"
+
+
+def must_be(what: str) -> WrapValidator:
+    """One error that names what is taken, in place of what pydantic says of patterns and of every type of a union."""
+
+    def check(value: Any, types: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return types(value)
+        except ValidationError:
+            raise ValueError(f"must be {what} (got {value!r})") from None
+
+    return WrapValidator(check)
 
 
 # Checked before the types of a union are tried: one mistake, one error.
@@ -43,7 +64,7 @@ Size = Annotated[int, BeforeValidator(parse_size), _SIZE_SCHEMA]
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0), PlainSerializer(_duration), _DURATION_SCHEMA]
 Start = Annotated[Literal["earliest", "latest"] | datetime, BeforeValidator(_start), AfterValidator(_in_a_zone)]
 """Where a new group begins. A time without a zone is UTC."""
-Scalar = Annotated[str | int | float | bool, BeforeValidator(_scalar)]
+Scalar = Annotated[str | int | float | bool, must_be("a text, a finite number, true or false"), BeforeValidator(_scalar)]
 PluginPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), must_be("auto, cpu, cuda or cuda:N")]
