@@ -50,6 +50,8 @@ class Ground:
     has_room: bool
     """False: at the start the disk was full, perhaps of what is deleted when the writer recovers."""
     model: Model
+    index: WinnerIndex
+    """Empty."""
     pipeline: Mapping[str, Any]
     """What every manifest records of how its decisions came about."""
     ops: Ops
@@ -77,8 +79,9 @@ def check(config: Config, admin: Admin, topic: TopicInfo, load_model: Callable[[
     log.info("loading the model; weights that are not here yet are fetched")
     model = load_model(config)
     log.info("the model is ready", extra={"device": str(model.device), "dim": model.dim, "heads": list(model.score_names)})
+    index = make_index(config, model)
     admin.ensure_dataset_topics(config)
-    return Ground(config, admin, topic, storage, has_room, model, describe(config, model), ops)
+    return Ground(config, admin, topic, storage, has_room, model, index, describe(config, model), ops)
 
 
 def restore(ground: Ground, at_exit: ExitStack) -> Restored:
@@ -89,8 +92,7 @@ def restore(ground: Ground, at_exit: ExitStack) -> Restored:
     config, admin, health, metrics = ground.config, ground.admin, ground.ops.health, ground.ops.metrics
     health.enter("restoring the claim log")
     began = time.monotonic()
-    index = make_index(config, ground.model)
-    meld = Meld(ground.model.dim, threshold_of(config), index, capacity=None if config.dedup is None else config.dedup.capacity)
+    meld = Meld(ground.model.dim, threshold_of(config), ground.index, capacity=None if config.dedup is None else config.dedup.capacity)
     bound_to = binding(config, ground.topic, ground.model)
     claim_log = ClaimLog(config, meld, bound_to, admin.message_limit(config.claims_topic))
     at_exit.callback(claim_log.close)
@@ -103,14 +105,16 @@ def restore(ground: Ground, at_exit: ExitStack) -> Restored:
     log.info("restored the dedup state", extra={
         "snapshot": 0 if used is None else used.position, "position": meld.position, "winners": len(meld), "seconds": round(time.monotonic() - began, 3),
     })  # fmt: skip
-    metrics.watch_index(lambda: {"vectors": len(meld), "evicted_vectors": meld.evicted, **index.gauges()})
+    metrics.watch_index(lambda: {"vectors": len(meld), "evicted_vectors": meld.evicted, **ground.index.gauges()})
     return Restored(meld, claim_log, snapshotter)
 
 
 def make_index(config: Config, model: Model) -> WinnerIndex:
-    """Empty; on the model's device unless ``dedup.device`` says otherwise."""
+    """Empty; on the model's device unless ``dedup.device`` says otherwise. Raises ConfigError for a device that is not there."""
+    from streamer.model.device import choose
+
     dedup = config.dedup
-    device = str(model.device) if dedup is None or dedup.device == "auto" else dedup.device
+    device = str(model.device if dedup is None or dedup.device == "auto" else choose(dedup.device, "dedup.device"))
     train_at = None if dedup is None or dedup.train_at == "auto" else dedup.train_at
     return open_index(model.dim, threshold_of(config), device, dedup is not None and dedup.probe == "calibrated", train_at)
 

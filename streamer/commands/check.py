@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import click
 import yaml
@@ -38,7 +39,7 @@ def _print_schema(ctx: click.Context, _option: click.Parameter, wanted: bool) ->
 @click.option("--print", "show", is_flag=True, help="Prints the config as it is understood, overrides included, and ends.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 def command(path: str, overrides: tuple[str, ...], show: bool, as_json: bool) -> None:
-    """Config, plugins, broker, topic, output, weights, device, what the dataset is bound to: one line each. Exit code: that of the first wrong one."""
+    """Config, plugins, broker, topic, output, weights, device, index, what the dataset is bound to: one line each. Exit code: that of the first wrong one."""
     config = read_config(path, overrides)
     if show:
         shown = config.model_dump(mode="json", by_alias=True)
@@ -116,6 +117,24 @@ def _model(start: Start) -> str:
     return f"{model.embedder.family}, {model.dim} dimensions on {model.device}; heads: {scores}; {model.embedder.fingerprint[:23]}…"
 
 
+def _index(start: Start) -> str:
+    from streamer.sink.snapshots import snapshot_folder
+    from streamer.start import make_index
+
+    dedup = start.config.dedup
+    if dedup is None:
+        return "none: dedup is off"
+    folder = snapshot_folder(start.config)
+    if folder is not None:
+        folder.probe(f".probe-{uuid4().hex}")
+    snapshots = "no snapshots" if folder is None else f"snapshots in {folder.place('')}"
+    if start.model is None:
+        return f"not looked at: that takes the model; {snapshots}"
+    make_index(start.config, start.model)
+    where = start.model.device if dedup.device == "auto" else dedup.device
+    return f"{dedup.probe} on {where}, threshold {dedup.threshold}; {snapshots}"
+
+
 def _dataset(start: Start) -> str:
     from streamer.dedup.choose import open_index
     from streamer.dedup.meld import Meld
@@ -141,5 +160,6 @@ def _dataset(start: Start) -> str:
 
 
 PROBES: dict[str, Callable[[Start], str]] = {
-    "config": _config, "filters": _filters, "broker": _broker, "output": _output, "model": _model, "dataset": _dataset,
+    "config": _config, "filters": _filters, "broker": _broker, "output": _output, "model": _model, "index": _index,
+    "dataset": _dataset,
 }  # fmt: skip

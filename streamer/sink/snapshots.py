@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -46,9 +46,13 @@ class Wanted:
 
     def check(self, header: Header) -> None:
         """Raises Unusable for a snapshot of something else."""
+        bound = [
+            (f"the dataset's binding, {f.name},", getattr(header.dataset, f.name), getattr(self.dataset, f.name))
+            for f in fields(DatasetEntry)
+        ]
         for what, there, here in (
             ("the claim log's topic (by id)", header.topic_id, self.topic_id),
-            ("the dataset's binding", header.dataset, self.dataset),
+            *bound,
             ("the window W", header.window, self.window),
             ("dedup.capacity", header.capacity, self.capacity),
         ):
@@ -186,15 +190,20 @@ class Snapshots:
                 self.folder.remove(found.path)
 
 
-def open_snapshots(config: Config, dataset: DatasetEntry, topic_id: str) -> Snapshots | None:
-    """Those of ``dedup.snapshots``; None where it is off. Raises ConfigError for a place that cannot be one."""
+def snapshot_folder(config: Config) -> Folder | None:
+    """That of ``dedup.snapshots``; None where it is off. Raises ConfigError for a place that cannot be one."""
     if config.dedup is None or config.dedup.snapshots == "off":
         return None
     if config.dedup.snapshots == "dataset":
-        folder = open_folder(config.output.path, config.dataset, INDEX)
-    else:
-        try:
-            folder = open_folder(config.dedup.snapshots, config.dataset)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("output.path", "dedup.snapshots")) from None
-    return Snapshots(folder, config.writer, Wanted(dataset, topic_id, config.dedup.capacity))
+        return open_folder(config.output.path, config.dataset, INDEX)
+    try:
+        return open_folder(config.dedup.snapshots, config.dataset)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("output.path", "dedup.snapshots")) from None
+
+
+def open_snapshots(config: Config, dataset: DatasetEntry, topic_id: str) -> Snapshots | None:
+    """Those of `snapshot_folder`; None where there is none. Raises ConfigError."""
+    folder = snapshot_folder(config)
+    capacity = None if config.dedup is None else config.dedup.capacity
+    return None if folder is None else Snapshots(folder, config.writer, Wanted(dataset, topic_id, capacity))

@@ -14,7 +14,7 @@ from streamer.errors import DependencyError
 KAFKA_VERSION = "4.4.0"
 # slf4j-simple writes Kafka's warnings to stderr, so that a broker which does not start can say why.
 _COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
-_INSTALL = "install the extra: pip install 'streamer[broker]'"
+_INSTALL = "install it: pip install -c constraints/cpu.txt '.[cpu,broker]' in streamer's folder"
 
 log = logging.getLogger(__name__)
 

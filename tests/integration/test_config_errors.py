@@ -46,6 +46,7 @@ CASES: dict[str, tuple[Callable[[dict[str, Any], Path], None], int, tuple[str, .
     "protocol property": (_changed(kafka={"client": {"enable.auto.commit": True}}), 2, ("enable.auto.commit",)),
     "unreachable broker": (_changed(kafka={"bootstrap_servers": "127.0.0.1:9"}), 1, ("127.0.0.1:9", "bootstrap_servers")),
     "missing topic": (_changed(kafka={"topic": "no-such-topic"}), 1, ("no-such-topic", "does not exist")),
+    "missing GPU for the index": (_changed(dedup={"threshold": 0.9, "device": "cuda:63"}), 2, ("dedup.device: cuda:63", "no such GPU")),
     "unwritable output": (_unwritable, 1, ("file/out",)),
 }
 
@@ -88,6 +89,12 @@ def test_dataset_with_another_threshold_or_model(
     service.run("--until", "end")
     checked = json.loads(streamer("check", "--json", "-c", str(service.config())).stdout)["checks"][-1]
     assert checked["detail"] == f"{dataset_name} exists, with the same topic, embedder and threshold"
+    asked = json.loads(
+        streamer("check", "--json", "-c", str(service.config(dedup={"threshold": 0.9, "snapshots": "/proc/x"})), expect=None).stdout
+    )
+    wrong = [check for check in asked["checks"] if not check["ok"]]
+    assert wrong[0]["check"] == "index", asked
+    assert "/proc/x" in wrong[0]["detail"]
     before = sorted(str(path) for path in service.output.rglob("*"))
     entries = len(read_topic(kafka, f"{dataset_name}.claims"))
     if change.get("embedder") == "other":
