@@ -44,8 +44,8 @@ class _Pending:
 
 
 class ClaimStage:
-    """Turns judged batches into decided ones. `submit` belongs to the device thread, `run` to the claims thread, the rest to
-    the Kafka thread, `prior` to any."""
+    """Turns judged batches into decided ones. `submit` and `withdraw` belong to the device thread, `run` to the claims thread,
+    `prior` and `position` to any, the rest to the Kafka thread."""
 
     def __init__(
         self, config: Config, log: ClaimLog, decided: Channel[Decided], fence: Fence, failure: Failure, metrics: Metrics,
