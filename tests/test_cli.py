@@ -123,7 +123,7 @@ def test_an_output_that_cannot_be_written_is_no_success() -> None:
         done = subprocess.run(
             [sys.executable, "-m", "streamer", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT
         )
-    assert done.returncode == 1
+    assert done.returncode > 0
 
 
 def test_a_bug_keeps_its_traceback(verb: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

