@@ -5,6 +5,7 @@ Data on stdout, talk on stderr; no traceback for a user's mistake. Exit codes: s
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -13,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from streamer.errors import StreamerError
+from streamer.errors import EXIT_FAILED, StreamerError
 
 VERBS = {
     "demo": "The whole line on this machine: embedded broker, real photos, real weights.",
@@ -94,4 +95,9 @@ def main() -> NoReturn:
     except StreamerError as error:
         print(f"streamer: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # of a full disk where output is ours, streamer.sink says so; this is the output of the command itself
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"streamer: the output of this command could not be written: {error.strerror}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
     sys.exit(0)

@@ -123,7 +123,8 @@ def test_an_output_that_cannot_be_written_is_no_success() -> None:
         done = subprocess.run(
             [sys.executable, "-m", "streamer", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT
         )
-    assert done.returncode > 0
+    assert done.returncode == 1
+    assert done.stderr == "streamer: the output of this command could not be written: No space left on device\n"
 
 
 def test_a_bug_keeps_its_traceback(verb: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

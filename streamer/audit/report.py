@@ -68,6 +68,8 @@ class Report:
     """Partition → first, next, records, skipped."""
     counts: Counter[str] = field(default_factory=Counter)
     """Code → how often."""
+    pairs: dict[str, float] | None = None
+    """With --pairs: ``compared``, so many winners with each other, and the ``threshold``. None: they were not."""
     problems: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
 
@@ -97,4 +99,5 @@ class Report:
             "problems": [{"code": f.code, "path": f.path, "detail": f.detail} for f in self.problems],
             "notes": [{"code": f.code, "path": f.path, "detail": f.detail} for f in self.notes],
             "counts": dict(self.counts),
+            "pairs": self.pairs,
         }

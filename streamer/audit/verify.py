@@ -51,6 +51,7 @@ class Audit:
         if pairs and rows.threshold is not None and any(keys for keys, _ in winners):
             keys = [key for some, _ in winners for key in some]
             vectors = [found for some, found in winners if some]
+            self.report.pairs = {"compared": len(keys), "threshold": rows.threshold}
             check_pairs(keys, np.concatenate(vectors), rows.threshold, rows.certified, self.report, lambda n: None)
         return self.report
 

@@ -88,6 +88,10 @@ def _print_report(place: str, report: Report) -> None:
                 console.print(f"    {finding.path}: {finding.detail}", markup=False)
             if report.counts[code] > 10:
                 console.print(f"    … and {report.counts[code] - 10} more")
+    if report.pairs is not None:
+        console.print(
+            f"{report.pairs['compared']} winners were compared with each other, at a threshold of {report.pairs['threshold']}", markup=False
+        )
     if report.ok:
         console.print("ok: every record was decided once, and every file is what its manifest says", style="green")
     else:

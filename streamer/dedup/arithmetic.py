@@ -26,6 +26,17 @@ def rounding(dim: int) -> float:
     return 4 * unit / (1 - unit) * (1 + NORM_SLACK) ** 2
 
 
+BF16 = 2.0**-9 * 1.03
+"""How far rounding a vector of length 1.01 to bfloat16 (8 bits) may move its product with another one."""
+FP16 = 2.0**-11 * 1.03 + 1e-6
+"""The same for fp16 (11 bits). The second term covers its subnormal numbers."""
+
+
+def bound_of(width: int, threshold: float, rounded_by: float) -> float:
+    """What a float32 product of ``width`` terms is at least, if one side was rounded (`BF16`, `FP16`) and the exact one is at least ``threshold``."""
+    return threshold - rounded_by - rounding(width)
+
+
 def widen(vectors: F16) -> F32:
     """fp16 → float32, exactly, for finite values; others come out as numbers of at least 65 536. Pure.
 

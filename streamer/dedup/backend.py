@@ -83,7 +83,7 @@ class CellIndex(Protocol):
 class Backend(Protocol):
     train_at: int
     """Winners at which cells are first made, unless the config says otherwise."""
-    merge: int
+    merge_rows: int
     """Rows that move from the tail to the base at once; divides the store's `BLOCK`, or is a multiple of it."""
     list_rows: int
     """Rows a cell holds on average, at least."""

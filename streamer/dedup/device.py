@@ -13,7 +13,7 @@ import torch
 from streamer.dedup.arithmetic import rounding, widen
 from streamer.dedup.backend import Queries
 from streamer.dedup.device_cells import DeviceCells
-from streamer.dedup.exact import HostTail
+from streamer.dedup.exact import ExactTail
 from streamer.dedup.index import Found, Resident
 from streamer.dedup.sketch import Sketch
 from streamer.dedup.store import Winners, WinnerStore
@@ -22,7 +22,7 @@ from streamer.records import F16, F32, I64
 CHUNK = 65_536
 """Rows of one allocation: 64 MB at 512 dimensions."""
 OVERLAP = 65_536
-"""Rows that stay in the tail although the base has them, at least `DeviceBackend.merge`: a base that has just been trained has at most
+"""Rows that stay in the tail although the base has them, at least `DeviceBackend.merge_rows`: a base that has just been trained has at most
 that many fewer than the last one."""
 
 
@@ -34,7 +34,7 @@ class DeviceBackend:
     """
 
     train_at = 1_000_000
-    merge = 16_384
+    merge_rows = 16_384
     list_rows = 256
 
     def __init__(self, device: str) -> None:
@@ -68,7 +68,7 @@ class Held(NamedTuple):
     """(CHUNK, d) torch.float16 each; rows that were written never change"""
 
 
-class DeviceTail(HostTail):
+class DeviceTail(ExactTail):
     """`Tail` with the winners' fp16 vectors in device memory. Their float32 products nominate: fp16 numbers are exact in TF32 as well."""
 
     span = 32_768

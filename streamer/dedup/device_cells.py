@@ -1,7 +1,7 @@
 """Rows in the cells of one training on a GPU: the same bounds as `streamer.dedup.cells`, in torch, over Faiss's `GpuIndexIVFScalarQuantizer`.
 
 Codes and products with centroids are float64 there: they are few, and nothing that another part of the process sets (TF32) rounds them.
-Faiss holds the codes as fp16. Its GPU lists know no range search: a look into a query's cells brings back the `NOMINEES` best of them.
+Faiss holds the codes as fp16. Its GPU lists know no range search: a look into a query's cells brings back the `BEST` best of them.
 Where even the last of these may match, each of the cells is looked into alone for the best `MOST`; where that is not enough either, all
 rows of the cell are nominated. So nothing is missed.
 """
@@ -16,7 +16,7 @@ import faiss.contrib.torch_utils as pointers  # lets Faiss's indexes take torch 
 import numpy as np
 import torch
 
-from streamer.dedup.arithmetic import rounding
+from streamer.dedup.arithmetic import FP16, bound_of, rounding
 from streamer.dedup.backend import Prepared, Queries
 from streamer.dedup.cells import slack_of
 from streamer.dedup.sketch import Sketch
@@ -26,15 +26,13 @@ PROBES = 128
 """Cells of one look. A query with more of them takes several; for each Faiss allocates PROBES · (4 w + 12 k) bytes."""
 LOOKS = 1024
 """Looks of one call; from 65 536 on Faiss's scan would leave some out after one that is filled up."""
-NOMINEES = 32
+BEST = 32
 MOST = 2048
 """Faiss's limit for k on a GPU."""
 PRODUCTS = 8_000_000
 """Float64 products with centroids at once, when rows are assigned."""
 TEMPORARY = 128 << 20
 """Bytes of device memory that Faiss keeps for its intermediate results; its own default is 1.5 GB."""
-_HALF = 2.0**-11 * 1.03 + 1e-6
-"""How far rounding a code to fp16 (11 bits) may move a product with a vector of length 1.01. The second term covers subnormal numbers."""
 
 
 class DeviceCells:
@@ -46,7 +44,7 @@ class DeviceCells:
         self.centroids = centroids
         self.sizes = np.zeros(count, np.int64)
         self._threshold = threshold - sketch.slack
-        self._bound = self._threshold - _HALF - rounding(width)
+        self._bound = bound_of(width, self._threshold, FP16)
         self._slack = slack_of(width)
         self._nearness = 4 * rounding(width)
         self._device = device
@@ -149,7 +147,7 @@ class DeviceCells:
     def _scan(self, codes: torch.Tensor, queries: torch.Tensor, cells: torch.Tensor) -> tuple[list[torch.Tensor], tuple[I64, I64]]:
         """(n, w) float32, and what `_probe` gave → (2, m) queries and rows each; and (r,) queries and cells whose rows are too many."""
         asking, keys = _looks(queries, cells, len(codes))
-        found, full = self._look(codes, asking, keys, NOMINEES)
+        found, full = self._look(codes, asking, keys, BEST)
         if not bool(full.any()):
             return found, (np.empty(0, np.int64), np.empty(0, np.int64))
         crowded = keys[full]

@@ -1,7 +1,8 @@
-"""Brute force on the CPU over the newest winners: all of them until there are enough to train on. And how pairs are decided on."""
+"""Brute force over the newest winners, all of them until there are enough to train on; and how nominated pairs are decided on, on the host."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -10,33 +11,25 @@ from streamer.dedup.arithmetic import contenders, similarities_of, widen
 from streamer.dedup.backend import Queries
 from streamer.dedup.index import Found
 from streamer.dedup.store import BLOCK, Winners, WinnerStore
-from streamer.records import F16, F32, I64
+from streamer.records import F32, I64
 
 KEEP_CODES = 4 * BLOCK
 """Newest rows whose codes stay in the store: those of the tail, and of the meld's conflict zone."""
 ROWS = 512
-"""Rows of one product in float32, a divisor of the store's `BLOCK`: small enough to stay in the cache."""
+"""Nominated rows decided on at once."""
 PAIRS = 4096
 """Nominated pairs decided on at once."""
 
 
-class HostTail:
-    """`Tail` that is the store itself: its codes nominate. Memory of a search: a few MB per thread."""
+class ExactTail(ABC):
+    """`Tail` that compares every row: what `_nominate` names is decided in float64. Memory of a search: a few MB per thread on the host."""
 
-    span = 8 * ROWS
+    span: int
     """Winners nominated from before any is decided on."""
 
     def __init__(self, store: WinnerStore, threshold: float) -> None:
         self.store = store
         self._threshold = threshold
-
-    @property
-    def held(self) -> Any:
-        """The store's view is what is searched."""
-        return None
-
-    def add(self, vectors: F16) -> None:
-        """They are in the store."""
 
     def forget(self, below: int) -> None:
         """Frees codes that nobody compares any more."""
@@ -46,7 +39,7 @@ class HostTail:
         self.store.make_codes(max(min(first, self.store.view.rows - KEEP_CODES), 0))
 
     def search(self, queries: Queries, held: Any, view: Winners, first: int, found: Found) -> None:
-        """From the oldest winners to the newest: a query is done with its first match. ``first``: a multiple of `ROWS`."""
+        """From the oldest winners to the newest: a query is done with its first match."""
         left = np.flatnonzero(found.winners < 0)
         if not len(left):
             return
@@ -56,28 +49,19 @@ class HostTail:
             if len(rows):
                 done = np.zeros(len(left), np.bool_)
                 for query, row, value in _decide(wide, asking, rows, view, self._threshold):
-                    found.winners[left[query]], found.similarity[left[query]] = view.position(row), value
-                    found.origins[left[query]] = view.origin(row)
+                    found.fill(int(left[query]), view, row, value)
                     done[query] = True
                 wide, keys, left = wide[~done], keys[~done], left[~done]
                 if not len(left):
                     return
 
+    @abstractmethod
     def _keys(self, keys: Any, view: Winners) -> Any:
-        """What `_nominate` compares: one row for each query."""
-        return view.sketch.codes(keys)
+        """(n, d) `Queries.keys` → what `_nominate` compares: one row for each query."""
 
+    @abstractmethod
     def _nominate(self, keys: Any, held: Any, view: Winners, low: int, high: int) -> tuple[I64, I64]:
         """Queries and rows, each ascending, so that every pair of these rows at or above the threshold is one of both."""
-        queries = np.zeros(len(keys), np.bool_)
-        rows = np.zeros(high - low, np.bool_)
-        for first in range(low, high, ROWS):
-            ((_, block, here),) = view.spans(first, min(first + ROWS, high))
-            near = keys @ block.codes[here].T >= self._threshold - view.sketch.slack
-            if near.any():
-                queries |= near.any(axis=1)
-                rows[first - low : first - low + ROWS] = near.any(axis=0)
-        return np.flatnonzero(queries), np.flatnonzero(rows) + low
 
 
 def _decide(wide: F32, queries: I64, rows: I64, view: Winners, threshold: float) -> list[tuple[int, int, float]]:
@@ -111,7 +95,6 @@ def decide_pairs(wide: F32, queries: I64, rows: I64, view: Winners, threshold: f
         for k in np.flatnonzero(products >= threshold).tolist():
             query, row = int(queries[part[k]]), int(rows[part[k]])
             if found.winners[query] < 0 and not view.is_removed(row):
-                found.winners[query], found.similarity[query] = view.position(row), products[k]
-                found.origins[query] = view.origin(row)
+                found.fill(query, view, row, float(products[k]))
                 matched.append((query, row))
     return np.array(matched, np.int64).reshape(-1, 2)

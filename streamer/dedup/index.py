@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from streamer.dedup.store import WinnerStore
+from streamer.dedup.store import Winners, WinnerStore
 from streamer.records import F16, F64, I64
 
 
@@ -25,6 +25,10 @@ class Found(NamedTuple):
     def part(self, here: slice) -> Found:
         """Some of the n, to be filled in."""
         return Found(self.winners[here], self.similarity[here], self.origins[here])
+
+    def fill(self, query: int, view: Winners, row: int, similarity: float) -> None:
+        """The query's answer is the winner of this row."""
+        self.winners[query], self.similarity[query], self.origins[query] = view.position(row), similarity, view.origin(row)
 
 
 class Resident(NamedTuple):

@@ -132,9 +132,9 @@ class IvfIndex:
 
     def _merge(self, base: Base) -> bool:
         view = self.store.view
-        if view.rows - base.rows < self._backend.merge:
+        if view.rows - base.rows < self._backend.merge_rows:
             return False
-        base.append(view, base.rows + self._backend.merge)
+        base.append(view, base.rows + self._backend.merge_rows)
         return True
 
     def _train(self, view: Winners) -> None:
@@ -183,7 +183,7 @@ class IvfIndex:
             cells = self._backend.cells(sketch, np.asarray(state["centroids"]), self._threshold)
             base, end = Base(cells, max(first, view.first), trained_on), first + len(state["cells"])
             while base.rows < end:
-                low, high = base.rows, min(base.rows + max(self._backend.merge, BLOCK), end)
+                low, high = base.rows, min(base.rows + max(self._backend.merge_rows, BLOCK), end)
                 base.append(view, high, state["cells"][low - first : high - first].astype(np.int64))
             self._base, covered = base, base.rows
         self._tail.restore(covered)

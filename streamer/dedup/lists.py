@@ -11,7 +11,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from streamer.dedup.arithmetic import places, rounding
+from streamer.dedup.arithmetic import BF16, bound_of, places
 from streamer.records import F32, I64
 
 RESULTS = 4_000_000
@@ -20,13 +20,6 @@ ROWS = 8192
 """Rows of one product."""
 CROWD = 6
 """Queries of one call that look into a cell, from which on one matrix product is cheaper than Faiss's scan for each."""
-_HALF = 2.0**-9 * 1.03
-"""How far rounding a code to bfloat16 (8 bits) may move a product with a vector of length 1.01."""
-
-
-def bound_of(width: int, threshold: float) -> float:
-    """What a product with a rounded code is at least, where the float32 code's is at least ``threshold``."""
-    return threshold - _HALF - rounding(width)
 
 
 class Lists:
@@ -51,7 +44,7 @@ class Lists:
 
         Returns pairs (queries, rows): with every row of those cells whose code has a product of at least ``threshold`` among them.
         """
-        bound = np.float32(bound_of(self._width, threshold))
+        bound = np.float32(bound_of(self._width, threshold, BF16))
         asking = np.bincount(cells, minlength=len(sizes))
         crowded = asking[cells] >= CROWD
         found = self._multiply(codes, queries[crowded], cells[crowded], bound)

@@ -529,10 +529,14 @@ def test_the_command(folder):
     assert raw["ok"] is True
     assert (raw["records"], sum(raw["outcomes"].values()), raw["problems"]) == (180, 180, [])
     assert set(raw["partitions"]) == {"0", "1"}
+    assert raw["pairs"] == {"compared": raw["outcomes"]["accepted"], "threshold": 0.9}
+    done = streamer("dataset", "verify", str(folder), "--pairs")
+    assert f"{raw['outcomes']['accepted']} winners were compared with each other, at a threshold of 0.9" in done.stdout
     (folder / shard(folder)).unlink()
     done = streamer("dataset", "verify", str(folder), "--json")
     assert done.returncode == 1
     assert [(p["code"], p["path"]) for p in json.loads(done.stdout)["problems"]] == [("file_missing", shard_name(folder))]
+    assert json.loads(done.stdout)["pairs"] is None
     done = streamer("dataset", "verify", str(folder))
     assert done.returncode == 1
     assert "file_missing (1): a file that a manifest names is not there" in done.stdout

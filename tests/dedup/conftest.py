@@ -15,8 +15,8 @@ def backend(request, monkeypatch):
     monkeypatch.setattr(device.DeviceTail, "span", 1_536)
     for module, name, value in (
         (device, "CHUNK", 2_048), (device, "OVERLAP", 4_096), (device_cells, "PROBES", 8), (device_cells, "LOOKS", 100),
-        (device_cells, "PRODUCTS", 200_000), (device_cells, "NOMINEES", 2),
+        (device_cells, "PRODUCTS", 200_000), (device_cells, "BEST", 2),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
-    small = type("SmallDeviceBackend", (device.DeviceBackend,), {"merge": 2_048, "list_rows": 64})
+    small = type("SmallDeviceBackend", (device.DeviceBackend,), {"merge_rows": 2_048, "list_rows": 64})
     return small(request.param.removeprefix("device:"))

@@ -23,9 +23,9 @@ def index(monkeypatch):
     """On torch's CPU device, which is told that it has a stream."""
     for name, value in (("CHUNK", 2_048), ("OVERLAP", 4_096)):
         monkeypatch.setattr(device, name, value)
-    monkeypatch.setattr(device_cells, "NOMINEES", 2)
+    monkeypatch.setattr(device_cells, "BEST", 2)
     monkeypatch.setattr(streamer.dedup.calibration, "WINDOW", 200)
-    backend = type("SmallDeviceBackend", (device.DeviceBackend,), {"merge": 512, "list_rows": 64})("cpu")
+    backend = type("SmallDeviceBackend", (device.DeviceBackend,), {"merge_rows": 512, "list_rows": 64})("cpu")
     backend._stream = "ours"
     return lambda: IvfIndex(WinnerStore(DIM), TAU, backend, Calibration(), train_at=700)
 
@@ -68,7 +68,7 @@ def test_all_work_is_queued_on_one_stream(index, monkeypatch):
 
 
 def test_a_search_stays_within_what_faiss_takes_and_keeps():
-    for probes, k in ((device_cells.PROBES, device_cells.NOMINEES), (1, device_cells.MOST)):
+    for probes, k in ((device_cells.PROBES, device_cells.BEST), (1, device_cells.MOST)):
         assert max(probes, k) <= 2_048
         for dim in (128, 512, 1_024, 4_096):
             assert device_cells.LOOKS * probes * (4 * width_for(dim) + 12 * k) < device_cells.TEMPORARY

@@ -10,7 +10,7 @@ import streamer.dedup.ivf
 import streamer.dedup.lists
 import streamer.dedup.store
 from streamer.dedup.arithmetic import similarities, widen
-from streamer.dedup.exact import HostTail
+from streamer.dedup.host import ROWS, HostBackend, HostTail
 from streamer.dedup.ivf import IvfIndex
 from streamer.dedup.store import WinnerStore
 
@@ -26,7 +26,7 @@ def make(request, backend, monkeypatch):
         monkeypatch.setattr(streamer.dedup.ivf, "WORN", 1.0)
         monkeypatch.setattr(streamer.dedup.exact, "KEEP_CODES", 0)
         monkeypatch.setattr(streamer.dedup.lists, "RESULTS", 5_000)
-        monkeypatch.setattr(type(backend), "merge", 512)
+        monkeypatch.setattr(type(backend), "merge_rows", 512)
     train_at = {"exact": 2**62, "ivf": 2_048, "growing": 600}[request.param]
     return lambda dim, threshold: IvfIndex(WinnerStore(dim), threshold, backend, train_at=train_at)
 
@@ -157,6 +157,7 @@ def test_growth_beyond_the_first_allocation(make):
     check(index.search(queries), brute(vectors, np.arange(20_000), queries, 0.9999))
 
 
-def test_products_of_the_exact_index_never_cross_a_block():
-    assert streamer.dedup.store.BLOCK % streamer.dedup.exact.ROWS == 0
-    assert HostTail.span % streamer.dedup.exact.ROWS == 0
+def test_products_of_the_hosts_tail_never_cross_a_block():
+    assert streamer.dedup.store.BLOCK % ROWS == 0
+    assert HostTail.span % ROWS == 0
+    assert HostBackend.merge_rows % ROWS == 0

@@ -164,7 +164,7 @@ def test_new_cells_right_after_a_restart_may_have_fewer_rows_than_those_of_the_s
     """What they lack, the tail must have: another backend, or another first row, merges up to other rows."""
     rng = np.random.default_rng(9)
     vectors, positions = clustered(rng, 9_000), np.arange(9_000)
-    before = IvfIndex(WinnerStore(DIM), TAU, type("FineBackend", (HostBackend,), {"merge": 512})(), train_at=4_000)
+    before = IvfIndex(WinnerStore(DIM), TAU, type("FineBackend", (HostBackend,), {"merge_rows": 512})(), train_at=4_000)
     fill(before, vectors, positions)
     after = IvfIndex(WinnerStore(DIM), TAU, backend, train_at=4_000)
     after.store.append(vectors, after.store.view.sketch.codes(widen(vectors)), positions, 0, positions)
@@ -179,8 +179,8 @@ def test_codes_of_old_rows_are_freed_and_new_ones_fitted_again(backend):
     rng = np.random.default_rng(4)
     index = IvfIndex(WinnerStore(DIM), TAU, backend, train_at=4_096)
     vectors = clustered(rng, 8 * BLOCK)
-    for at in range(0, len(vectors), backend.merge):
-        fill(index, vectors[at : at + backend.merge], np.arange(at, at + backend.merge), offset=at)
+    for at in range(0, len(vectors), backend.merge_rows):
+        fill(index, vectors[at : at + backend.merge_rows], np.arange(at, at + backend.merge_rows), offset=at)
     view = index.store.view
     assert [len(block.codes) for block in view.blocks][:3] == [0, 0, 0]
     assert len(view.blocks[-1].codes) == BLOCK

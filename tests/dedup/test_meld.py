@@ -10,6 +10,7 @@ from meld_oracle import Oracle, dot
 from pydantic import ValidationError
 
 import streamer.dedup.exact
+import streamer.dedup.host
 import streamer.dedup.meld
 import streamer.dedup.sketch
 import streamer.dedup.store
@@ -217,7 +218,7 @@ class TestCapacity:
         with (
             mock.patch.object(streamer.dedup.store, "BLOCK", 4),
             mock.patch.object(streamer.dedup.meld, "BLOCK", 4),
-            mock.patch.object(streamer.dedup.exact, "ROWS", 4),
+            mock.patch.object(streamer.dedup.host, "ROWS", 4),
         ):
             meld = Meld(16, 0.95, open_index(16, 0.95, "cpu"), window=8, capacity=least_capacity(8))
             meld.apply(Open(0, 1, 7, 0))
@@ -413,7 +414,8 @@ def test_equals_the_oracle(ops, seed, pair, window, part, width):
         mock.patch.object(streamer.dedup.store, "width_for", return_value=width),
         mock.patch.object(streamer.dedup.sketch, "width_for", return_value=width),
         mock.patch.object(streamer.dedup.exact, "ROWS", 2),
-        mock.patch.object(streamer.dedup.exact.HostTail, "span", 6),
+        mock.patch.object(streamer.dedup.host, "ROWS", 2),
+        mock.patch.object(streamer.dedup.host.HostTail, "span", 6),
     ):
         oracle = Oracle(DIM, threshold, window)
         capacity = least_capacity(window)

@@ -15,6 +15,7 @@ from meld_oracle import dot
 from test_meld import DATASET, DIM, OP, entry_of, pool
 
 import streamer.dedup.exact
+import streamer.dedup.host
 import streamer.dedup.meld
 import streamer.dedup.sketch
 import streamer.dedup.snapshot
@@ -65,7 +66,8 @@ def test_snapshot_and_tail_are_the_whole_log(ops, cut, seed, window, capacity, w
         mock.patch.object(streamer.dedup.store, "width_for", return_value=width),
         mock.patch.object(streamer.dedup.sketch, "width_for", return_value=width),
         mock.patch.object(streamer.dedup.exact, "ROWS", 2),
-        mock.patch.object(streamer.dedup.exact.HostTail, "span", 6),
+        mock.patch.object(streamer.dedup.host, "ROWS", 2),
+        mock.patch.object(streamer.dedup.host.HostTail, "span", 6),
     ):
         whole = Meld(DIM, threshold, open_index(DIM, threshold, "cpu"), window, capacity)
         log = [("dataset", "m"), ("open", 0, 0, 1, 0), ("open", 1, 0, 1, 0), *ops]
