@@ -14,7 +14,7 @@ def backend(request, monkeypatch):
 
     monkeypatch.setattr(device.DeviceTail, "span", 1_536)
     for module, name, value in (
-        (device, "CHUNK", 2_048), (device, "OVERLAP", 4_096), (device_cells, "PROBES", 8), (device_cells, "LOOKS", 100),
+        (device, "CHUNK", 512), (device, "OVERLAP", 4_096), (device_cells, "PROBES", 8), (device_cells, "LOOKS", 100),
         (device_cells, "PRODUCTS", 200_000), (device_cells, "BEST", 2),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)

@@ -1,4 +1,4 @@
-"""What the backend on a GPU must keep to and no result on a CPU shows: one stream for all of its work, and Faiss's limits."""
+"""What the backend on a GPU must keep to and no answer shows: its bounds are those of the host, one stream for all of its work, Faiss's limits."""
 
 from contextlib import contextmanager
 
@@ -8,12 +8,16 @@ import torch
 
 import streamer.dedup.calibration
 from streamer.dedup import device, device_cells
+from streamer.dedup.arithmetic import widen
+from streamer.dedup.backend import Prepared
 from streamer.dedup.calibration import Calibration
+from streamer.dedup.cells import Bounds, cells_of, lengths_of, needed, probe, trained
 from streamer.dedup.index import Resident
 from streamer.dedup.ivf import IvfIndex
-from streamer.dedup.sketch import width_for
+from streamer.dedup.sketch import fitted, whole, width_for
 from streamer.dedup.store import WinnerStore
 from tests.dedup.test_index import fill, near, unit
+from tests.dedup.test_ivf import clustered
 
 DIM, TAU = 192, 0.9
 
@@ -73,3 +77,45 @@ def test_a_search_stays_within_what_faiss_takes_and_keeps():
         for dim in (128, 512, 1_024, 4_096):
             assert device_cells.LOOKS * probes * (4 * width_for(dim) + 12 * k) < device_cells.TEMPORARY
     assert device_cells.LOOKS < 65_536
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("rho", [1.0, 0.2])
+def test_the_cells_that_are_opened_are_those_of_the_host(name, rho):
+    """Which tests/dedup/test_ivf.py proves to be enough: the two differ where rounding decides, and nowhere else."""
+    rng, tau = np.random.default_rng(3), 0.7
+    vectors = clustered(rng, 6_000, DIM)
+    queries = np.concatenate([near(rng, vectors[:900].astype(np.float64), rng.uniform(tau, 1, 900)), clustered(rng, 300, DIM)])
+    sketch = fitted(widen(vectors))
+    codes, asked = sketch.codes(widen(vectors)), sketch.codes(widen(queries))
+    cells, bounds = cells_of(sketch, trained(codes, 64)), Bounds(64)
+    inside, products = cells.assign(codes)
+    bounds.include(inside, products, lengths_of(codes))
+    backend = device.DeviceBackend(name)
+    there = backend.cells(sketch, cells.centroids, tau)
+    there.add(np.arange(6_000), there.prepare(vectors, inside))
+    rhos, keys = np.full(1_200, rho, np.float32), backend.queries(queries, None)
+    opened = np.zeros((2, 1_200, 64), np.bool_)
+    opened[0][probe(cells, bounds, asked, tau - sketch.slack, rhos)] = True
+    found = there._probe(*there._codes(keys.keys), torch.tensor(rhos, device=keys.keys.device))
+    opened[1][tuple(part.cpu().numpy() for part in found)] = True
+    assert 0.03 < opened[0].mean() < 0.7, "or it would prove nothing"
+    assert (opened[0] != opened[1]).mean() < 1e-3
+    own = inside[:900]
+    least = needed(cells, bounds, asked[:900], tau - sketch.slack, own)
+    np.testing.assert_allclose(there.needed(keys, np.arange(900), own), least, atol=2e-3)
+    assert (least > 0).any()
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_a_code_that_rounding_to_fp16_makes_smaller_is_nominated(name):
+    code = np.full((1, 64), 0.125 * (1 + 0.98 * 2.0**-11), np.float32)  # all of it rounds down to 0.125
+    product = float((code.astype(np.float64) ** 2).sum())
+    cells = device.DeviceBackend(name).cells(whole(64), np.full((1, 64), 0.125, np.float32), product + whole(64).slack)
+    codes = torch.tensor(code, device=name)
+    column = torch.tensor([product], dtype=torch.float64, device=name)
+    cells.add(np.array([5]), Prepared(np.zeros(1, np.int64), codes, column, column.sqrt()))
+    zero = torch.zeros(1, dtype=torch.int64, device=name)
+    found, full = cells._look(codes, zero, zero[:, None], 2)
+    assert torch.cat(found, dim=1).tolist() == [[0], [5]]
+    assert not full.any()
