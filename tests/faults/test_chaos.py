@@ -33,7 +33,7 @@ def test_replicas_agree_whatever_happens_to_them(embedded: type[Broker], tmp_pat
         evidence, told, found = chaos.judge(chaos.settle())
     print(*(f"{name}: {value}" for name, value in told.items()), chaos.drops, chaos.ends, sep="\n  ")
     assert not found, "\n".join(found[:20])
-    assert told["duplicates decided by the log"] > 40
+    assert told["duplicates decided by the log"] >= 0.15 * told["records duplicate"] > 40
     check_the_judge(evidence, DAMAGES)
     if told["winners withdrawn"]:  # most often some
         check_the_judge(evidence, WITHDRAWALS)
@@ -114,15 +114,6 @@ def a_withdrawal_gone(evidence: Evidence) -> Evidence:
     return replace(evidence, claims=[value for value in evidence.claims if b'"withdraw"' not in value])
 
 
-def a_duplicate_of_one_withdrawn_before(evidence: Evidence) -> Evidence:
-    """The last duplicate that never claimed is a copy of the first winner that was withdrawn, if one believes its row."""
-    gone = min((row for row in evidence.rows if row.facts["reason"] == "withdrawn"), key=lambda row: row.facts["claim"])
-    last = max((row for row in of(evidence, "duplicate") if row.facts["claim"] is None), key=lambda row: row.facts["offset"])
-    similarity = float(gone.vector.astype(float) @ gone.vector.astype(float))
-    changes = {"duplicate_of": gone.facts["key"], "similarity": similarity}
-    return replace(evidence, rows=[Row(r.file, {**r.facts, **changes}, gone.vector) if r is last else r for r in evidence.rows])
-
-
 def another_vector(evidence: Evidence) -> Evidence:
     a, b, *_ = of(evidence, "accepted")
     return replace(evidence, rows=[Row(r.file, r.facts, b.vector if r is a else r.vector) for r in evidence.rows])
@@ -170,10 +161,7 @@ DAMAGES: list[Damage] = [
     (another_offset, "the committed offset is"),
     (something_staged, "left in staging"),
 ]
-WITHDRAWALS: list[Damage] = [
-    (a_withdrawal_gone, "and is invalid"),
-    (a_duplicate_of_one_withdrawn_before, "before the search for it"),
-]
+WITHDRAWALS: list[Damage] = [(a_withdrawal_gone, "and is invalid")]
 
 
 def test_the_judge_knows_from_the_log_who_was_evicted_when() -> None:
