@@ -14,9 +14,10 @@
     python3 tasks.py setup           only the environment
     python3 tasks.py clean           removes the environment and every cache of this folder
 
-The first task makes the environment `.venv` beside this file, with the versions pinned in constraints/; it is made again
-only when pyproject.toml, the constraints or the interpreter change. pip is set up by its usual files and variables.
-STREAMER_VARIANT=gpu installs the GPU packages instead of the CPU ones.
+The first task makes the environment `.venv` beside this file, with the versions pinned in
+constraints/; it is made again only when pyproject.toml, the constraints or the interpreter change.
+pip is set up by its usual files and variables. STREAMER_VARIANT=gpu installs the GPU packages
+instead of the CPU ones.
 """
 
 from __future__ import annotations
@@ -35,7 +36,16 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "streamer-inputs"
-CACHES = (".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".import_linter_cache", "build", "dist", "streamer.egg-info")
+CACHES = (
+    ".pytest_cache",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".hypothesis",
+    ".import_linter_cache",
+    "build",
+    "dist",
+    "streamer.egg-info",
+)
 OLDEST = (3, 10)
 
 
@@ -45,7 +55,9 @@ class Failed(Exception):
 
 def main(args: list[str]) -> int:
     if sys.version_info < OLDEST:
-        raise Failed(f"this is Python {sys.version.split()[0]} ({sys.executable}); run it with Python 3.10 or newer: python3.12 tasks.py …")
+        raise Failed(
+            f"this is Python {sys.version.split()[0]} ({sys.executable}); run it with Python 3.10 or newer: python3.12 tasks.py …"
+        )
     if not args or args[0] in ("-h", "--help", "help"):
         print((__doc__ or "").strip())
         return 0 if args else 2
@@ -63,11 +75,14 @@ def main(args: list[str]) -> int:
 
 
 def set_up() -> None:
-    """Makes or renews .venv when its inputs changed. Two tasks started together wait for each other."""
+    """Makes or renews .venv when its inputs changed. Two tasks started together wait for each
+    other."""
     variant = os.environ.get("STREAMER_VARIANT", "cpu")
     constraints = ROOT / "constraints" / f"{variant}.txt"
     if not constraints.is_file():
-        raise Failed(f"STREAMER_VARIANT={variant}: there is no {constraints.relative_to(ROOT)}; use cpu or gpu")
+        raise Failed(
+            f"STREAMER_VARIANT={variant}: there is no {constraints.relative_to(ROOT)}; use cpu or gpu"
+        )
     with Path(__file__).open("rb") as lock:
         exclusive(lock)
         inputs = digest(variant, constraints)
@@ -77,7 +92,9 @@ def set_up() -> None:
         if not works(PYTHON):
             make_venv()
         STAMP.unlink(missing_ok=True)
-        say("installing streamer and its packages into .venv; the first time this takes minutes and several GB (PyTorch)")
+        say(
+            "installing streamer and its packages into .venv; the first time this takes minutes and several GB (PyTorch)"
+        )
         install(f".[{variant},broker,demo,dev]", constraints)
         STAMP.write_text(inputs)
         say(f"the environment is ready after {time.monotonic() - began:.0f} s")
@@ -107,7 +124,13 @@ def works(python: Path) -> bool:
     if not python.exists():
         return False
     code = "import sys, pip; print(sys.version)"
-    done = subprocess.run([str(python), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    done = subprocess.run(
+        [str(python), "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
     return done.returncode == 0 and done.stdout.strip() == sys.version.strip()
 
 
@@ -115,7 +138,9 @@ def make_venv() -> None:
     say(f"making .venv with Python {sys.version.split()[0]}")
     shutil.rmtree(str(VENV), ignore_errors=True)
     command = [sys.executable, "-m", "venv", str(VENV)]
-    tried = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    tried = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if tried.returncode == 0 and works(PYTHON):
         return
     shutil.rmtree(str(VENV), ignore_errors=True)  # Debian's venv leaves half of one behind
@@ -134,21 +159,51 @@ def with_virtualenv() -> bool:
     bootstrap = ROOT / ".venv-bootstrap"
     say("this Python has no working venv; trying virtualenv")
     try:
-        fetched = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(bootstrap), "virtualenv"], check=False)
+        fetched = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--target",
+                str(bootstrap),
+                "virtualenv",
+            ],
+            check=False,
+        )
         if fetched.returncode != 0:
             return False
         environ = {**os.environ, "PYTHONPATH": str(bootstrap)}
-        made = subprocess.run([sys.executable, "-m", "virtualenv", "--quiet", str(VENV)], env=environ, check=False)
+        made = subprocess.run(
+            [sys.executable, "-m", "virtualenv", "--quiet", str(VENV)], env=environ, check=False
+        )
         return made.returncode == 0 and works(PYTHON)
     finally:
         shutil.rmtree(str(bootstrap), ignore_errors=True)
 
 
 def install(what: str, constraints: Path) -> None:
-    command = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "-c", str(constraints), "-e", what]
-    done = subprocess.run(command, cwd=str(ROOT), check=False).returncode if sys.stdout.isatty() else quietly(command)
+    command = [
+        str(PYTHON),
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "-c",
+        str(constraints),
+        "-e",
+        what,
+    ]
+    done = (
+        subprocess.run(command, cwd=str(ROOT), check=False).returncode
+        if sys.stdout.isatty()
+        else quietly(command)
+    )
     if done != 0:
-        raise Failed("pip could not install the packages (its message is above). Run the same command again to go on where it stopped.")
+        raise Failed(
+            "pip could not install the packages (its message is above). Run the same command again to go on where it stopped."
+        )
 
 
 def quietly(command: list[str]) -> int:
@@ -191,7 +246,9 @@ def imports(args: list[str]) -> int:
 
 
 def bench(args: list[str]) -> int:
-    scripts = [path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text("utf-8")]
+    scripts = [
+        path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text("utf-8")
+    ]
     names = sorted(path.stem for path in scripts)
     if not args:
         print("\n".join(names))
@@ -220,7 +277,9 @@ def check(args: list[str]) -> int:
         say(f"── {name}")
         began = time.monotonic()
         code = step()
-        say(f"── {name}: {'passed' if code == 0 else f'FAILED (exit {code})'} after {time.monotonic() - began:.0f} s")
+        say(
+            f"── {name}: {'passed' if code == 0 else f'FAILED (exit {code})'} after {time.monotonic() - began:.0f} s"
+        )
         if code != 0:
             failed.append(name)
     say(f"FAILED: {', '.join(failed)}" if failed else "all of it passed")
@@ -249,7 +308,11 @@ def become(*command: str) -> NoReturn:
 
 def environment() -> dict[str, str]:
     """As if `.venv` were activated: tools that start other tools find the right ones."""
-    return {**os.environ, "VIRTUAL_ENV": str(VENV), "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    return {
+        **os.environ,
+        "VIRTUAL_ENV": str(VENV),
+        "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+    }
 
 
 def say(message: str) -> None:

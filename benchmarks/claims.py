@@ -1,7 +1,9 @@
-"""How many claims a second can a replica follow? Entries are decoded and melded as the tailer does it, on one thread; then snapshots.
+"""How many claims a second can a replica follow? Entries are decoded and melded as the tailer does
+it, on one thread; then snapshots.
 
-The log is made beforehand: batches of vectors from a drifting stream, some of them near-duplicates of vectors that are still in flight, as
-several replicas would claim them. Kafka is not in the measure. Then the whole state is written as a snapshot, and read again.
+The log is made beforehand: batches of vectors from a drifting stream, some of them near-duplicates
+of vectors that are still in flight, as several replicas would claim them. Kafka is not in the
+measure. Then the whole state is written as a snapshot, and read again.
 
     python3 tasks.py bench claims [--claims 100000] [--dim 512] [--batch 256] [--duplicates 0.3]
 """
@@ -15,7 +17,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy: one core is what is measured
+for _name in (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+):  # before numpy: one core is what is measured
     os.environ[_name] = "1"
 
 import numpy as np
@@ -44,15 +50,25 @@ def log(claims: int, dim: int, batch: int, duplicates: float) -> Iterator[bytes]
         vectors: F16 = stream.take(batch)
         again = rng.random(batch) < duplicates
         if len(last):
-            vectors[again] = near(rng, last[rng.integers(0, len(last), int(again.sum()))], rng.uniform(0.96, 1, int(again.sum())))
+            vectors[again] = near(
+                rng,
+                last[rng.integers(0, len(last), int(again.sum()))],
+                rng.uniform(0.96, 1, int(again.sum())),
+            )
         last = vectors
         offsets = np.arange(entry // PARTITIONS * batch, (entry // PARTITIONS + 1) * batch)
-        yield encode(Claims(entry % PARTITIONS, entry % PARTITIONS, max(position - LATE, 0), offsets, vectors))
+        yield encode(
+            Claims(
+                entry % PARTITIONS, entry % PARTITIONS, max(position - LATE, 0), offsets, vectors
+            )
+        )
         position += batch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--claims", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--batch", type=int, default=256)
@@ -68,7 +84,9 @@ def main() -> None:
         won += int((meld.apply(decode(value)).status == WON).sum())
         slowest = max(slowest, time.process_time() - at)
     seconds = time.process_time() - began
-    claims = sum(len(entry.offsets) for value in entries if isinstance(entry := decode(value), Claims))
+    claims = sum(
+        len(entry.offsets) for value in entries if isinstance(entry := decode(value), Claims)
+    )
     result = {
         "benchmark": "claims", "claims": claims, "dim": args.dim, "batch": args.batch, "won": won, "claims_per_s": round(claims / seconds),
         "cpu_us_per_claim": round(1e6 * seconds / claims, 2), "slowest_entry_ms": round(1e3 * slowest, 1),
@@ -79,7 +97,8 @@ def main() -> None:
 
 
 def snapshot(meld: Meld) -> dict[str, object]:
-    """Trains and merges, then writes the state to a folder and reads it into another meld, on as many threads as the service has."""
+    """Trains and merges, then writes the state to a folder and reads it into another meld, on as
+    many threads as the service has."""
     while meld.index.maintain():
         pass
     assert meld.dataset is not None

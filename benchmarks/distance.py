@@ -1,7 +1,9 @@
-"""A broker that is far away: a TCP proxy on loopback that delays every byte, in a process of its own, so that it shares nobody's lock.
+"""A broker that is far away: a TCP proxy on loopback that delays every byte, in a process of its
+own, so that it shares nobody's lock.
 
-A delay line and no throttle: it reads on while earlier chunks wait, so the bandwidth stays what it was. The timers of asyncio
-add up to a millisecond in each direction; opening a connection costs no round trip, as it does on a real network.
+A delay line and no throttle: it reads on while earlier chunks wait, so the bandwidth stays what it
+was. The timers of asyncio add up to a millisecond in each direction; opening a connection costs no
+round trip, as it does on a real network.
 """
 
 from __future__ import annotations
@@ -20,9 +22,17 @@ _SERVE = "import sys; from benchmarks.distance import serve; serve(int(sys.argv[
 
 @contextmanager
 def distance(port: int, target_port: int, round_trip_s: float) -> Iterator[None]:
-    """From 127.0.0.1:``port`` to 127.0.0.1:``target_port``, half of the round trip (seconds) in each direction."""
+    """From 127.0.0.1:``port`` to 127.0.0.1:``target_port``, half of the round trip (seconds) in
+    each direction."""
     with socket.create_server(("127.0.0.1", port)) as listener:
-        command = [sys.executable, "-c", _SERVE, str(listener.fileno()), str(target_port), str(round_trip_s)]
+        command = [
+            sys.executable,
+            "-c",
+            _SERVE,
+            str(listener.fileno()),
+            str(target_port),
+            str(round_trip_s),
+        ]
         proxy = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
     assert proxy.stdin is not None
     try:
@@ -33,7 +43,8 @@ def distance(port: int, target_port: int, round_trip_s: float) -> Iterator[None]
 
 
 def serve(listener: int, target_port: int, round_trip_s: float) -> None:
-    """The proxy process: accepts on the file descriptor ``listener`` until stdin ends, which it does with the parent, however that ends."""
+    """The proxy process: accepts on the file descriptor ``listener`` until stdin ends, which it
+    does with the parent, however that ends."""
     asyncio.run(_serve(socket.socket(fileno=listener), target_port, round_trip_s / 2))
 
 
@@ -45,19 +56,25 @@ async def _serve(listener: socket.socket, target_port: int, delay_s: float) -> N
             near.close()
             return
         try:
-            await asyncio.gather(_carry(near_reader, far, delay_s), _carry(far_reader, near, delay_s))
+            await asyncio.gather(
+                _carry(near_reader, far, delay_s), _carry(far_reader, near, delay_s)
+            )
         except OSError:  # one side is gone
             pass
         finally:
             near.close()
             far.close()
 
-    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), os._exit, 0)  # nothing here needs an orderly end
+    asyncio.get_running_loop().add_reader(
+        sys.stdin.fileno(), os._exit, 0
+    )  # nothing here needs an orderly end
     server = await asyncio.start_server(connect, sock=listener, limit=CHUNK_BYTES)
     await server.serve_forever()
 
 
-async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
+async def _carry(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float
+) -> None:
     """One direction of one connection, to its end."""
     now = asyncio.get_running_loop().time
     travelling: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()

@@ -1,8 +1,9 @@
 """How much of the model's own speed is left when the whole line runs around it?
 
-Photographs through the embedded broker, the real decoder, model, claims, shards and commits; against the bare forward of the same
-model, on pixels that are ready, in the same process and run, before and after the line. Pictures: `--images DIR`, or the ones of the
-demo. Weights are random unless the model is the demo's: speed does not depend on them.
+Photographs through the embedded broker, the real decoder, model, claims, shards and commits;
+against the bare forward of the same model, on pixels that are ready, in the same process and run,
+before and after the line. Pictures: `--images DIR`, or the ones of the demo. Weights are random
+unless the model is the demo's: speed does not depend on them.
 
     python3 tasks.py bench end_to_end [--model tf_efficientnet_lite0] [--records 1000]
     python3 tasks.py bench end_to_end --model vit_base_patch16_224 --records 160
@@ -32,13 +33,17 @@ BARE_S = 10.0
 
 
 def pictures(folder: Path | None, records: int) -> list[bytes]:
-    """``records`` different JPEGs: files of the folder, or the demo's photographs, each cropped differently where they repeat."""
+    """``records`` different JPEGs: files of the folder, or the demo's photographs, each cropped
+    differently where they repeat."""
     if folder is not None:
         originals = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))]
     else:
         import skimage
 
-        originals = [path.read_bytes() for path in sorted((Path(skimage.__file__).parent / "data").glob("*.[jp][pn]g"))]
+        originals = [
+            path.read_bytes()
+            for path in sorted((Path(skimage.__file__).parent / "data").glob("*.[jp][pn]g"))
+        ]
     rng = np.random.default_rng(3)
     made: list[bytes] = []
     for i, data in enumerate(itertools.islice(itertools.cycle(originals), records)):
@@ -64,7 +69,9 @@ def bare(model: Model, pixels: list[np.ndarray], seconds: float) -> float:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--model", default="tf_efficientnet_lite0")
     options.add_argument("--records", type=int, default=1_000)
     options.add_argument("--batch", type=int, default=32)
@@ -85,7 +92,10 @@ def main() -> None:
             "decode": {"threads": given.decode_threads}, "http": {"host": "127.0.0.1", "port": 0}, "device": given.device,
         })  # fmt: skip
         model = load_model(config)
-        pixels = [model.embedder.transform(Image.open(io.BytesIO(d)).convert("RGB")) for d in data[: given.batch]]
+        pixels = [
+            model.embedder.transform(Image.open(io.BytesIO(d)).convert("RGB"))
+            for d in data[: given.batch]
+        ]
         before = bare(model, pixels, BARE_S)
         result = run_line(config, app.Parts(load_model=lambda _: model, metrics=Watched))
         after = bare(model, pixels, BARE_S)
@@ -107,7 +117,9 @@ def write_weights(name: str, path: Path) -> Path:
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    state: dict[str, Any] = {key: value.contiguous() for key, value in timm.create_model(name).state_dict().items()}
+    state: dict[str, Any] = {
+        key: value.contiguous() for key, value in timm.create_model(name).state_dict().items()
+    }
     save_file(state, path)
     return path
 

@@ -1,4 +1,5 @@
-"""What the benchmarks share: a broker, a filled topic, a run of the real line in this process, one JSON line."""
+"""What the benchmarks share: a broker, a filled topic, a run of the real line in this process, one
+JSON line."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def broker() -> Iterator[str]:
 
 @contextmanager
 def distant_broker(round_trip_s: float | None) -> Iterator[tuple[str, str]]:
-    """Bootstrap servers of one embedded broker, directly and from a distance; None: `broker`, and no distance."""
+    """Bootstrap servers of one embedded broker, directly and from a distance; None: `broker`, and
+    no distance."""
     with ExitStack() as at_exit:
         if round_trip_s is None:
             servers = at_exit.enter_context(broker())
@@ -55,11 +57,21 @@ def distant_broker(round_trip_s: float | None) -> Iterator[tuple[str, str]]:
 def fill(servers: str, topic: str, values: Iterable[bytes], partitions: int) -> int:
     """Creates and fills the topic; outside of every measure. Returns the number of records."""
     create_topic(servers, topic, partitions=partitions)
-    return len(produce(servers, topic, ((value, {"text": "a caption of the usual length for one photograph"}) for value in values)))
+    return len(
+        produce(
+            servers,
+            topic,
+            (
+                (value, {"text": "a caption of the usual length for one photograph"})
+                for value in values
+            ),
+        )
+    )
 
 
 class Watched(Metrics):
-    """Metrics that also note when the first record came and the last epoch was committed (monotonic seconds)."""
+    """Metrics that also note when the first record came and the last epoch was committed (monotonic
+    seconds)."""
 
     last: Watched
 
@@ -131,5 +143,13 @@ def emit(benchmark: str, **result: Any) -> None:
 
 
 def machine() -> dict[str, Any]:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "python": platform.python_version()}
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }

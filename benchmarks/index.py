@@ -1,8 +1,10 @@
-"""What does a search for near-duplicates cost, and what does it miss, as the index grows? Ours beside flat search and the graphs.
+"""What does a search for near-duplicates cost, and what does it miss, as the index grows? Ours
+beside flat search and the graphs.
 
-A stream of vectors with power-law topics and drift fills each index; at each size it is asked for fresh vectors (three in four) and for
-planted near-duplicates. Every contender runs in a process of its own, on one thread, on the same vectors, in the same run, and stops at the
-size that it does not reach within its time. Truth is brute force: float32 nominates with a margin, float64 decides.
+A stream of vectors with power-law topics and drift fills each index; at each size it is asked for
+fresh vectors (three in four) and for planted near-duplicates. Every contender runs in a process of
+its own, on one thread, on the same vectors, in the same run, and stops at the size that it does not
+reach within its time. Truth is brute force: float32 nominates with a margin, float64 decides.
 
     python3 tasks.py bench index [--sizes 10000,100000,300000] [--contenders certified,flat,hnswlib] [--plot FILE.png]
     python3 tasks.py bench index --sizes 10000,30000,100000,300000,1000000 --budget 900
@@ -11,17 +13,20 @@ size that it does not reach within its time. Truth is brute force: float32 nomin
     python3 tasks.py bench index --device cuda:0 --contenders certified,flat --sizes 1000000,4000000 --train-at 1000000
     python3 tasks.py bench index --images DIR --vectors FILE.npy [--copies 60] [--tau 0.9]
 
---device: where ours searches, and with --images the model computes. The table's µs are of CPUs also then; ``search_wall_us`` of the JSON line has
-the time that passed.
+--device: where ours searches, and with --images the model computes. The table's µs are of CPUs also
+then; ``search_wall_us`` of the JSON line has the time that passed.
 
---images: the stream is photographs and edits of them, in random order, as a model sees them (the demo's, or --model, --config, as in the
-benchmark ``thresholds``). --copies: edits of each photograph: the 19 of that benchmark, then several at random after one another. It takes
-10 to 50 ms of a core for each; --vectors keeps them, and a later run takes them from there or goes on where one was ended.
-As in the service an index gets *winners* only: an edit at or above τ to an earlier winner never enters it. Who wins is decided by brute
-force beforehand, so that every contender holds the same; a contender that misses would hold more. --sizes are winners; queries are what
-arrives next, winners and losers alike. A calibration learns from losers that arrived before, once each.
+--images: the stream is photographs and edits of them, in random order, as a model sees them (the
+demo's, or --model, --config, as in the benchmark ``thresholds``). --copies: edits of each
+photograph: the 19 of that benchmark, then several at random after one another. It takes 10 to 50 ms
+of a core for each; --vectors keeps them, and a later run takes them from there or goes on where one
+was ended. As in the service an index gets *winners* only: an edit at or above τ to an earlier
+winner never enters it. Who wins is decided by brute force beforehand, so that every contender holds
+the same; a contender that misses would hold more. --sizes are winners; queries are what arrives
+next, winners and losers alike. A calibration learns from losers that arrived before, once each.
 
-hnswlib and usearch are contenders where they are installed (`.venv/bin/pip install hnswlib usearch`).
+hnswlib and usearch are contenders where they are installed (`.venv/bin/pip install hnswlib
+usearch`).
 """
 
 from __future__ import annotations
@@ -41,13 +46,27 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy: one thread is what is measured
+for _name in (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+):  # before numpy: one thread is what is measured
     os.environ[_name] = "1"
 
 import faiss
 import numpy as np
 
-from benchmarks.vectors import BATCH, Arrivals, Drifting, Source, Stream, first_match, near, reachable, winners_of
+from benchmarks.vectors import (
+    BATCH,
+    Arrivals,
+    Drifting,
+    Source,
+    Stream,
+    first_match,
+    near,
+    reachable,
+    winners_of,
+)
 from streamer.dedup.arithmetic import similarities_of, widen
 from streamer.dedup.choose import open_index
 from streamer.dedup.host import HostBackend
@@ -69,18 +88,23 @@ class Setting(NamedTuple):
 class Contender(Protocol):
     def add(self, vectors: F16) -> None: ...
     def search(self, vectors: F16) -> tuple[I64, F64]:
-        """(n, d) → (n,) the most similar row, or any at or above the threshold; −1 for none; and (n,) the similarity."""
+        """(n, d) → (n,) the most similar row, or any at or above the threshold; −1 for none; and
+        (n,) the similarity."""
 
 
 class Ours:
     def __init__(self, setting: Setting, calibrated: bool) -> None:
-        self.index = open_index(setting.dim, setting.threshold, setting.device, calibrated, setting.train_at)
+        self.index = open_index(
+            setting.dim, setting.threshold, setting.device, calibrated, setting.train_at
+        )
         self.calibrated = calibrated
         self._rows = 0
 
     def append(self, vectors: F16) -> None:
         rows = np.arange(self._rows, self._rows + len(vectors))
-        self.index.store.append(vectors, self.index.store.view.sketch.codes(widen(vectors)), rows, 0, rows)
+        self.index.store.append(
+            vectors, self.index.store.view.sketch.codes(widen(vectors)), rows, 0, rows
+        )
         self.index.add(vectors, rows)
         self._rows += len(vectors)
 
@@ -96,7 +120,11 @@ class Ours:
     def warm_up(self, lessons: Iterable[F16]) -> None:
         """Lets a calibration learn before it is measured, as hours of a service would."""
         for queries in lessons:
-            if not self.calibrated or self.index.gauges()["rho"] < 1 or not self.index.gauges()["lists"]:
+            if (
+                not self.calibrated
+                or self.index.gauges()["rho"] < 1
+                or not self.index.gauges()["lists"]
+            ):
                 return
             self.index.search(queries)
 
@@ -151,7 +179,14 @@ class Usearch:
     def __init__(self, dim: int) -> None:
         from usearch.index import Index
 
-        self._index = Index(ndim=dim, metric="ip", dtype="f16", connectivity=16, expansion_add=100, expansion_search=64)
+        self._index = Index(
+            ndim=dim,
+            metric="ip",
+            dtype="f16",
+            connectivity=16,
+            expansion_add=100,
+            expansion_search=64,
+        )
 
     def add(self, vectors: F16) -> None:
         first = len(self._index)
@@ -159,12 +194,19 @@ class Usearch:
 
     def search(self, vectors: F16) -> tuple[I64, F64]:
         found = self._index.search(vectors, 1, threads=1)
-        return np.asarray(found.keys).reshape(-1).astype(np.int64), 1 - np.asarray(found.distances, np.float64).reshape(-1)
+        return np.asarray(found.keys).reshape(-1).astype(np.int64), 1 - np.asarray(
+            found.distances, np.float64
+        ).reshape(-1)
 
 
 def _ivf_once(setting: Setting) -> FaissIndex:
     """512 lists, where they are made of 16 384 vectors."""
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(setting.dim), setting.dim, setting.train_at // 32, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexIVFFlat(
+        faiss.IndexFlatIP(setting.dim),
+        setting.dim,
+        setting.train_at // 32,
+        faiss.METRIC_INNER_PRODUCT,
+    )
     index.nprobe = 8
     return FaissIndex(index, setting.train_at)
 
@@ -187,8 +229,17 @@ CONTENDERS: dict[str, tuple[str, Callable[[Setting], Contender]]] = {
 }
 
 
-def measure(name: str, setting: Setting, source: Source, sizes: list[int], count: int, budget: float, folder: Path) -> None:
-    """One contender, in this process: a JSON line for each size. ``folder``: where the first one leaves the truth for the others."""
+def measure(
+    name: str,
+    setting: Setting,
+    source: Source,
+    sizes: list[int],
+    count: int,
+    budget: float,
+    folder: Path,
+) -> None:
+    """One contender, in this process: a JSON line for each size. ``folder``: where the first one
+    leaves the truth for the others."""
     dim, threshold = setting.dim, setting.threshold
     index = CONTENDERS[name][1](setting)
     stored = folder / f"{name}.f2"
@@ -220,9 +271,16 @@ def measure(name: str, setting: Setting, source: Source, sizes: list[int], count
             index.warm_up(source.lessons(everything))
         index.search(queries[:BATCH])
         at, began_at = time.process_time(), time.perf_counter()
-        answers = [index.search(queries[low : low + BATCH]) for low in range(0, len(queries), BATCH)]
-        searching, waited = (time.process_time() - at) / len(queries), (time.perf_counter() - began_at) / len(queries)
-        found = np.concatenate([np.where(similarity >= threshold, nearest, -1) for nearest, similarity in answers])
+        answers = [
+            index.search(queries[low : low + BATCH]) for low in range(0, len(queries), BATCH)
+        ]
+        searching, waited = (
+            (time.process_time() - at) / len(queries),
+            (time.perf_counter() - began_at) / len(queries),
+        )
+        found = np.concatenate(
+            [np.where(similarity >= threshold, nearest, -1) for nearest, similarity in answers]
+        )
         right = similarities_of(queries, everything[np.maximum(found, 0)]) >= threshold
         hits = (found >= 0) & right
         line = {
@@ -239,7 +297,8 @@ def measure(name: str, setting: Setting, source: Source, sizes: list[int], count
 
 
 def planted(setting: Setting, size: int, count: int) -> dict[str, Any]:
-    """How many of ``count`` planted near-duplicates get another answer than brute force gives, while the index grows and starts again."""
+    """How many of ``count`` planted near-duplicates get another answer than brute force gives,
+    while the index grows and starts again."""
     dim, threshold = setting.dim, setting.threshold
     stream, rng = Stream(dim, SEED), np.random.default_rng(5)
     index, held = Ours(setting, False), np.empty((0, dim), np.float16)
@@ -248,23 +307,44 @@ def planted(setting: Setting, size: int, count: int) -> dict[str, Any]:
         vectors = stream.take(size // 10)
         index.add(vectors)
         held = np.concatenate([held, vectors])
-        queries = near(rng, held[rng.integers(0, len(held), count // 10)], rng.uniform(threshold - 1e-4, 1, count // 10))
+        queries = near(
+            rng,
+            held[rng.integers(0, len(held), count // 10)],
+            rng.uniform(threshold - 1e-4, 1, count // 10),
+        )
         expected = first_match(held, queries, threshold)
         cuts = np.sort(rng.integers(0, len(queries), len(queries) // 200))
         found = np.concatenate([index.search(part)[0] for part in np.split(queries, cuts)])
-        asked, different = asked + int((expected >= 0).sum()), different + int((found != expected).sum())
+        asked, different = (
+            asked + int((expected >= 0).sum()),
+            different + int((found != expected).sum()),
+        )
         again = Ours(setting, False)
         rows = np.arange(len(held))
-        again.index.store.append(held, again.index.store.view.sketch.codes(widen(held)), rows, 0, rows)
+        again.index.store.append(
+            held, again.index.store.view.sketch.codes(widen(held)), rows, 0, rows
+        )
         again.index.restore(index.index.state())
         again._rows = len(held)
         index, restarts = again, restarts + 1
-        print(f"  {len(held)} vectors, {asked} duplicates asked for, {different} different", file=sys.stderr, flush=True)
-    return {"benchmark": "index --planted", "dim": dim, "vectors": size, "duplicates": asked, "different": different, "restarts": restarts}
+        print(
+            f"  {len(held)} vectors, {asked} duplicates asked for, {different} different",
+            file=sys.stderr,
+            flush=True,
+        )
+    return {
+        "benchmark": "index --planted",
+        "dim": dim,
+        "vectors": size,
+        "duplicates": asked,
+        "different": different,
+        "restarts": restarts,
+    }
 
 
 def pauses(setting: Setting, size: int) -> dict[str, Any]:
-    """How long searches took, in wall time, while the index grew to ``size`` and kept itself up on a thread of its own, as in a replica."""
+    """How long searches took, in wall time, while the index grew to ``size`` and kept itself up on
+    a thread of its own, as in a replica."""
     stream, ours, done = Stream(setting.dim, SEED), Ours(setting, False), threading.Event()
 
     def keep_up() -> None:
@@ -295,8 +375,22 @@ def show(lines: list[dict[str, Any]], threshold: float) -> None:
     from rich.table import Table
 
     table = Table(title=f"CPU µs per vector on one thread, τ = {threshold}", title_justify="left")
-    for heading in ("contender", "vectors", "search", "add", "sum", "recall", "precision", "different", "bytes per vector"):
-        table.add_column(heading, justify="left" if heading == "contender" else "right", no_wrap=heading == "contender")
+    for heading in (
+        "contender",
+        "vectors",
+        "search",
+        "add",
+        "sum",
+        "recall",
+        "precision",
+        "different",
+        "bytes per vector",
+    ):
+        table.add_column(
+            heading,
+            justify="left" if heading == "contender" else "right",
+            no_wrap=heading == "contender",
+        )
     for line in lines:
         total = line["search_us"] + line["add_us"]
         table.add_row(
@@ -318,10 +412,19 @@ def plot(lines: list[dict[str, Any]], threshold: float, path: Path) -> None:
     for name, (label, _) in CONTENDERS.items():
         mine = [line for line in lines if line["contender"] == name]
         ours = name in ("certified", "calibrated")
-        style = {"label": label, "marker": "o", "linewidth": 2.5 if ours else 1.2, "markersize": 5, "zorder": 3 if ours else 2}
+        style = {
+            "label": label,
+            "marker": "o",
+            "linewidth": 2.5 if ours else 1.2,
+            "markersize": 5,
+            "zorder": 3 if ours else 2,
+        }
         cost.plot([m["size"] for m in mine], [m["search_us"] + m["add_us"] for m in mine], **style)
         recall.plot([m["size"] for m in mine], [m["recall"] for m in mine], **style)
-    for axes, title in ((cost, "CPU µs per vector: one search and one add, one thread"), (recall, f"recall at cosine {threshold}")):
+    for axes, title in (
+        (cost, "CPU µs per vector: one search and one add, one thread"),
+        (recall, f"recall at cosine {threshold}"),
+    ):
         axes.set(xscale="log", xlabel="vectors in the index", title=title)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -331,13 +434,18 @@ def plot(lines: list[dict[str, Any]], threshold: float, path: Path) -> None:
 
 
 def prepared(args: argparse.Namespace) -> tuple[F16, dict[str, Any]]:
-    """(n, d) vectors of photographs and their edits in the order of their arrival, and what they are of."""
+    """(n, d) vectors of photographs and their edits in the order of their arrival, and what they
+    are of."""
     from benchmarks.photographs import eye_of, gather, rounds  # torch, which no contender needs
 
     eye, config = eye_of(args)
     photos = [photo for photo in gather(args.images) if eye.can_see(photo)]
     vectors = rounds(eye, photos, args.copies, args.vectors)
-    about = {"model": getattr(config.embedder, "model", config.embedder.type), "photographs": len(photos), "copies": args.copies}
+    about = {
+        "model": getattr(config.embedder, "model", config.embedder.type),
+        "photographs": len(photos),
+        "copies": args.copies,
+    }
     return vectors[np.random.default_rng(SEED).permutation(len(vectors))], about
 
 
@@ -363,22 +471,36 @@ def main() -> None:
         return
     from benchmarks.photographs import model_options
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="10000,30000,100000", help="vectors at which to measure, ascending")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", default="10000,30000,100000", help="vectors at which to measure, ascending"
+    )
     parser.add_argument("--dim", type=int, default=512, help="of the synthetic ones")
     parser.add_argument("--queries", type=int, help="at each size: 20 480; 4 096 with --images")
     parser.add_argument("--tau", type=float, help="threshold: 0.95; 0.9 with --images")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--budget", type=float, default=300.0, help="CPU seconds after which a contender is not filled any further")
     parser.add_argument(
-        "--train-at", type=int, default=HostBackend.train_at, help="vectors at which lists are first made: ours, and those trained once"
+        "--budget",
+        type=float,
+        default=300.0,
+        help="CPU seconds after which a contender is not filled any further",
+    )
+    parser.add_argument(
+        "--train-at",
+        type=int,
+        default=HostBackend.train_at,
+        help="vectors at which lists are first made: ours, and those trained once",
     )
     parser.add_argument("--planted", type=int, default=0)
     parser.add_argument("--pauses", action="store_true")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--images", type=Path, metavar="DIR")
     parser.add_argument("--copies", type=int, default=19, help="edits of each photograph")
-    parser.add_argument("--vectors", type=Path, metavar="FILE.npy", help="keeps the vectors of the photographs")
+    parser.add_argument(
+        "--vectors", type=Path, metavar="FILE.npy", help="keeps the vectors of the photographs"
+    )
     model_options(parser)
     args = parser.parse_args()
     args.tau = args.tau or (0.9 if args.images else 0.95)
@@ -400,15 +522,29 @@ def main() -> None:
             np.save(Path(folder, "arrivals.npy"), vectors)
             np.save(Path(folder, "winners.npy"), winners)
             about |= of | {"arrivals": len(vectors), "winners": len(winners)}
-            print(f"{len(vectors)} vectors, {len(winners)} of them win at {args.tau}", file=sys.stderr)
+            print(
+                f"{len(vectors)} vectors, {len(winners)} of them win at {args.tau}", file=sys.stderr
+            )
             if len(vectors) <= args.queries:
-                raise SystemExit(f"{len(vectors)} vectors are too few for --queries {args.queries}; more --copies make more")
-            sizes, args.dim = reachable(sizes, winners, len(vectors), args.queries), vectors.shape[1]
-        task = {"setting": setting._replace(dim=args.dim), "sizes": sizes, "queries": args.queries, "budget": args.budget}
+                raise SystemExit(
+                    f"{len(vectors)} vectors are too few for --queries {args.queries}; more --copies make more"
+                )
+            sizes, args.dim = (
+                reachable(sizes, winners, len(vectors), args.queries),
+                vectors.shape[1],
+            )
+        task = {
+            "setting": setting._replace(dim=args.dim),
+            "sizes": sizes,
+            "queries": args.queries,
+            "budget": args.budget,
+        }
         Path(folder, "task.json").write_text(json.dumps(task), "utf-8")
         names = args.contenders.split(",")
         for name in sorted(names, key=lambda name: name != "flat"):  # it finds the truth on its way
-            missing = {"hnswlib": "hnswlib", "hnswlib-32": "hnswlib", "usearch": "usearch"}.get(name)
+            missing = {"hnswlib": "hnswlib", "hnswlib-32": "hnswlib", "usearch": "usearch"}.get(
+                name
+            )
             if missing and find_spec(missing) is None:
                 print(f"{name}: not measured, {missing} is not installed", file=sys.stderr)
                 continue

@@ -1,8 +1,9 @@
-"""How fast is the line alone? Real Kafka, real claims, real shards and commits; decode and embedding are replaced.
+"""How fast is the line alone? Real Kafka, real claims, real shards and commits; decode and
+embedding are replaced.
 
-`SeededDecoder` does not look into the image: it hands on the first bytes of the value. `SeededModel` turns them into a unit vector
-by one matrix product: a vector seeded from the bytes. Everything else is the line that `streamer run` runs. The producer is
-outside of the measure.
+`SeededDecoder` does not look into the image: it hands on the first bytes of the value.
+`SeededModel` turns them into a unit vector by one matrix product: a vector seeded from the bytes.
+Everything else is the line that `streamer run` runs. The producer is outside of the measure.
 
     python3 tasks.py bench spine [--records 200000] [--dim 64] [--bytes 1000] [--duplicates 0.3] [--dedup off]
     python3 tasks.py bench spine --round-trip 20ms [--in-flight 1]          # the broker is far away (`benchmarks/distance.py`)
@@ -37,10 +38,19 @@ JPEG_MAGIC = b"\xff\xd8\xff\xe0"
 
 
 class SeededDecoder:
-    """In place of `streamer.decode.decoder.Decoder`: the envelope is parsed, the claim looked up and the bytes are hashed as in the real
-    one; the pixels are the first bytes of the value."""
+    """In place of `streamer.decode.decoder.Decoder`: the envelope is parsed, the claim looked up
+    and the bytes are hashed as in the real one; the pixels are the first bytes of the value."""
 
-    def __init__(self, config: Config, _transform: Any, _decode: Any, _draft_size: Any, _rules: Any, prior: Prior, *_rest: Any) -> None:
+    def __init__(
+        self,
+        config: Config,
+        _transform: Any,
+        _decode: Any,
+        _draft_size: Any,
+        _rules: Any,
+        prior: Prior,
+        *_rest: Any,
+    ) -> None:
         self._content_type = config.kafka.default_content_type
         self._prior = prior
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="decode")
@@ -109,7 +119,9 @@ def values(records: int, nbytes: int, duplicates: float) -> list[bytes]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--records", type=int, default=200_000)
     options.add_argument("--dim", type=int, default=64)
     options.add_argument("--bytes", type=int, default=1_000)
@@ -118,21 +130,45 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=256)
     options.add_argument("--dedup", choices=("on", "off"), default="on")
     options.add_argument("--probe", choices=("certified", "calibrated"), default="certified")
-    options.add_argument("--in-flight", type=int, default=claims.MAX_IN_FLIGHT, help="batches whose claims may be on their way at once")
-    options.add_argument("--round-trip", type=parse_duration, metavar="20ms", help="to a broker of its own, through a proxy that delays")
+    options.add_argument(
+        "--in-flight",
+        type=int,
+        default=claims.MAX_IN_FLIGHT,
+        help="batches whose claims may be on their way at once",
+    )
+    options.add_argument(
+        "--round-trip",
+        type=parse_duration,
+        metavar="20ms",
+        help="to a broker of its own, through a proxy that delays",
+    )
     given = options.parse_args()
     claims.MAX_IN_FLIGHT = given.in_flight
-    with distant_broker(given.round_trip) as (near, servers), tempfile.TemporaryDirectory() as folder:
+    with (
+        distant_broker(given.round_trip) as (near, servers),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         name = f"spine-{uuid.uuid4().hex[:8]}"
-        fill(near, f"{name}-in", values(given.records, given.bytes, given.duplicates), given.partitions)
+        fill(
+            near,
+            f"{name}-in",
+            values(given.records, given.bytes, given.duplicates),
+            given.partitions,
+        )
         config = parse_config({
             "dataset": name, "writer": "bench", "kafka": {"bootstrap_servers": servers, "topic": f"{name}-in"},
             "embedder": {"type": "timm", "model": "replaced by SeededModel"}, "dedup": {"threshold": 0.97, "probe": given.probe, "snapshots": "off"} if given.dedup == "on" else "off",
             "output": {"path": folder}, "batch": {"size": given.batch, "linger": "20ms"}, "http": {"host": "127.0.0.1", "port": 0},
         })  # fmt: skip
-        parts = app.Parts(load_model=lambda _: SeededModel(given.dim), decoder=SeededDecoder, metrics=Watched)  # type: ignore[arg-type,return-value]
+        parts = app.Parts(
+            load_model=lambda _: SeededModel(given.dim), decoder=SeededDecoder, metrics=Watched
+        )  # type: ignore[arg-type,return-value]
         result = run_line(config, parts)
-    emit("spine", replaced="decode and embedding: a vector seeded from the bytes", **{**vars(given), **result})
+    emit(
+        "spine",
+        replaced="decode and embedding: a vector seeded from the bytes",
+        **{**vars(given), **result},
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
-"""Which threshold for which model? Edits that are found, and different photographs that are taken for one, over dedup.threshold.
+"""Which threshold for which model? Edits that are found, and different photographs that are taken
+for one, over dedup.threshold.
 
-Some of the photographs are edited in many ways; all are decoded and embedded as a replica would, and compared as the meld compares: exact dot
-products of L2-normalised fp16 vectors. Recall is the share of edits at or above τ to their original; false pairs are pairs of *different*
-photographs at or above τ. Only eyes can tell whether two files show different things: the closest pairs are printed, and those
-that show the same go into the file of --same, one a line (two paths below DIR and a tab between), to be left out the next time.
+Some of the photographs are edited in many ways; all are decoded and embedded as a replica would,
+and compared as the meld compares: exact dot products of L2-normalised fp16 vectors. Recall is the
+share of edits at or above τ to their original; false pairs are pairs of *different* photographs at
+or above τ. Only eyes can tell whether two files show different things: the closest pairs are
+printed, and those that show the same go into the file of --same, one a line (two paths below DIR
+and a tab between), to be left out the next time.
 
-    python3 tasks.py bench thresholds --images DIR --same benchmarks/thresholds.same --plot docs/deduplication.png
-    python3 tasks.py bench thresholds --images DIR --model vit_small_patch14_dinov2.lvd142m --weights FILE
-    python3 tasks.py bench thresholds --images DIR --config streamer.yaml
+    python3 tasks.py bench thresholds --images DIR --same benchmarks/thresholds.same --plot
+    docs/deduplication.png python3 tasks.py bench thresholds --images DIR --model
+    vit_small_patch14_dinov2.lvd142m --weights FILE python3 tasks.py bench thresholds --images DIR
+    --config streamer.yaml
 
---model takes any timm name; its own pretrained weights are fetched where neither --weights nor --config says otherwise. Without --images the
-demo's photographs are taken: too few to say anything about false pairs. 1 415 photographs are a million pairs; recall needs some hundred.
+--model takes any timm name; its own pretrained weights are fetched where neither --weights nor
+--config says otherwise. Without --images the demo's photographs are taken: too few to say anything
+about false pairs. 1 415 photographs are a million pairs; recall needs some hundred.
 """
 
 from __future__ import annotations
@@ -57,7 +62,8 @@ class Pairs(NamedTuple):
 
 
 def pairs_of(vectors: F16, same: Iterable[tuple[int, int]], taus: F64, closest: int = 20) -> Pairs:
-    """All pairs of (n, d) vectors but the ``same``. ``taus``: ascending. Memory: a few times that of `ROWS` × n similarities."""
+    """All pairs of (n, d) vectors but the ``same``. ``taus``: ascending. Memory: a few times that
+    of `ROWS` × n similarities."""
     n = len(vectors)
     left_out = np.array(sorted({(min(pair), max(pair)) for pair in same}), np.int64).reshape(-1, 2)
     counts, best, tops = np.zeros(len(taus), np.int64), np.full(n, -1.0), []
@@ -69,27 +75,44 @@ def pairs_of(vectors: F16, same: Iterable[tuple[int, int]], taus: F64, closest: 
         found[here[:, 0] - low, here[:, 1]] = -1.0
         best = np.maximum(best, found.max(axis=0))
         best[low:high] = np.maximum(best[low:high], found.max(axis=1))
-        counts += len(found[found >= taus[0]]) - np.searchsorted(np.sort(found[found >= taus[0]]), taus)
-        nearest = (
-            np.argsort(found, axis=None)[-closest:] if found.size <= closest else np.argpartition(found, -closest, axis=None)[-closest:]
+        counts += len(found[found >= taus[0]]) - np.searchsorted(
+            np.sort(found[found >= taus[0]]), taus
         )
-        tops += [(float(found.flat[k]), low + int(k) // n, int(k) % n) for k in nearest if found.flat[k] > -1]
+        nearest = (
+            np.argsort(found, axis=None)[-closest:]
+            if found.size <= closest
+            else np.argpartition(found, -closest, axis=None)[-closest:]
+        )
+        tops += [
+            (float(found.flat[k]), low + int(k) // n, int(k) % n)
+            for k in nearest
+            if found.flat[k] > -1
+        ]
     photographs = (best[:, None] >= taus).sum(axis=0)
-    return Pairs(n * (n - 1) // 2 - len(left_out), counts, photographs, sorted(tops, reverse=True)[:closest])
+    return Pairs(
+        n * (n - 1) // 2 - len(left_out), counts, photographs, sorted(tops, reverse=True)[:closest]
+    )
 
 
 def known_same(photos: Sequence[Photo], file: Path | None) -> set[tuple[int, int]]:
-    """Rows of the pairs that are no false ones: of one scene, or in the file. Lines that name no photograph here are for other folders."""
+    """Rows of the pairs that are no false ones: of one scene, or in the file. Lines that name no
+    photograph here are for other folders."""
     rows = {photo.name: row for row, photo in enumerate(photos)}
     lines = [line.split("\t") for line in file.read_text("utf-8").splitlines()] if file else []
-    listed = {(rows[a], rows[b]) for a, b in (line for line in lines if len(line) == 2) if a in rows and b in rows}
+    listed = {
+        (rows[a], rows[b])
+        for a, b in (line for line in lines if len(line) == 2)
+        if a in rows and b in rows
+    }
     scenes: dict[str, list[int]] = {}
     for row, photo in enumerate(photos):
         scenes.setdefault(photo.scene, []).append(row)
     return listed | {pair for members in scenes.values() for pair in combinations(members, 2)}
 
 
-def measure(eye: Eye, photos: Sequence[Photo], edited: int, same: set[tuple[int, int]], taus: F64) -> tuple[dict[str, F64], Pairs]:
+def measure(
+    eye: Eye, photos: Sequence[Photo], edited: int, same: set[tuple[int, int]], taus: F64
+) -> tuple[dict[str, F64], Pairs]:
     """Edit → (t,) recall, and the pairs of different photographs."""
     vectors = eye.vectors((photo.data for photo in photos), len(photos))
     chosen = sorted(random.Random(SEED).sample(range(len(photos)), min(edited, len(photos))))
@@ -101,11 +124,22 @@ def measure(eye: Eye, photos: Sequence[Photo], edited: int, same: set[tuple[int,
                 yield encoded(edit(picture), "jpg", quality=quality)
 
     near = eye.vectors(edits(), len(chosen) * len(EDITS)).reshape(len(chosen), len(EDITS), -1)
-    found = {name: recall(similarities_of(near[:, k], vectors[chosen]), taus) for k, name in enumerate(EDITS)}
+    found = {
+        name: recall(similarities_of(near[:, k], vectors[chosen]), taus)
+        for k, name in enumerate(EDITS)
+    }
     return found, pairs_of(vectors, same, taus)
 
 
-def result_of(model: str, dim: int, photographs: int, edited: int, same: int, recalls: Mapping[str, F64], pairs: Pairs) -> dict[str, Any]:
+def result_of(
+    model: str,
+    dim: int,
+    photographs: int,
+    edited: int,
+    same: int,
+    recalls: Mapping[str, F64],
+    pairs: Pairs,
+) -> dict[str, Any]:
     return {
         "model": model, "dim": dim, "photographs": photographs, "edited": edited, "pairs": pairs.total, "same": same, "taus": TAUS.tolist(),
         "recall": {name: np.round(values, 4).tolist() for name, values in recalls.items()},
@@ -127,16 +161,26 @@ def show(result: Mapping[str, Any], closest: Sequence[tuple[float, str, str]]) -
     def line(name: str, values: Iterable[str]) -> None:
         print(f"{name:<26}" + "".join(f"{value:>8}" for value in values))
 
-    print(f"\n{result['model']}: {result['photographs']} photographs, {result['edited']} of them edited; percent found at threshold")
+    print(
+        f"\n{result['model']}: {result['photographs']} photographs, {result['edited']} of them edited; percent found at threshold"
+    )
     line("", (f"{taus[k]:.2f}" for k in columns))
     for family, edits in FAMILIES.items():
         print(family)
         for name in edits:
             line(f"  {name}", (f"{100 * result['recall'][name][k]:.1f}" for k in columns))
-    print(f"Different photographs ({result['pairs']:,} pairs, without {result['same']} that show the same)")
+    print(
+        f"Different photographs ({result['pairs']:,} pairs, without {result['same']} that show the same)"
+    )
     line("  false pairs", (str(result["false_pairs"][k]) for k in columns))
     counts, one = result["false_pairs"], 1e6 / result["pairs"]
-    line("  … per million pairs", (f"{'' if counts[k] else '<'}{one * max(counts[k], 1):{',.0f' if one > 50 else '.1f'}}" for k in columns))
+    line(
+        "  … per million pairs",
+        (
+            f"{'' if counts[k] else '<'}{one * max(counts[k], 1):{',.0f' if one > 50 else '.1f'}}"
+            for k in columns
+        ),
+    )
     line("  photographs in them", (str(result["photographs_in_false_pairs"][k]) for k in columns))
 
 
@@ -148,7 +192,8 @@ GRADED = ("Saved again as JPEG", "Made smaller", "Cropped, left and top")
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """A panel for each family of edits, and one below for different photographs, all over the same thresholds."""
+    """A panel for each family of edits, and one below for different photographs, all over the same
+    thresholds."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -159,7 +204,9 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     mpl.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK})
     mpl.rcParams.update(dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), SOFT))
     figure = pyplot.figure(figsize=(10.4, 8.8), facecolor=PAPER)
-    upper = figure.add_gridspec(2, 3, left=0.062, right=0.978, top=0.835, bottom=0.405, hspace=0.4, wspace=0.13)
+    upper = figure.add_gridspec(
+        2, 3, left=0.062, right=0.978, top=0.835, bottom=0.405, hspace=0.4, wspace=0.13
+    )
     lower = figure.add_gridspec(1, 1, left=0.062, right=0.978, top=0.312, bottom=0.072)
 
     def write(y: float, text: str, size: float, **style: Any) -> None:
@@ -169,7 +216,13 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     measured = f"{result['photographs']:,} photographs, {result['edited']} of them edited in {len(EDITS)} ways"
     write(0.928, f"{result['model']} ({result['dim']} dimensions) · {measured}", 10, color=SOFT)
     write(0.88, "Edits that are found, at or above the threshold", 10.5, weight="bold", color=BLUE)
-    write(0.332, "Different photographs that are taken for one: false pairs per million pairs", 10.5, weight="bold", color=RED)
+    write(
+        0.332,
+        "Different photographs that are taken for one: false pairs per million pairs",
+        10.5,
+        weight="bold",
+        color=RED,
+    )
 
     def dressed(axes: Any) -> Any:
         axes.set_xlim(taus[0], 1.0)
@@ -185,10 +238,19 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         axes.set_title(family, loc="left", size=9.5, weight="bold", color=INK, pad=5)
         for k, name in enumerate(edits):
             colour = STRENGTHS[round(3 * k / (len(edits) - 1))] if family in GRADED else COLOURS[k]
-            axes.plot(taus, result["recall"][name], color=colour, linewidth=2, label=name, solid_capstyle="round")
+            axes.plot(
+                taus,
+                result["recall"][name],
+                color=colour,
+                linewidth=2,
+                label=name,
+                solid_capstyle="round",
+            )
         axes.set_ylim(0, 1.03)
         axes.set_xticks(ticks, ["0.7", "", "0.8", "", "0.9", "", "1.0"])
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"] if at % 3 == 0 else [""] * 5)
+        axes.set_yticks(
+            [0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"] if at % 3 == 0 else [""] * 5
+        )
         axes.legend(
             loc="upper right" if family == "Made smaller" else "lower left",
             frameon=False,
@@ -206,9 +268,24 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     for tau in (0.75, 0.80, 0.85, 0.90):
         k = int(np.abs(taus - tau).argmin())
         if seen[k]:
-            axes.plot(taus[k], rates[k], "o", color=RED, markersize=6, markeredgecolor=PAPER, markeredgewidth=1.2)
+            axes.plot(
+                taus[k],
+                rates[k],
+                "o",
+                color=RED,
+                markersize=6,
+                markeredgecolor=PAPER,
+                markeredgewidth=1.2,
+            )
             label = f"{rates[k]:.1f}" if rates[k] < 10 else f"{rates[k]:,.0f}"
-            axes.annotate(label, (taus[k], rates[k]), (5, 6), textcoords="offset points", size=9.5, weight="bold")
+            axes.annotate(
+                label,
+                (taus[k], rates[k]),
+                (5, 6),
+                textcoords="offset points",
+                size=9.5,
+                weight="bold",
+            )
     axes.set_yscale("log")
     axes.set_ylim(one / 2.5, max(10 * one, 2 * float(rates.max())))
     axes.axhspan(one / 2.5, one, color="#f1f2f4", zorder=0)
@@ -223,9 +300,13 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=Path, metavar="DIR")
-    parser.add_argument("--same", type=Path, metavar="FILE", help="pairs that show the same picture")
+    parser.add_argument(
+        "--same", type=Path, metavar="FILE", help="pairs that show the same picture"
+    )
     parser.add_argument("--edited", type=int, default=300, help="photographs that are edited")
     model_options(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help=".png or .svg")
@@ -239,7 +320,9 @@ def main() -> None:
     recalls, pairs = measure(eye, photos, edited, same, TAUS)
     name = getattr(config.embedder, "model", config.embedder.type)
     result = result_of(name, eye.dim, len(photos), edited, len(same), recalls, pairs)
-    show(result, [(similarity, photos[i].name, photos[j].name) for similarity, i, j in pairs.closest])
+    show(
+        result, [(similarity, photos[i].name, photos[j].name) for similarity, i, j in pairs.closest]
+    )
     if given.plot:
         plot(result, given.plot)
     emit("thresholds", **result)

@@ -1,6 +1,8 @@
-"""Embeddings as they arrive, for an index to be filled with and asked for: synthetic ones, and those of photographs and their edits.
+"""Embeddings as they arrive, for an index to be filled with and asked for: synthetic ones, and
+those of photographs and their edits.
 
-Synthetic ones have topics whose sizes follow a power law, that come, move and go; near-duplicates are planted.
+Synthetic ones have topics whose sizes follow a power law, that come, move and go; near-duplicates
+are planted.
 """
 
 from __future__ import annotations
@@ -33,17 +35,21 @@ class Source(Protocol):
         """(count, d) queries that come after the (n, d) taken so far. Leaves the source as it is."""
 
     def lessons(self, held: F16) -> Iterator[F16]:
-        """Queries that have a match among the (n, d) taken so far, for a calibration to learn from: none that are asked later."""
+        """Queries that have a match among the (n, d) taken so far, for a calibration to learn from:
+        none that are asked later."""
 
 
 class Stream:
-    """Unit vectors as fp16. A vector is what all have in common, its topic, something along the main directions of all, and noise."""
+    """Unit vectors as fp16. A vector is what all have in common, its topic, something along the
+    main directions of all, and noise."""
 
     def __init__(self, dim: int, seed: int = 0, topics: int = 4000) -> None:
         self.dim = dim
         self.rng = np.random.default_rng(seed)
         directions = np.linalg.qr(self.rng.standard_normal((dim, dim)))[0]
-        self._spectrum = (directions * np.arange(1, dim + 1) ** -0.5).astype(np.float32)  # variance falls as 1 / rank
+        self._spectrum = (directions * np.arange(1, dim + 1) ** -0.5).astype(
+            np.float32
+        )  # variance falls as 1 / rank
         self._common = _unit(self.rng.standard_normal((1, dim)).astype(np.float32))
         self._topics = self._directions(topics)
         self._share = np.arange(1, topics + 1) ** -1.0
@@ -54,7 +60,9 @@ class Stream:
         """(n, dim) of the stream as it is now; then topics move as far as n vectors let them."""
         topics = self._topics[self.rng.choice(len(self._topics), n, p=self._share)]
         noise = self.rng.standard_normal((n, self.dim), np.float32) / np.float32(np.sqrt(self.dim))
-        vectors = _unit(0.35 * self._common + 0.7 * topics + 0.5 * self._directions(n) + 0.25 * noise)
+        vectors = _unit(
+            0.35 * self._common + 0.7 * topics + 0.5 * self._directions(n) + 0.25 * noise
+        )
         moved = self.rng.random(len(self._topics)) < n / HALF_LIFE
         if moved.any():
             self._topics[moved] = _unit(self._topics[moved] + self._directions(int(moved.sum())))
@@ -92,13 +100,16 @@ class Drifting:
 
 
 class Arrivals:
-    """Vectors that arrive one after the other, as in the service: what wins enters the index, what duplicates a winner does not.
+    """Vectors that arrive one after the other, as in the service: what wins enters the index, what
+    duplicates a winner does not.
 
-    Who wins is decided here by brute force, so that every contender holds the same; what arrives after them is asked for, whoever wins.
+    Who wins is decided here by brute force, so that every contender holds the same; what arrives
+    after them is asked for, whoever wins.
     """
 
     def __init__(self, vectors: F16, winners: I64) -> None:
-        """``vectors``: (n, d) in order of arrival, normalised. ``winners``: their ascending rows, see `winners_of`."""
+        """``vectors``: (n, d) in order of arrival, normalised. ``winners``: their ascending rows,
+        see `winners_of`."""
         self.dim = vectors.shape[1]
         self._vectors, self._winners, self._taken = vectors, winners, 0
 
@@ -126,7 +137,8 @@ class Arrivals:
 
 
 def winners_of(vectors: F16, threshold: float) -> I64:
-    """(n, d) normalised, in order of arrival → the rows, ascending, that are below the threshold to every winner before them. Brute force."""
+    """(n, d) normalised, in order of arrival → the rows, ascending, that are below the threshold to
+    every winner before them. Brute force."""
     winners: list[int] = []
     held = np.empty_like(vectors)
     for low in range(0, len(vectors), 1024):
@@ -143,13 +155,15 @@ def winners_of(vectors: F16, threshold: float) -> I64:
 
 
 def reachable(sizes: list[int], winners: I64, arrivals: int, queries: int) -> list[int]:
-    """The sizes after which that many queries still arrive; the first one that is too large becomes the largest of those."""
+    """The sizes after which that many queries still arrive; the first one that is too large becomes
+    the largest of those."""
     most = int(np.searchsorted(winners, arrivals - queries))
     return sorted({min(size, most) for size in sizes} - {0})
 
 
 def first_match(held: F16, queries: F16, threshold: float) -> I64:
-    """(n, d) and (m, d) → (m,) lowest row of ``held`` at or above the threshold, −1 for none: float32 nominates with a margin, float64 decides."""
+    """(n, d) and (m, d) → (m,) lowest row of ``held`` at or above the threshold, −1 for none:
+    float32 nominates with a margin, float64 decides."""
     first = np.full(len(queries), -1, np.int64)
     for low in range(0, len(held), 8192):
         rows = held[low : low + 8192].astype(np.float32)

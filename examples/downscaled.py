@@ -1,4 +1,5 @@
-"""A plugin: the image itself, shrunk to 16×16, as its vector. Enough to find copies, resized and re-encoded ones too.
+"""A plugin: the image itself, shrunk to 16×16, as its vector. Enough to find copies, resized and
+re-encoded ones too.
 
 embedder: {type: "downscaled:Downscaled", args: {side: 16}}      # in the folder where `streamer run` starts
 """

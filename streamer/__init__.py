@@ -1,4 +1,5 @@
-"""streamer curates image-text data from Kafka as it arrives. The base classes for plugins are importable from here.
+"""streamer curates image-text data from Kafka as it arrives. The base classes for plugins are
+importable from here.
 
 They are loaded on first use (PEP 562), so that ``import streamer`` stays cheap.
 """
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Filter", "Head", "ImageEmbedder"]
 
-_HOMES = {"Filter": "streamer.judge.filters", "Head": "streamer.model.head", "ImageEmbedder": "streamer.model.embedder"}
+_HOMES = {
+    "Filter": "streamer.judge.filters",
+    "Head": "streamer.model.head",
+    "ImageEmbedder": "streamer.model.embedder",
+}
 
 
 def __getattr__(name: str) -> Any:

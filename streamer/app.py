@@ -4,10 +4,11 @@
     Kafka     pool       ┗━ device thread ┛   claims     writer   Kafka
     thread                                    thread     thread   thread
 
-A record is polled. The decoder reads its header, lets the cheap filters reject it, and decodes it, or calls it invalid.
-Samples gather into a micro-batch; the device embeds and scores it, the filters reject, the index names what is plainly a
-duplicate. What is left claims its place in the claim log, whose order decides who was first. The epoch writes every
-decision down; once it is sealed on durable storage, one Kafka transaction makes the epoch and its offsets true together.
+A record is polled. The decoder reads its header, lets the cheap filters reject it, and decodes it,
+or calls it invalid. Samples gather into a micro-batch; the device embeds and scores it, the filters
+reject, the index names what is plainly a duplicate. What is left claims its place in the claim log,
+whose order decides who was first. The epoch writes every decision down; once it is sealed on
+durable storage, one Kafka transaction makes the epoch and its offsets true together.
 """
 
 from __future__ import annotations
@@ -56,16 +57,20 @@ log = logging.getLogger("streamer")
 QUEUE_BYTES = 256_000_000
 """Raw image bytes in the decode queue, and again in the writer's."""
 QUEUE_BATCHES = 3
-"""Batches of records that may wait for the device: enough to keep it busy, few enough to be cheap to read again after a rebalance."""
+"""Batches of records that may wait for the device: enough to keep it busy, few enough to be cheap
+to read again after a rebalance."""
 HEARTBEAT_S = 300.0
-"""A thread that gives no sign for so long is taken for dead by the liveness probe: longer than any single step may take."""
+"""A thread that gives no sign for so long is taken for dead by the liveness probe: longer than any
+single step may take."""
 CLOSE_LIMIT_S = 20.0
 SNAPSHOT_LIMIT_S = 30.0
-"""So long a clean end may take for its snapshot, when the group is left and others went on; what is unfinished then is thrown away."""
+"""So long a clean end may take for its snapshot, when the group is left and others went on; what is
+unfinished then is thrown away."""
 COMMIT_LIMIT_S = 90.0
 """The watchdog's budget for one transaction, and for a projection of no bytes."""
 PROJECT_BYTES_PER_S = 10_000_000
-"""The watchdog takes a projection that is slower for one that hangs: a disk renames, an object store copies."""
+"""The watchdog takes a projection that is slower for one that hangs: a disk renames, an object
+store copies."""
 MAINTAIN_S = 0.2
 """How often the index looks whether there is something to train or to merge."""
 
@@ -73,7 +78,8 @@ MAINTAIN_S = 0.2
 def run(config: Config, stop: Callable[[], bool], until: str | float | None = None) -> None:
     """Runs one replica until ``stop()``, or until ``until``: "end" or UTC seconds.
 
-    Blocks. Raises the StreamerError, or the bug, that ended it early; then nothing uncommitted is visible.
+    Blocks. Raises the StreamerError, or the bug, that ended it early; then nothing uncommitted is
+    visible.
     """
     admin = Admin(config.kafka)
     topic = input_topic(admin, config)
@@ -81,7 +87,8 @@ def run(config: Config, stop: Callable[[], bool], until: str | float | None = No
 
 
 def replay(config: Config, stop: Callable[[], bool], first: str, last: str) -> None:
-    """Like `run`, over the part of the topic that ``first`` and ``last`` name (`streamer.replay`), into a new dataset."""
+    """Like `run`, over the part of the topic that ``first`` and ``last`` name (`streamer.replay`),
+    into a new dataset."""
     admin = Admin(config.kafka)
     topic = input_topic(admin, config)
     run_range(config, admin, topic, replay_range(config, admin, topic, first, last), stop)
@@ -99,8 +106,16 @@ class Parts:
 PARTS = Parts()
 
 
-def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop: Callable[[], bool], parts: Parts = PARTS) -> None:
-    """`run` over a given part of the topic, step by step. What the steps opened is closed last first, however they end."""
+def run_range(
+    config: Config,
+    admin: Admin,
+    topic: TopicInfo,
+    span: Range,
+    stop: Callable[[], bool],
+    parts: Parts = PARTS,
+) -> None:
+    """`run` over a given part of the topic, step by step. What the steps opened is closed last
+    first, however they end."""
     failure = Failure()
     ops = Ops(failure, Health(failure), parts.metrics(rule.name for rule in config.filters))
     with ExitStack() as at_exit:
@@ -125,8 +140,11 @@ def run_range(config: Config, admin: Admin, topic: TopicInfo, span: Range, stop:
         take_part(ground, state, workers, recovered, stop)
 
 
-def put_together(ground: Ground, state: Restored, decoder_type: type[Decoder], at_exit: ExitStack) -> tuple[Line, list[Worker]]:
-    """The stages in the order a record meets them, and the threads that will run them; none is started here.
+def put_together(
+    ground: Ground, state: Restored, decoder_type: type[Decoder], at_exit: ExitStack
+) -> tuple[Line, list[Worker]]:
+    """The stages in the order a record meets them, and the threads that will run them; none is
+    started here.
 
     Raises ConfigError where a filter of the user's own cannot be made.
     """
@@ -134,10 +152,18 @@ def put_together(ground: Ground, state: Restored, decoder_type: type[Decoder], a
     failure, health, metrics = ground.ops.failure, ground.ops.health, ground.ops.metrics
     dedup = config.dedup
     fence = Fence(Run(0, 0))
-    chunks: Channel[Chunk] = Channel("decode", QUEUE_BATCHES * config.batch.size // CHUNK_RECORDS + config.decode.threads + 2, QUEUE_BYTES)
+    chunks: Channel[Chunk] = Channel(
+        "decode",
+        QUEUE_BATCHES * config.batch.size // CHUNK_RECORDS + config.decode.threads + 2,
+        QUEUE_BYTES,
+    )
     decided: Channel[Decided] = Channel("write", 4, QUEUE_BYTES)
     offer = (lambda: None) if state.snapshotter is None else state.snapshotter.offer
-    claims = None if dedup is None else ClaimStage(config, state.claim_log, decided, fence, failure, metrics, offer)
+    claims = (
+        None
+        if dedup is None
+        else ClaimStage(config, state.claim_log, decided, fence, failure, metrics, offer)
+    )
     stage = NoClaims(decided, fence, failure) if claims is None else claims
 
     rules = Rules(config.filters, config.output.formats, (head.name for head in config.heads))
@@ -159,13 +185,23 @@ def put_together(ground: Ground, state: Restored, decoder_type: type[Decoder], a
         )  # fmt: skip
 
     epochs = EpochThread(
-        config, decided, fence, open_epoch, lambda: stage.position, failure, metrics, health.heartbeat("writer", HEARTBEAT_S)
+        config,
+        decided,
+        fence,
+        open_epoch,
+        lambda: stage.position,
+        failure,
+        metrics,
+        health.heartbeat("writer", HEARTBEAT_S),
     )
     metrics.watch_queue(chunks, decided)
     metrics.watch_device_memory(model.memory)
     workers = [Worker("device", judge.run, failure), Worker("writer", epochs.run, failure)]
     if claims is not None:
-        workers += [Worker("claims", claims.run, failure), Worker("index", partial(maintain, state.meld.index, failure), failure)]
+        workers += [
+            Worker("claims", claims.run, failure),
+            Worker("index", partial(maintain, state.meld.index, failure), failure),
+        ]
     return Line(fence, chunks, decoder, stage, epochs), workers
 
 
@@ -180,10 +216,14 @@ class Recovered:
     bound: Bound
 
 
-def recover(ground: Ground, state: Restored, line: Line, span: Range, at_exit: ExitStack) -> Recovered:
-    """Fences the predecessor, redoes or forgets what it left behind. Main thread; blocks until the commit log is read to its end.
+def recover(
+    ground: Ground, state: Restored, line: Line, span: Range, at_exit: ExitStack
+) -> Recovered:
+    """Fences the predecessor, redoes or forgets what it left behind. Main thread; blocks until the
+    commit log is read to its end.
 
-    Raises Fenced, TemporaryError or DependencyError; ProtocolError where the claim log lacks what the commit log knows of.
+    Raises Fenced, TemporaryError or DependencyError; ProtocolError where the claim log lacks what
+    the commit log knows of.
     """
     config, admin, storage = ground.config, ground.admin, ground.storage
     health, metrics = ground.ops.health, ground.ops.metrics
@@ -191,12 +231,17 @@ def recover(ground: Ground, state: Restored, line: Line, span: Range, at_exit: E
     watchdog = Watchdog()
     beat = health.heartbeat("kafka", HEARTBEAT_S)
     source = Source(config)
-    transactions = KafkaTransactions(config, admin, source.consumer, admin.message_limit(config.dead_topic), span.starts, beat)
+    transactions = KafkaTransactions(
+        config, admin, source.consumer, admin.message_limit(config.dead_topic), span.starts, beat
+    )
     at_exit.callback(transactions.close)
 
     @contextmanager
     def guarded(step: str, manifest: Manifest) -> Iterator[None]:
-        with metrics.stage(step), watchdog.limit(f"{step} of {manifest.name}", limit_s(step, manifest)):
+        with (
+            metrics.stage(step),
+            watchdog.limit(f"{step} of {manifest.name}", limit_s(step, manifest)),
+        ):
             yield
 
     stale_after_s = 2 * (config.output.seal_after + DRAIN_DEADLINE_S) + TRANSACTION_TIMEOUT_S
@@ -206,7 +251,9 @@ def recover(ground: Ground, state: Restored, line: Line, span: Range, at_exit: E
     engine.recover()
     if not ground.has_room:
         storage.check_writable()
-    if engine.claims_position > line.stage.position:  # others went on since; nobody else tails it yet
+    if (
+        engine.claims_position > line.stage.position
+    ):  # others went on since; nobody else tails it yet
         state.claim_log.restore(admin, lambda at, end: None)
     if engine.claims_position > line.stage.position and config.dedup is not None:
         raise ProtocolError(
@@ -214,15 +261,27 @@ def recover(ground: Ground, state: Restored, line: Line, span: Range, at_exit: E
             "or made again. Restore the topic, or continue with a new dataset name."
         )
     line.fence.run = Run(1, engine.next_epoch)
-    replica = Replica(source, engine, line, ground.ops.failure, metrics, beat, poll_interval_s(config))
-    bound = Bound(span.ends if span.fixed_ends is None else engine.ledger.fixed_ends, span.not_before)
+    replica = Replica(
+        source, engine, line, ground.ops.failure, metrics, beat, poll_interval_s(config)
+    )
+    bound = Bound(
+        span.ends if span.fixed_ends is None else engine.ledger.fixed_ends, span.not_before
+    )
     return Recovered(source, transactions, watchdog, replica, bound)
 
 
-def take_part(ground: Ground, state: Restored, workers: Sequence[Worker], recovered: Recovered, stop: Callable[[], bool]) -> None:
-    """Starts the threads, joins the group, runs until ``stop()`` or the bound, and leaves; then a snapshot, if all went well.
+def take_part(
+    ground: Ground,
+    state: Restored,
+    workers: Sequence[Worker],
+    recovered: Recovered,
+    stop: Callable[[], bool],
+) -> None:
+    """Starts the threads, joins the group, runs until ``stop()`` or the bound, and leaves; then a
+    snapshot, if all went well.
 
-    Raises what ended it early. Whatever it was, the threads have been told to stop and the group is left, or the watchdog ends the process.
+    Raises what ended it early. Whatever it was, the threads have been told to stop and the group is
+    left, or the watchdog ends the process.
     """
     failure, health, snapshotter = ground.ops.failure, ground.ops.health, state.snapshotter
 
@@ -252,12 +311,21 @@ def take_part(ground: Ground, state: Restored, workers: Sequence[Worker], recove
                 worker.join(CLOSE_LIMIT_S / 4)
             recovered.source.close()
         recovered.watchdog.close()
-    if writing is not None and snapshotter is not None and not any(worker.is_alive() for worker in workers):
+    if (
+        writing is not None
+        and snapshotter is not None
+        and not any(worker.is_alive() for worker in workers)
+    ):
         health.enter("writing a snapshot of the dedup state")
         snapshotter.finish()
         writing.join(SNAPSHOT_LIMIT_S)
-    if log.isEnabledFor(logging.DEBUG) and not any(worker.is_alive() for worker in workers):  # reads every winner's vector
-        log.debug("claim log melded", extra={"position": state.meld.position, "digest": state.meld.digest()})
+    if log.isEnabledFor(logging.DEBUG) and not any(
+        worker.is_alive() for worker in workers
+    ):  # reads every winner's vector
+        log.debug(
+            "claim log melded",
+            extra={"position": state.meld.position, "digest": state.meld.digest()},
+        )
 
 
 def limit_s(step: str, manifest: Manifest) -> float:
@@ -267,7 +335,8 @@ def limit_s(step: str, manifest: Manifest) -> float:
 
 
 def _raise_if_fenced(transactions: KafkaTransactions, watchdog: Watchdog) -> None:
-    """What a process of the same name does away with, when it takes over, looks like trouble with the storage."""
+    """What a process of the same name does away with, when it takes over, looks like trouble with
+    the storage."""
     with watchdog.limit("asking who took over", CLOSE_LIMIT_S):
         try:
             transactions.confirm()

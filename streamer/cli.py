@@ -1,6 +1,8 @@
-"""The command line: one lazily loaded module a verb, and the one place where errors become messages and exit codes.
+"""The command line: one lazily loaded module a verb, and the one place where errors become messages
+and exit codes.
 
-Data on stdout, talk on stderr; no traceback for a user's mistake. Exit codes: see `streamer.errors`.
+Data on stdout, talk on stderr; no traceback for a user's mistake. Exit codes: see
+`streamer.errors`.
 """
 
 from __future__ import annotations
@@ -49,20 +51,23 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="streamer")
 def command() -> None:
-    """Curates image-text data as it arrives: Kafka in, WebDataset shards and Parquet out, exactly once."""
+    """Curates image-text data as it arrives: Kafka in, WebDataset shards and Parquet out, exactly
+    once."""
 
 
 def limit_blas() -> None:
-    """One thread for numpy's matrix products, unless the user says otherwise. Ours are small, and threads that spin for their next part
-    take the cores from decoding. Torch has threads of its own. Before numpy is imported."""
+    """One thread for numpy's matrix products, unless the user says otherwise. Ours are small, and
+    threads that spin for their next part take the cores from decoding. Torch has threads of its
+    own. Before numpy is imported."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def entry() -> NoReturn:
     """The console script: `main`, and an end that keeps its exit code.
 
-    Arrow's thread pools may abort a process while the interpreter and the libraries are taken down (apache/arrow#34314: one
-    `dataset verify` of 60 on a busy machine ended with 134 although all was well). By then everything of ours is closed, so nothing is taken down.
+    Arrow's thread pools may abort a process while the interpreter and the libraries are taken down
+    (apache/arrow#34314: one `dataset verify` of 60 on a busy machine ended with 134 although all
+    was well). By then everything of ours is closed, so nothing is taken down.
     """
     try:
         main()
@@ -98,6 +103,9 @@ def main() -> NoReturn:
     except OSError as error:  # of a full disk where output is ours, streamer.sink says so; this is the output of the command itself
         if error.errno != errno.ENOSPC:
             raise
-        print(f"streamer: the output of this command could not be written: {error.strerror}", file=sys.stderr)
+        print(
+            f"streamer: the output of this command could not be written: {error.strerror}",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_FAILED)
     sys.exit(0)

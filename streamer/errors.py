@@ -37,7 +37,8 @@ class ConfigError(StreamerError):
 
 
 class DatasetMismatch(ConfigError):
-    """The dataset exists and is bound to another topic, model, dimension, threshold or meld version."""
+    """The dataset exists and is bound to another topic, model, dimension, threshold or meld
+    version."""
 
 
 class DependencyError(StreamerError):
@@ -49,7 +50,8 @@ class DiskFull(DependencyError):
 
 
 class PluginError(StreamerError):
-    """A plugin fails for every image of a batch or every record so far, or gives something else than it must."""
+    """A plugin fails for every image of a batch or every record so far, or gives something else
+    than it must."""
 
 
 class ProtocolError(StreamerError):
@@ -99,7 +101,8 @@ INVALID_REASONS: dict[str, str] = {
 
 
 class InvalidRecord(Exception):
-    """One record cannot be used. ``reason`` is a key of `INVALID_REASONS`, ``detail`` is for the dead letter."""
+    """One record cannot be used. ``reason`` is a key of `INVALID_REASONS`, ``detail`` is for the
+    dead letter."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         assert reason in INVALID_REASONS, f"this is a bug: {reason!r} is not in INVALID_REASONS"

@@ -1,4 +1,5 @@
-"""``pkg.mod:Class`` in the config → an object, checked against its base class before anything is started."""
+"""``pkg.mod:Class`` in the config → an object, checked against its base class before anything is
+started."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from typing import Any, TypeVar
 from streamer.errors import ConfigError
 
 log = logging.getLogger(__name__)
-"""Of what plug-ins cannot judge or embed, perhaps for each record: the same line is let through every half minute (`streamer.ops.logs`)."""
+"""Of what plug-ins cannot judge or embed, perhaps for each record: the same line is let through
+every half minute (`streamer.ops.logs`)."""
 
 T = TypeVar("T")
 
@@ -22,27 +24,35 @@ PLUGIN_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
     *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
 )
-"""What a plugin's own code may raise at start-up; turned into ConfigError with its cause. Anything else is not a user's mistake."""
+"""What a plugin's own code may raise at start-up; turned into ConfigError with its cause. Anything
+else is not a user's mistake."""
 
 
 def build(path: str, base: type[T], args: Mapping[str, Any], where: str) -> T:
-    """Imports ``pkg.mod:Class``, checks it and calls ``Class(**args)``. ``where`` is the place in the config, like ``heads.2``.
+    """Imports ``pkg.mod:Class``, checks it and calls ``Class(**args)``. ``where`` is the place in
+    the config, like ``heads.2``.
 
-    Raises ConfigError naming the place, what is wrong and the fix. Runs the plugin's own code, which may take its time.
+    Raises ConfigError naming the place, what is wrong and the fix. Runs the plugin's own code,
+    which may take its time.
     """
     cls = load_class(path, base, where)
     try:
         inspect.signature(cls).bind(**args)
     except TypeError as error:
-        raise ConfigError(f"{where}.args: {path}: {error}; it is called as {cls.__name__}{_shown(cls)}") from None
+        raise ConfigError(
+            f"{where}.args: {path}: {error}; it is called as {cls.__name__}{_shown(cls)}"
+        ) from None
     try:
         return cls(**args)
     except PLUGIN_ERRORS as error:
-        raise ConfigError(f"{where}: {path}: could not be made: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"{where}: {path}: could not be made: {type(error).__name__}: {error}"
+        ) from error
 
 
 def load_class(path: str, base: type[T], where: str) -> type[T]:
-    """The class at ``pkg.mod:Class``, a concrete subclass of ``base``. The working directory is on the import path. Raises ConfigError."""
+    """The class at ``pkg.mod:Class``, a concrete subclass of ``base``. The working directory is on
+    the import path. Raises ConfigError."""
     module_name, colon, class_name = path.partition(":")
     if not (colon and module_name and class_name):
         raise ConfigError(f"{where}.type: {path!r} is no plugin; write it as pkg.mod:Class")
@@ -51,19 +61,29 @@ def load_class(path: str, base: type[T], where: str) -> type[T]:
     if cls is None:
         classes = [n for n, v in vars(module).items() if inspect.isclass(v)]
         close = difflib.get_close_matches(class_name, classes, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"classes there: {', '.join(classes) or 'none'}"
-        raise ConfigError(f"{where}.type: {path}: module {module_name!r} has no {class_name!r}; {hint}")
+        hint = (
+            f"did you mean {close[0]!r}?"
+            if close
+            else f"classes there: {', '.join(classes) or 'none'}"
+        )
+        raise ConfigError(
+            f"{where}.type: {path}: module {module_name!r} has no {class_name!r}; {hint}"
+        )
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise ConfigError(
             f"{where}.type: {path}: is not a subclass of streamer.{base.__name__}; write `class {class_name}(streamer.{base.__name__}):`"
         )
     if inspect.isabstract(cls):
         missing = ", ".join(f"{n}()" for n in sorted(getattr(cls, "__abstractmethods__", ())))
-        raise ConfigError(f"{where}.type: {path}: lacks {missing}; define what streamer.{base.__name__} declares")
+        raise ConfigError(
+            f"{where}.type: {path}: lacks {missing}; define what streamer.{base.__name__} declares"
+        )
     return cls
 
 
-def require_attributes(plugin: object, kinds: Mapping[str, type | tuple[type, ...]], where: str) -> None:
+def require_attributes(
+    plugin: object, kinds: Mapping[str, type | tuple[type, ...]], where: str
+) -> None:
     """Raises ConfigError naming every attribute that ``plugin`` lacks or that is of another type."""
     wrong = []
     for name, kind in kinds.items():
@@ -72,13 +92,17 @@ def require_attributes(plugin: object, kinds: Mapping[str, type | tuple[type, ..
             names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
             wrong.append(f"{name} ({names}{'' if value is None else f', not {value!r}'})")
     if wrong:
-        raise ConfigError(f"{where}: {type(plugin).__name__} must set {', '.join(wrong)} in its class body or __init__")
+        raise ConfigError(
+            f"{where}: {type(plugin).__name__} must set {', '.join(wrong)} in its class body or __init__"
+        )
 
 
 def _import(name: str, where: str) -> Any:
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)  # the console script has its own folder there, not the working directory
+        sys.path.insert(
+            0, here
+        )  # the console script has its own folder there, not the working directory
         importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
@@ -89,7 +113,9 @@ def _import(name: str, where: str) -> Any:
             ) from None
         raise ConfigError(f"{where}: importing it failed: {error}") from error
     except PLUGIN_ERRORS as error:
-        raise ConfigError(f"{where}: importing it failed: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"{where}: importing it failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _shown(cls: type) -> str:

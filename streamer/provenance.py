@@ -14,7 +14,8 @@ from streamer.wire.claim import DatasetEntry
 
 
 def binding(config: Config, topic: TopicInfo, model: Model) -> DatasetEntry:
-    """What the dataset is bound to for good (section 4.2); a threshold of 0 stands for ``dedup: off``."""
+    """What the dataset is bound to for good (section 4.2); a threshold of 0 stands for ``dedup:
+    off``."""
     threshold = 0.0 if config.dedup is None else config.dedup.threshold
     return DatasetEntry(topic.id, model.embedder.fingerprint, model.dim, threshold, MELD_VERSION)
 

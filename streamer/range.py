@@ -32,11 +32,13 @@ class Range:
     not_before: float = 0.0
     """UTC seconds: `ends` is asked from then on."""
     fixed_ends: Callable[[Mapping[int, int]], Mapping[int, int]] | None = None
-    """A replay's end for given starts: asked once, when the dataset is founded, and kept in its first manifest."""
+    """A replay's end for given starts: asked once, when the dataset is founded, and kept in its
+    first manifest."""
 
 
 def live_range(config: Config, admin: Admin, topic: TopicInfo, until: str | float | None) -> Range:
-    """From where the group is, to nowhere (None), to the ``end`` at the assignment, or to a time (UTC seconds). Asks nobody yet."""
+    """From where the group is, to nowhere (None), to the ``end`` at the assignment, or to a time
+    (UTC seconds). Asks nobody yet."""
 
     def ends(partitions: Collection[int]) -> Mapping[int, int]:
         if until is None or until == "end":
@@ -49,19 +51,32 @@ def live_range(config: Config, admin: Admin, topic: TopicInfo, until: str | floa
 
 
 def replay_range(config: Config, admin: Admin, topic: TopicInfo, first: str, last: str) -> Range:
-    """What ``first`` and ``last`` name (`streamer.replay`), for a new dataset or for one that this replay founded before.
+    """What ``first`` and ``last`` name (`streamer.replay`), for a new dataset or for one that this
+    replay founded before.
 
-    Writes nothing, joins nothing. Raises ConfigError for offsets that are none, for a range of nothing, and for a dataset that is no replay's.
+    Writes nothing, joins nothing. Raises ConfigError for offsets that are none, for a range of
+    nothing, and for a dataset that is no replay's.
     """
     starts = first_offsets(first, admin, topic.name, range(topic.partitions))
-    ends = end_offsets(last, starts, admin, topic.name)  # a wrong --until ends here, before anything is written
+    ends = end_offsets(
+        last, starts, admin, topic.name
+    )  # a wrong --until ends here, before anything is written
     founded = founding_manifest(config, admin)
-    if founded is not None:  # and so does the name of a dataset that is no replay's, before its group is joined
+    if (
+        founded is not None
+    ):  # and so does the name of a dataset that is no replay's, before its group is joined
         ledger = Ledger()
         ledger.apply(founded)
         fixed = ledger.fixed_ends(ledger.tiles)
         begun = {p: first for p, (first, _) in ledger.tiles.items()}
-        log.info("this replay was begun before; it keeps the range that it was begun with", extra={"starts": begun, "ends": fixed})
+        log.info(
+            "this replay was begun before; it keeps the range that it was begun with",
+            extra={"starts": begun, "ends": fixed},
+        )
     elif all(ends[p] == start for p, start in starts.items()):
-        raise ConfigError(f"--from, --until: no record of {topic.name} lies between them; nothing was begun, and the name is still free")
-    return Range(lambda _: starts, fixed_ends=lambda founded: end_offsets(last, founded, admin, topic.name))
+        raise ConfigError(
+            f"--from, --until: no record of {topic.name} lies between them; nothing was begun, and the name is still free"
+        )
+    return Range(
+        lambda _: starts, fixed_ends=lambda founded: end_offsets(last, founded, admin, topic.name)
+    )

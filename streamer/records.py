@@ -21,7 +21,8 @@ FORMAT_RULE = "format"
 
 Headers = Sequence[tuple[str, bytes | None]]
 UNREADABLE_HEADERS: Headers = (("streamer-unreadable-headers", None),)
-"""In place of headers among which one's name is not UTF-8: the client gives none of them, and the record is invalid."""
+"""In place of headers among which one's name is not UTF-8: the client gives none of them, and the
+record is invalid."""
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -83,7 +84,8 @@ class Envelope(NamedTuple):
 
 @dataclass(slots=True)
 class Facts:
-    """What is known about one record; every field but ``data`` is a column, None where it was never learnt."""
+    """What is known about one record; every field but ``data`` is a column, None where it was never
+    learnt."""
 
     id: str | None = None
     text: str | None = None
@@ -151,7 +153,8 @@ class Sample:
 
 @dataclass(slots=True)
 class Settled:
-    """A record whose decision needs no embedding: invalid, filtered by its header, or undecodable with a prior claim."""
+    """A record whose decision needs no embedding: invalid, filtered by its header, or undecodable
+    with a prior claim."""
 
     record: Record
     facts: Facts
@@ -164,7 +167,8 @@ Decoded = Sample | Settled
 
 @dataclass(frozen=True, slots=True)
 class DecidedBatch:
-    """Decisions in the order of the line; columns for arrays, rows for bookkeeping. n records, d dimensions."""
+    """Decisions in the order of the line; columns for arrays, rows for bookkeeping. n records, d
+    dimensions."""
 
     records: list[Record]
     facts: list[Facts]

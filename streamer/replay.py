@@ -1,4 +1,5 @@
-"""A replay: a part of the input topic into a new dataset, with its end fixed at the start. The live group is never touched."""
+"""A replay: a part of the input topic into a new dataset, with its end fixed at the start. The live
+group is never touched."""
 
 from __future__ import annotations
 
@@ -14,8 +15,11 @@ _OFFSETS = re.compile(r"offset:(?:(\d+)|(\d+=\d+(?:,\d+=\d+)*))")
 _COUNT = re.compile(r"count:(\d+)")
 
 
-def first_offsets(text: str, admin: Admin, topic: str, partitions: Collection[int]) -> Mapping[int, int]:
-    """``earliest``, a time, ``offset:N``, ``offset:P=N,…`` or ``count:N`` (the last N offsets of each partition) → first offsets.
+def first_offsets(
+    text: str, admin: Admin, topic: str, partitions: Collection[int]
+) -> Mapping[int, int]:
+    """``earliest``, a time, ``offset:N``, ``offset:P=N,…`` or ``count:N`` (the last N offsets of
+    each partition) → first offsets.
 
     A partition that ``offset:P=N`` does not name is left out of the replay. Raises ConfigError.
     """
@@ -29,13 +33,18 @@ def first_offsets(text: str, admin: Admin, topic: str, partitions: Collection[in
         given = _offsets("--from", text, partitions)
         for p, offset in given.items():
             if not begins[p] <= offset <= ends[p]:
-                raise ConfigError(f"--from {text}: partition {p} of {topic} holds the offsets {begins[p]} to {ends[p]}, not {offset}")
+                raise ConfigError(
+                    f"--from {text}: partition {p} of {topic} holds the offsets {begins[p]} to {ends[p]}, not {offset}"
+                )
         return {p: given.get(p, ends[p]) for p in partitions}
     return admin.offsets_at(topic, partitions, _milliseconds("--from", text))
 
 
-def end_offsets(text: str, starts: Mapping[int, int], admin: Admin, topic: str) -> Mapping[int, int]:
-    """``end``, a time, ``offset:N``, ``offset:P=N,…`` or ``count:N`` (N offsets of each partition) → one past the last offset.
+def end_offsets(
+    text: str, starts: Mapping[int, int], admin: Admin, topic: str
+) -> Mapping[int, int]:
+    """``end``, a time, ``offset:N``, ``offset:P=N,…`` or ``count:N`` (N offsets of each partition)
+    → one past the last offset.
 
     Never before the start, never beyond the end that the topic has now. Raises ConfigError.
     """
@@ -53,10 +62,15 @@ def end_offsets(text: str, starts: Mapping[int, int], admin: Admin, topic: str) 
 
 
 def into(config: Config, dataset: str) -> Config:
-    """The same pipeline under a new dataset name. Raises ConfigError for the live dataset's own name and for one that is none."""
+    """The same pipeline under a new dataset name. Raises ConfigError for the live dataset's own
+    name and for one that is none."""
     if dataset == config.dataset:
-        raise ConfigError(f"--dataset {dataset}: that is the live dataset; a replay needs a new name")
-    return parse({**config.model_dump(by_alias=True, mode="python"), "dataset": dataset}, "--dataset")
+        raise ConfigError(
+            f"--dataset {dataset}: that is the live dataset; a replay needs a new name"
+        )
+    return parse(
+        {**config.model_dump(by_alias=True, mode="python"), "dataset": dataset}, "--dataset"
+    )
 
 
 def _offsets(option: str, text: str, partitions: Collection[int]) -> dict[int, int]:

@@ -1,7 +1,9 @@
-"""The Kafka thread: polls, feeds the line, commits what was sealed, and answers the group's rebalances (section 5).
+"""The Kafka thread: polls, feeds the line, commits what was sealed, and answers the group's
+rebalances (section 5).
 
-Two things end an epoch without a commit: its partitions were lost, or a deadline passed. Then the whole uncommitted work is
-dropped (`_drop`: a new run), and what is still owned is rewound and opened anew (`_reopen`).
+Two things end an epoch without a commit: its partitions were lost, or a deadline passed. Then the
+whole uncommitted work is dropped (`_drop`: a new run), and what is still owned is rewound and
+opened anew (`_reopen`).
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ SUPERSEDED_LIMIT_S = 60.0
 """So long the group may take to tell us that a partition is not ours any more."""
 TICK_S = 0.02
 LAG_S = 1.0
-"""How often the lag is shown; a replica that commits nothing must not look as if nothing were behind."""
+"""How often the lag is shown; a replica that commits nothing must not look as if nothing were
+behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,21 @@ class Line:
 
 
 class Bound:
-    """Where a bounded run ends. ``targets`` gives the end offsets of partitions, at the moment it is asked."""
+    """Where a bounded run ends. ``targets`` gives the end offsets of partitions, at the moment it
+    is asked."""
 
-    def __init__(self, targets: Callable[[Collection[int]], Mapping[int, int]] | None, not_before: float = 0.0) -> None:
+    def __init__(
+        self,
+        targets: Callable[[Collection[int]], Mapping[int, int]] | None,
+        not_before: float = 0.0,
+    ) -> None:
         self._targets = targets
         self._not_before = not_before
         self._fixed: set[int] = set()
 
     def fix(self, source: Source, partitions: Collection[int]) -> None:
-        """Fixes the targets of partitions that are new; before ``not_before`` (UTC seconds) there is nothing to fix yet."""
+        """Fixes the targets of partitions that are new; before ``not_before`` (UTC seconds) there
+        is nothing to fix yet."""
         new = set(partitions) - self._fixed
         if self._targets is not None and new and time.time() >= self._not_before:
             source.stop_at(self._targets(new))
@@ -69,7 +78,8 @@ class Bound:
 
 
 class Replica:
-    """The life of one replica on the Kafka thread. `Source` calls `assigned`, `revoked` and `lost` while it polls."""
+    """The life of one replica on the Kafka thread. `Source` calls `assigned`, `revoked` and `lost`
+    while it polls."""
 
     def __init__(
         self, source: Source, engine: CommitEngine, line: Line, failure: Failure, metrics: Metrics, beat: Heartbeat,
@@ -98,7 +108,8 @@ class Replica:
     # The loop
 
     def run(self, stop: Callable[[], bool], bound: Bound) -> None:
-        """Until ``stop()`` or the bound; then drains, seals and commits. Raises what ended it early; nothing uncommitted is visible then."""
+        """Until ``stop()`` or the bound; then drains, seals and commits. Raises what ended it
+        early; nothing uncommitted is visible then."""
         self._bound = bound
         while not stop():
             self._failure.raise_if_any()
@@ -130,7 +141,8 @@ class Replica:
         )
 
     def _flush(self) -> None:
-        """The bound is reached: asks, once a run and behind everything that was polled, for the last epoch."""
+        """The bound is reached: asks, once a run and behind everything that was polled, for the
+        last epoch."""
         run = self._line.fence.run
         if self._flushed is not run:
             empty: Future[list[Decoded]] = Future()
@@ -145,7 +157,10 @@ class Replica:
         source, line = self._source, self._line
         if source.has_any and line.chunks.wait_room(TICK_S):
             records, marks, nbytes = source.take()
-            line.chunks.put(Chunk(Span(line.fence.run, self._terms, marks), line.decoder.submit(records)), nbytes)
+            line.chunks.put(
+                Chunk(Span(line.fence.run, self._terms, marks), line.decoder.submit(records)),
+                nbytes,
+            )
             if records:
                 last = {r.partition: r.offset for r in records}
                 self._uncommitted.append((min(r.timestamp_ms for r in records), last))
@@ -156,7 +171,8 @@ class Replica:
             self._serve()
 
     def _serve(self) -> None:
-        """Keeps the membership while nothing may be polled: one poll per quarter of the poll interval."""
+        """Keeps the membership while nothing may be polled: one poll per quarter of the poll
+        interval."""
         if time.monotonic() - self._polled_at >= self._drip_s:
             self._source.serve()
             self._polled_at = time.monotonic()
@@ -166,10 +182,16 @@ class Replica:
     def _commit_finished(self) -> bool:
         """True when the last epoch of a bounded run is committed."""
         finished = self._line.epochs.take(0)
-        return finished is not None and self._commit(finished, self._serve_once) and bool(finished.flush) and self._flushed is finished.run
+        return (
+            finished is not None
+            and self._commit(finished, self._serve_once)
+            and bool(finished.flush)
+            and self._flushed is finished.run
+        )
 
     def _serve_once(self) -> bool:
-        """The engine's last look before a transaction. False: a callback committed or dropped the epoch meanwhile."""
+        """The engine's last look before a transaction. False: a callback committed or dropped the
+        epoch meanwhile."""
         self._source.serve()
         self._polled_at = time.monotonic()
         return self._committing is not None
@@ -205,13 +227,16 @@ class Replica:
         ends = self._source.ends()
         committed = {p: self._engine.ledger.end(p) or 0 for p in ends}
         # What belongs to another replica by now is that one's lag.
-        while self._uncommitted and all(offset < committed.get(p, offset + 1) for p, offset in self._uncommitted[0][1].items()):
+        while self._uncommitted and all(
+            offset < committed.get(p, offset + 1) for p, offset in self._uncommitted[0][1].items()
+        ):
             self._uncommitted.popleft()
         lag = {p: max(end - committed[p], 0) for p, end in ends.items()}
         self._metrics.lag(lag, self._uncommitted[0][0] if self._uncommitted else 0)
 
     def _drain(self, deadline_s: float, serve: Callable[[], object], cause: str) -> bool:
-        """Cuts the line: what the device has is decided, sealed and committed; what waits before it is forgotten, to be read again.
+        """Cuts the line: what the device has is decided, sealed and committed; what waits before it
+        is forgotten, to be read again.
 
         False: the deadline passed (the drop's ``cause``) or the epoch fell; it was dropped.
         """
@@ -223,7 +248,9 @@ class Replica:
             self._failure.raise_if_any()
             self._beat()
             finished = self._line.epochs.take(TICK_S)
-            if finished is not None and (not self._commit(finished, lambda: True) or finished.flush == self._flushes):
+            if finished is not None and (
+                not self._commit(finished, lambda: True) or finished.flush == self._flushes
+            ):
                 return run is self._line.fence.run
             serve()
         if run is self._line.fence.run:
@@ -231,16 +258,21 @@ class Replica:
         return False
 
     def _drop(self, cause: str, sealed: Sealed | None = None) -> None:
-        """Everything uncommitted dies: a new run. What is owned is rewound at the next step of the loop."""
+        """Everything uncommitted dies: a new run. What is owned is rewound at the next step of the
+        loop."""
         if sealed is not None:
             self._engine.discard(sealed)
         self._begin_run()
         self._dropped = cause
         self._metrics.epoch_dropped(cause, len(self._source.owned))
-        log.warning("uncommitted work is dropped and read again", extra={"cause": cause, "run": self._line.fence.run.number})
+        log.warning(
+            "uncommitted work is dropped and read again",
+            extra={"cause": cause, "run": self._line.fence.run.number},
+        )
 
     def _begin_run(self) -> None:
-        """Whatever is in the line is forgotten; what is owned is rewound at the next step of the loop."""
+        """Whatever is in the line is forgotten; what is owned is rewound at the next step of the
+        loop."""
         line = self._line
         line.fence.run = Run(line.fence.run.number + 1, self._engine.next_epoch)
         line.stage.reset()
@@ -252,7 +284,9 @@ class Replica:
 
     def assigned(self, partitions: Collection[int]) -> Mapping[int, int]:
         starts = self._open(partitions)
-        self._bound.fix(self._source, partitions)  # before the first record: the same poll may already bring some
+        self._bound.fix(
+            self._source, partitions
+        )  # before the first record: the same poll may already bring some
         self._flushed = None  # a last epoch that was asked for is not the last one any more
         self._metrics.rebalanced("assigned", len(partitions), len(self._terms))
         log.info("partitions assigned", extra={"partitions": sorted(partitions), "starts": starts})
@@ -262,14 +296,22 @@ class Replica:
         """New terms: start offsets from the ledger, ``open`` entries in the claim log, read back."""
         fence, due = self._line.fence, self._engine.next_epoch
         starts = self._engine.assign(partitions)
-        if self._engine.next_epoch != due:  # the dataset was founded, which takes an epoch's number; nothing is in the line yet
+        if (
+            self._engine.next_epoch != due
+        ):  # the dataset was founded, which takes an epoch's number; nothing is in the line yet
             fence.run = Run(fence.run.number + 1, self._engine.next_epoch)
         generation = self._source.generation()
         latest = {p: self._line.stage.latest_generation(p) for p in partitions}
         if any(generation < g for g in latest.values()) and not self._source.is_member(starts):
-            raise TemporaryError("another replica took our partitions over while they were being opened. Start again.")
-        # A group that was forgotten by the brokers (empty for a week) counts its generations from 1 again.
-        terms = [Term(p, secrets.randbits(63), max(generation, latest[p] + (generation < latest[p])), s) for p, s in starts.items()]
+            raise TemporaryError(
+                "another replica took our partitions over while they were being opened. Start again."
+            )
+        # A group that was forgotten by the brokers (empty for a week) counts its generations from 1
+        # again.
+        terms = [
+            Term(p, secrets.randbits(63), max(generation, latest[p] + (generation < latest[p])), s)
+            for p, s in starts.items()
+        ]
         self._line.stage.open(terms, self._beat)
         for term in terms:
             self._engine.own(term)
@@ -308,7 +350,8 @@ class Replica:
             self._source.rewind(self._open(sorted(self._source.owned)))
 
     def _check_superseded(self) -> None:
-        """Another replica opened a partition of ours: we were away for too long. The group is about to say so; until then nothing is read."""
+        """Another replica opened a partition of ours: we were away for too long. The group is about
+        to say so; until then nothing is read."""
         superseded = self._line.stage.superseded
         if not superseded:
             return
@@ -320,4 +363,6 @@ class Replica:
             self._terms = {p: t for p, t in self._terms.items() if p not in superseded}
             self._drop("lost")
         elif now - self._superseded_since > SUPERSEDED_LIMIT_S:
-            raise TemporaryError(f"partitions {sorted(superseded)} belong to another replica, but the group does not say so. Start again.")
+            raise TemporaryError(
+                f"partitions {sorted(superseded)} belong to another replica, but the group does not say so. Start again."
+            )

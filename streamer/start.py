@@ -1,4 +1,5 @@
-"""What a start checks and opens (`check`), and the dedup state that it reads (`restore`), before anybody is fenced or the group joined.
+"""What a start checks and opens (`check`), and the dedup state that it reads (`restore`), before
+anybody is fenced or the group joined.
 
 Both belong to the main thread, and come before any other thread of the line.
 """
@@ -59,7 +60,8 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The dedup state at the end that the claim log had. With ``dedup: off`` nothing will be added to it."""
+    """The dedup state at the end that the claim log had. With ``dedup: off`` nothing will be added
+    to it."""
 
     meld: Meld
     claim_log: ClaimLog
@@ -67,56 +69,95 @@ class Restored:
     """None: ``dedup: off`` or ``dedup.snapshots: off``."""
 
 
-def check(config: Config, admin: Admin, topic: TopicInfo, load_model: Callable[[Config], Model], ops: Ops) -> Ground:
-    """Validates everything before anything is written, but for the dataset's own topics, which are made last.
+def check(
+    config: Config, admin: Admin, topic: TopicInfo, load_model: Callable[[Config], Model], ops: Ops
+) -> Ground:
+    """Validates everything before anything is written, but for the dataset's own topics, which are
+    made last.
 
     Blocks while weights are fetched and the model is loaded. Raises ConfigError, DependencyError.
     """
     storage = Storage(config.output.path, config.dataset)
     if not (has_room := storage.has_room(config.writer)):
-        log.warning("the disk is full, perhaps of what an earlier process left in .staging: what was not committed of it is deleted first")
+        log.warning(
+            "the disk is full, perhaps of what an earlier process left in .staging: what was not committed of it is deleted first"
+        )
     ops.health.enter("loading the model")
     log.info("loading the model; weights that are not here yet are fetched")
     model = load_model(config)
-    log.info("the model is ready", extra={"device": str(model.device), "dim": model.dim, "heads": list(model.score_names)})
+    log.info(
+        "the model is ready",
+        extra={"device": str(model.device), "dim": model.dim, "heads": list(model.score_names)},
+    )
     index = make_index(config, model)
     admin.ensure_dataset_topics(config)
-    return Ground(config, admin, topic, storage, has_room, model, index, describe(config, model), ops)
+    return Ground(
+        config, admin, topic, storage, has_room, model, index, describe(config, model), ops
+    )
 
 
 def restore(ground: Ground, at_exit: ExitStack) -> Restored:
-    """Reads the newest snapshot, then the rest of the claim log; binds a dataset that is new. Blocks until the log's end is read.
+    """Reads the newest snapshot, then the rest of the claim log; binds a dataset that is new.
+    Blocks until the log's end is read.
 
-    Raises DatasetMismatch where the dataset is bound to something else, ProtocolError, DependencyError.
+    Raises DatasetMismatch where the dataset is bound to something else, ProtocolError,
+    DependencyError.
     """
-    config, admin, health, metrics = ground.config, ground.admin, ground.ops.health, ground.ops.metrics
+    config, admin, health, metrics = (
+        ground.config,
+        ground.admin,
+        ground.ops.health,
+        ground.ops.metrics,
+    )
     health.enter("restoring the claim log")
     began = time.monotonic()
-    meld = Meld(ground.model.dim, threshold_of(config), ground.index, capacity=None if config.dedup is None else config.dedup.capacity)
+    meld = Meld(
+        ground.model.dim,
+        threshold_of(config),
+        ground.index,
+        capacity=None if config.dedup is None else config.dedup.capacity,
+    )
     bound_to = binding(config, ground.topic, ground.model)
     claim_log = ClaimLog(config, meld, bound_to, admin.message_limit(config.claims_topic))
     at_exit.callback(claim_log.close)
     snapshotter, used = None, None
-    if (snapshots := open_snapshots(config, bound_to, admin.topic_id(config.claims_topic))) is not None and config.dedup is not None:
+    if (
+        snapshots := open_snapshots(config, bound_to, admin.topic_id(config.claims_topic))
+    ) is not None and config.dedup is not None:
         health.enter("reading a snapshot of the dedup state")
         used = claim_log.resume(admin, snapshots)
         snapshotter = Snapshotter(snapshots, claim_log, config.dedup.snapshot_every, metrics, used)
-    claim_log.restore(admin, lambda at, end: health.enter(f"restoring the claim log: {at} of {end} entries"))
+    claim_log.restore(
+        admin, lambda at, end: health.enter(f"restoring the claim log: {at} of {end} entries")
+    )
     log.info("restored the dedup state", extra={
         "snapshot": 0 if used is None else used.position, "position": meld.position, "winners": len(meld), "seconds": round(time.monotonic() - began, 3),
     })  # fmt: skip
-    metrics.watch_index(lambda: {"vectors": len(meld), "evicted_vectors": meld.evicted, **ground.index.gauges()})
+    metrics.watch_index(
+        lambda: {"vectors": len(meld), "evicted_vectors": meld.evicted, **ground.index.gauges()}
+    )
     return Restored(meld, claim_log, snapshotter)
 
 
 def make_index(config: Config, model: Model) -> WinnerIndex:
-    """Empty; on the model's device unless ``dedup.device`` says otherwise. Raises ConfigError for a device that is not there."""
+    """Empty; on the model's device unless ``dedup.device`` says otherwise. Raises ConfigError for a
+    device that is not there."""
     from streamer.model.device import choose
 
     dedup = config.dedup
-    device = str(model.device if dedup is None or dedup.device == "auto" else choose(dedup.device, "dedup.device"))
+    device = str(
+        model.device
+        if dedup is None or dedup.device == "auto"
+        else choose(dedup.device, "dedup.device")
+    )
     train_at = None if dedup is None or dedup.train_at == "auto" else dedup.train_at
-    return open_index(model.dim, threshold_of(config), device, dedup is not None and dedup.probe == "calibrated", train_at)
+    return open_index(
+        model.dim,
+        threshold_of(config),
+        device,
+        dedup is not None and dedup.probe == "calibrated",
+        train_at,
+    )
 
 
 def threshold_of(config: Config) -> float:

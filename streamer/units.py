@@ -1,11 +1,22 @@
-"""Sizes, durations and times as people write them: ``20MB`` (10⁶), ``64MiB`` (2²⁰), ``50ms``, ``60s``, ``1h30m``, ``2026-01-31T12:00:00Z``."""
+"""Sizes, durations and times as people write them: ``20MB`` (10⁶), ``64MiB`` (2²⁰), ``50ms``,
+``60s``, ``1h30m``, ``2026-01-31T12:00:00Z``."""
 
 from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
 
-_SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SIZES = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*((?:[KMGT]i?)?B)", re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)")
@@ -25,13 +36,16 @@ def parse_size(value: object) -> int:
 
 
 def parse_duration(value: object) -> float:
-    """``"50ms"``, ``"1h30m"`` → seconds. A bare number is refused: its unit would be a guess. Raises ValueError."""
+    """``"50ms"``, ``"1h30m"`` → seconds. A bare number is refused: its unit would be a guess.
+    Raises ValueError."""
     if isinstance(value, str) and value.strip():
         text = value.strip()
         parts = list(_DURATION.finditer(text))
         if parts and "".join(p[0] for p in parts) == text:
             return sum(float(p[1]) * _SECONDS[p[2]] for p in parts)
-    raise ValueError(f"{value!r} is not a duration; write it with its unit, like 50ms, 60s or 1h30m")
+    raise ValueError(
+        f"{value!r} is not a duration; write it with its unit, like 50ms, 60s or 1h30m"
+    )
 
 
 def parse_time(text: str) -> float:

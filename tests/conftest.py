@@ -1,4 +1,5 @@
-"""What the tests share: a real broker, the example data, and one loud last line about whatever could not be had."""
+"""What the tests share: a real broker, the example data, and one loud last line about whatever
+could not be had."""
 
 from __future__ import annotations
 
@@ -28,23 +29,28 @@ _missing: Counter[tuple[str, str]] = Counter()
 
 
 def _without(thing: str, why: str) -> NoReturn:
-    """Skips the test, or fails it in CI, where nothing but a GPU may be missing; the last line of the run counts them."""
+    """Skips the test, or fails it in CI, where nothing but a GPU may be missing; the last line of
+    the run counts them."""
     message = f"no {thing}: {why}"
     fatal = IN_CI and thing != CUDA
-    outcome = pytest.fail.Exception(message, pytrace=False) if fatal else pytest.skip.Exception(message)
+    outcome = (
+        pytest.fail.Exception(message, pytrace=False) if fatal else pytest.skip.Exception(message)
+    )
     outcome.missing = (thing, why)
     raise outcome
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    # Counted here and not where it is raised: pytest raises what a session's fixture raised once again for every test.
+    # Counted here and not where it is raised: pytest raises what a session's fixture raised once
+    # again for every test.
     if call.excinfo is not None and (missing := getattr(call.excinfo.value, "missing", None)):
         _missing[missing] += 1
 
 
 @pytest.fixture(scope="session")
 def without() -> Callable[[str, str], NoReturn]:
-    """``without(thing, why)``: the test cannot run here. For what only one folder's tests need (tests/ops: Prometheus)."""
+    """``without(thing, why)``: the test cannot run here. For what only one folder's tests need
+    (tests/ops: Prometheus)."""
     return _without
 
 
@@ -66,13 +72,16 @@ def _kafka_session(_embedded_trouble: str) -> Iterator[tuple[str, str]]:
     elif _embedded_trouble:
         yield "", _embedded_trouble
     else:
-        with Broker() as broker:  # a broker that can be had but does not start is an error, not a skip
+        with (
+            Broker() as broker
+        ):  # a broker that can be had but does not start is an error, not a skip
             yield broker.bootstrap_servers, ""
 
 
 @pytest.fixture
 def kafka(_kafka_session: tuple[str, str]) -> str:
-    """Bootstrap servers of a real Kafka: KAFKA_BOOTSTRAP_SERVERS, or one embedded broker for the whole run."""
+    """Bootstrap servers of a real Kafka: KAFKA_BOOTSTRAP_SERVERS, or one embedded broker for the
+    whole run."""
     servers, why = _kafka_session
     return servers or _without(BROKER, why)
 
@@ -143,8 +152,17 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     yield  # everything else that reports does so in here: the line below is the last of the run
     if not _missing:
         return
-    parts = [f"{count} test{'s' * (count > 1)} without {thing} ({why})" for (thing, why), count in sorted(_missing.items())]
-    verb = "FAILED FOR WANT OF IT" if IN_CI and any(thing != CUDA for thing, _ in _missing) else "NOT TESTED"
+    parts = [
+        f"{count} test{'s' * (count > 1)} without {thing} ({why})"
+        for (thing, why), count in sorted(_missing.items())
+    ]
+    verb = (
+        "FAILED FOR WANT OF IT"
+        if IN_CI and any(thing != CUDA for thing, _ in _missing)
+        else "NOT TESTED"
+    )
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
-        reporter.write_line(f"!!! {verb}: {'; '.join(parts)}".replace("\n", " "), red=True, bold=True)
+        reporter.write_line(
+            f"!!! {verb}: {'; '.join(parts)}".replace("\n", " "), red=True, bold=True
+        )

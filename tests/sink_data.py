@@ -1,4 +1,5 @@
-"""Makes small dataset folders the way the line does, for the tests of the sink and of the audit: no Kafka, no model, real images."""
+"""Makes small dataset folders the way the line does, for the tests of the sink and of the audit: no
+Kafka, no model, real images."""
 
 from __future__ import annotations
 
@@ -48,9 +49,20 @@ def accepted_facts(seed: int, extension: str = "jpg", **changes) -> Facts:
 
 
 class Maker:
-    """A dataset in the making: keeps offsets, winners and claim positions like the line, decides duplicates by definition."""
+    """A dataset in the making: keeps offsets, winners and claim positions like the line, decides
+    duplicates by definition."""
 
-    def __init__(self, storage: Storage, *, formats=("jpg", "png"), dim=16, threshold=0.9, seed=0, action="remove", **limits) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        formats=("jpg", "png"),
+        dim=16,
+        threshold=0.9,
+        seed=0,
+        action="remove",
+        **limits,
+    ) -> None:
         self.storage = storage
         self.dataset = storage.root_uri.partition("?")[0].rpartition("/")[2]
         self.formats = formats
@@ -77,14 +89,18 @@ class Maker:
             decisions.append(decision)
             embedded.append(bool(vectors[i].any()))
         scores = np.where(embedded, self.rng.random(n), np.nan).astype(np.float32)
-        return DecidedBatch(records, facts, decisions, vectors, np.array(embedded, bool), {"aesthetic": scores})
+        return DecidedBatch(
+            records, facts, decisions, vectors, np.array(embedded, bool), {"aesthetic": scores}
+        )
 
     def _decide(self, partition: int, offset: int, vector: np.ndarray) -> tuple[Facts, Decision]:
         """Fills ``vector`` where the record gets as far as the model."""
         kind = self.rng.random()
         if kind < 0.1:
             return Facts(), Decision("invalid", "empty_value")
-        known = accepted_facts(1000 * partition + offset, self.formats[int(self.rng.integers(len(self.formats)))])
+        known = accepted_facts(
+            1000 * partition + offset, self.formats[int(self.rng.integers(len(self.formats)))]
+        )
         if kind < 0.2:
             return known, Decision("filtered", "min_side", ("min_side",))
         fresh = self.rng.standard_normal(self.dim)
@@ -116,7 +132,8 @@ class Maker:
         return files
 
     def seal(self, writer: str = "w-0", sizes: dict[int, int] | None = None) -> Manifest:
-        """One sealed epoch, not projected. ``sizes``: partition → records, in batches of 16; with 0 only the offsets move on by one."""
+        """One sealed epoch, not projected. ``sizes``: partition → records, in batches of 16; with 0
+        only the offsets move on by one."""
         writing, ranges = self.open(writer), {}
         for partition, n in (sizes or {0: 40}).items():
             first = self.next.get(partition, 0)
@@ -153,19 +170,26 @@ def make_dataset(path: str, **options) -> list[Manifest]:
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """A local S3 server with the bucket ``curated``; yields the query that leads to it, ``?endpoint_override=…&region=…``."""
+    """A local S3 server with the bucket ``curated``; yields the query that leads to it,
+    ``?endpoint_override=…&region=…``."""
     from moto.server import ThreadedMotoServer
     from pyarrow import fs
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    keys = {"AWS_ACCESS_KEY_ID": "for-moto", "AWS_SECRET_ACCESS_KEY": "moto-takes-any", "AWS_EC2_METADATA_DISABLED": "true"}
+    keys = {
+        "AWS_ACCESS_KEY_ID": "for-moto",
+        "AWS_SECRET_ACCESS_KEY": "moto-takes-any",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     with mock.patch.dict(os.environ, keys):
         server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         server.start()
         try:
             host, port = server.get_host_and_port()
             endpoint = f"http://{host}:{port}"
-            fs.S3FileSystem(endpoint_override=endpoint, region="eu-west-1", allow_bucket_creation=True).create_dir("curated")
+            fs.S3FileSystem(
+                endpoint_override=endpoint, region="eu-west-1", allow_bucket_creation=True
+            ).create_dir("curated")
             yield f"?endpoint_override={endpoint}&region=eu-west-1"
         finally:
             server.stop()

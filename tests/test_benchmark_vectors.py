@@ -15,9 +15,12 @@ TAU = 0.9
 
 @pytest.fixture(scope="module")
 def arrivals():
-    """2 500 vectors in groups whose members are a little above or below the threshold to one another."""
+    """2 500 vectors in groups whose members are a little above or below the threshold to one
+    another."""
     rng = np.random.default_rng(1)
-    vectors = rng.standard_normal((125, 16)).repeat(20, axis=0) + 0.35 * rng.standard_normal((2500, 16))
+    vectors = rng.standard_normal((125, 16)).repeat(20, axis=0) + 0.35 * rng.standard_normal(
+        (2500, 16)
+    )
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors[rng.permutation(2500)].astype(np.float16)
 
@@ -109,7 +112,9 @@ def test_what_the_cache_holds_is_not_embedded_again(tmp_path):
         seen.extend(images)
         return np.array([[len(seen) + k] for k in range(2)], np.float16)
 
-    eye = SimpleNamespace(vectors=vectors, picture=lambda data: Image.effect_noise((40, 30), 80).convert("RGB"))
+    eye = SimpleNamespace(
+        vectors=vectors, picture=lambda data: Image.effect_noise((40, 30), 80).convert("RGB")
+    )
     photos, cache = [Photo("a", "a", b"a"), Photo("b", "b", b"b")], tmp_path / "vectors.npy"
     assert len(rounds(eye, photos, 1, cache)) == 4
     assert seen[:2] == [b"a", b"b"], "first the photographs themselves"

@@ -1,4 +1,5 @@
-"""The command line: what each ending means to the shell, and that people's mistakes get one message and no traceback."""
+"""The command line: what each ending means to the shell, and that people's mistakes get one message
+and no traceback."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], No
             body()
 
         monkeypatch.setitem(cli.VERBS, "probe", "For this test.")
-        monkeypatch.setitem(sys.modules, "streamer.commands.probe", SimpleNamespace(command=command))  # type: ignore[arg-type]
+        monkeypatch.setitem(
+            sys.modules, "streamer.commands.probe", SimpleNamespace(command=command)
+        )  # type: ignore[arg-type]
 
     return make
 
@@ -71,7 +74,11 @@ def _raise(error: BaseException) -> Callable[[], object]:
     ],
 )
 def test_an_error_is_one_message_and_its_code(
-    error: Exception, code: int, verb: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    code: int,
+    verb: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     verb(_raise(error))
     assert ending(monkeypatch, "probe") == code
@@ -82,7 +89,12 @@ def test_an_error_is_one_message_and_its_code(
 
 
 def test_every_error_is_in_the_table_of_codes() -> None:
-    assert (errors.EXIT_DONE, errors.EXIT_FAILED, errors.EXIT_USAGE, errors.EXIT_TRY_AGAIN) == (0, 1, 2, 75)
+    assert (errors.EXIT_DONE, errors.EXIT_FAILED, errors.EXIT_USAGE, errors.EXIT_TRY_AGAIN) == (
+        0,
+        1,
+        2,
+        75,
+    )
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, errors.StreamerError):
             assert kind.exit_code in (1, 2, 75)
@@ -93,7 +105,9 @@ def test_a_verb_that_ends_well(verb: Callable[..., None], monkeypatch: pytest.Mo
     assert ending(monkeypatch, "probe") == 0
 
 
-def test_ctrl_c(verb: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c(
+    verb: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     verb(_raise(KeyboardInterrupt()))
     assert ending(monkeypatch, "probe") == 130
     assert capsys.readouterr().err.strip() == "stopped"
@@ -101,7 +115,8 @@ def test_ctrl_c(verb: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caps
 
 @pytest.mark.parametrize("code", [0, 2, 75])
 def test_the_process_ends_with_the_verbs_code_whatever_native_threads_do(code: int) -> None:
-    """An Arrow thread that calls into Python while the interpreter is taken down aborts the process; here the taking down itself does."""
+    """An Arrow thread that calls into Python while the interpreter is taken down aborts the
+    process; here the taking down itself does."""
     script = f"""
 import atexit, os, sys
 atexit.register(os.abort)
@@ -112,7 +127,9 @@ def main():
 cli.main = main
 cli.entry()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
     assert done.returncode == code, done.stderr
     assert done.stdout == "the end of it\n"
 
@@ -121,20 +138,32 @@ cli.entry()
 def test_an_output_that_cannot_be_written_is_no_success() -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(
-            [sys.executable, "-m", "streamer", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT
+            [sys.executable, "-m", "streamer", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            cwd=ROOT,
         )
     assert done.returncode == 1
-    assert done.stderr == "streamer: the output of this command could not be written: No space left on device\n"
+    assert (
+        done.stderr
+        == "streamer: the output of this command could not be written: No space left on device\n"
+    )
 
 
-def test_a_bug_keeps_its_traceback(verb: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback(
+    verb: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     verb(_raise(ZeroDivisionError("a bug")))
     monkeypatch.setattr(sys, "argv", ["streamer", "probe"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
 
 
-def test_help_names_every_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_verb(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ending(monkeypatch, "--help") == 0
     out = capsys.readouterr().out
     for name, words in cli.VERBS.items():
@@ -148,9 +177,20 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    "arguments", [("rnu",), ("run", "--untl", "end"), ("run",), ("replay",), ("replay", "rnu"), ("dataset", "verify"), ("--no-such",)]
+    "arguments",
+    [
+        ("rnu",),
+        ("run", "--untl", "end"),
+        ("run",),
+        ("replay",),
+        ("replay", "rnu"),
+        ("dataset", "verify"),
+        ("--no-such",),
+    ],
 )
-def test_usage_errors(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("STREAMER_CONFIG", raising=False)
     assert ending(monkeypatch, *arguments) == 2
     out, err = capsys.readouterr()
@@ -193,7 +233,9 @@ def test_a_replay_needs_a_new_name(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(MINIMAL))
     for name in ("cats-v1", "Not A Name"):
         with pytest.raises(errors.ConfigError, match="--dataset"):
-            CliRunner().invoke(replay, ["run", "-c", str(path), "--dataset", name], catch_exceptions=False)
+            CliRunner().invoke(
+                replay, ["run", "-c", str(path), "--dataset", name], catch_exceptions=False
+            )
     assert CliRunner().invoke(replay, ["run", "-c", str(path)]).exit_code == 2
 
 
@@ -212,7 +254,9 @@ def test_a_person_sees_one_message_and_the_shell_the_code(tmp_path: Path) -> Non
     ]
 
 
-def test_without_faiss_a_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_faiss_a_start_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert ending(monkeypatch, "check", "-c", "examples/laptop.yaml") == 2
     assert "pip install -c constraints/cpu.txt '.[cpu]'" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""The config: every check, every mistake named with its path and the way out, overrides, and what follows from the names."""
+"""The config: every check, every mistake named with its path and the way out, overrides, and what
+follows from the names."""
 
 from __future__ import annotations
 
@@ -15,7 +16,18 @@ import yaml
 from click.testing import CliRunner
 
 from streamer.commands.check import command as check
-from streamer.config import BatchConfig, Config, CustomEmbedder, CustomRule, Fetch, FieldRule, Output, TimmEmbedder, load, parse
+from streamer.config import (
+    BatchConfig,
+    Config,
+    CustomEmbedder,
+    CustomRule,
+    Fetch,
+    FieldRule,
+    Output,
+    TimmEmbedder,
+    load,
+    parse,
+)
 from streamer.errors import ConfigError
 
 MINIMAL: dict[str, Any] = {
@@ -66,7 +78,11 @@ device: auto
 def changed(**sections: Any) -> dict[str, Any]:
     raw = copy.deepcopy(MINIMAL)
     for name, value in sections.items():
-        raw[name] = {**raw[name], **value} if isinstance(value, dict) and isinstance(raw.get(name), dict) else value
+        raw[name] = (
+            {**raw[name], **value}
+            if isinstance(value, dict) and isinstance(raw.get(name), dict)
+            else value
+        )
     return raw
 
 
@@ -83,7 +99,11 @@ def rules(*filters: Any, heads: tuple[Any, ...] = ()) -> dict[str, Any]:
 def test_the_documented_config_is_one(tmp_path: Path) -> None:
     config = load(file(tmp_path, FULL), environ={})
     assert config.kafka.start == datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
-    assert config.kafka.client == {"security.protocol": "SSL", "socket.keepalive.enable": True, "session.timeout.ms": 6000}
+    assert config.kafka.client == {
+        "security.protocol": "SSL",
+        "socket.keepalive.enable": True,
+        "session.timeout.ms": 6000,
+    }
     assert config.fetch.max_bytes == 20_000_000
     assert config.fetch.timeout == 10.0
     assert isinstance(config.embedder, TimmEmbedder)
@@ -99,12 +119,29 @@ def test_the_documented_config_is_one(tmp_path: Path) -> None:
 
 def test_defaults() -> None:
     config = parse(MINIMAL)
-    assert (config.kafka.start, config.kafka.default_content_type, config.kafka.group_instance_id) == ("earliest", "image/jpeg", "auto")
+    assert (
+        config.kafka.start,
+        config.kafka.default_content_type,
+        config.kafka.group_instance_id,
+    ) == ("earliest", "image/jpeg", "auto")
     assert (config.fetch.schemes, config.fetch.hosts) == ((), ())
     assert config.dedup is not None
-    assert (config.dedup.threshold, config.dedup.action, config.dedup.probe) == (0.95, "remove", "certified")
-    assert (config.output.formats, config.output.shard_records, config.output.epoch_records) == (("jpg", "png", "webp"), 10_000, 50_000)
-    assert (config.batch.size, config.http.port, config.device, config.dead_letters.max_ratio) == (256, 9400, "auto", 0.2)
+    assert (config.dedup.threshold, config.dedup.action, config.dedup.probe) == (
+        0.95,
+        "remove",
+        "certified",
+    )
+    assert (config.output.formats, config.output.shard_records, config.output.epoch_records) == (
+        ("jpg", "png", "webp"),
+        10_000,
+        50_000,
+    )
+    assert (config.batch.size, config.http.port, config.device, config.dead_letters.max_ratio) == (
+        256,
+        9400,
+        "auto",
+        0.2,
+    )
 
 
 def test_names_that_follow_from_the_dataset() -> None:
@@ -117,9 +154,16 @@ def test_names_that_follow_from_the_dataset() -> None:
 
 @pytest.mark.parametrize(
     ("host", "writer"),
-    [("streamer-3", "streamer-3"), ("Node.Example_7", "node-example-7"), ("--", "writer"), ("ÄÖ", "writer")],
+    [
+        ("streamer-3", "streamer-3"),
+        ("Node.Example_7", "node-example-7"),
+        ("--", "writer"),
+        ("ÄÖ", "writer"),
+    ],
 )
-def test_writer_auto_is_the_host_name(host: str, writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writer_auto_is_the_host_name(
+    host: str, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: host)
     assert parse(changed(writer="auto")).writer == writer
     without = {name: value for name, value in MINIMAL.items() if name != "writer"}
@@ -127,9 +171,12 @@ def test_writer_auto_is_the_host_name(host: str, writer: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("given", "on_kubernetes", "expected"), [("auto", False, None), ("auto", True, "w0"), (None, True, None), ("me", False, "me")]
+    ("given", "on_kubernetes", "expected"),
+    [("auto", False, None), ("auto", True, "w0"), (None, True, None), ("me", False, "me")],
 )
-def test_group_instance_id(given: str | None, on_kubernetes: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_group_instance_id(
+    given: str | None, on_kubernetes: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     if on_kubernetes:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
@@ -143,12 +190,18 @@ def test_dedup_off(off: object) -> None:
 
 def test_dedup_off_as_yaml_reads_it(tmp_path: Path) -> None:
     for text in ("off", "Off", '"off"', "false"):
-        assert load(file(tmp_path, yaml.safe_dump(MINIMAL) + f"\ndedup: {text}\n"), environ={}).dedup is None
+        assert (
+            load(file(tmp_path, yaml.safe_dump(MINIMAL) + f"\ndedup: {text}\n"), environ={}).dedup
+            is None
+        )
 
 
 def test_an_epoch_is_never_smaller_than_its_shards() -> None:
     assert parse(changed(output={"epoch_records": 100})).output.shard_records == 100
-    assert parse(changed(output={"epoch_records": 100, "shard_records": 30})).output.shard_records == 30
+    assert (
+        parse(changed(output={"epoch_records": 100, "shard_records": 30})).output.shard_records
+        == 30
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,8 +221,12 @@ def test_start(start: object, expected: object) -> None:
 
 
 def test_start_as_a_bare_yaml_date(tmp_path: Path) -> None:
-    text = yaml.safe_dump(MINIMAL).replace("topic: image-text", "topic: image-text\n  start: 2026-01-31")
-    assert load(file(tmp_path, text), environ={}).kafka.start == datetime(2026, 1, 31, tzinfo=timezone.utc)
+    text = yaml.safe_dump(MINIMAL).replace(
+        "topic: image-text", "topic: image-text\n  start: 2026-01-31"
+    )
+    assert load(file(tmp_path, text), environ={}).kafka.start == datetime(
+        2026, 1, 31, tzinfo=timezone.utc
+    )
 
 
 WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
@@ -278,12 +335,20 @@ def test_one_mistake_is_one_error_with_its_path(case: str) -> None:
 def test_every_mistake_is_named() -> None:
     with pytest.raises(ConfigError) as raised:
         parse(changed(batch={"size": 0}, http={"port": -1}, devise="cpu"), "s.yaml")
-    assert [line.split(": ")[1] for line in str(raised.value).splitlines()] == ["batch.size", "http.port", "devise"]
+    assert [line.split(": ")[1] for line in str(raised.value).splitlines()] == [
+        "batch.size",
+        "http.port",
+        "devise",
+    ]
 
 
 def test_fields_of_heads_and_metadata_are_known() -> None:
     config = parse(
-        rules({"field": "cat_score", "at_least": 0.5}, {"field": "metadata.a.b", "equals": "x"}, heads=({"type": "a.b:C", "name": "cat"},))
+        rules(
+            {"field": "cat_score", "at_least": 0.5},
+            {"field": "metadata.a.b", "equals": "x"},
+            heads=({"type": "a.b:C", "name": "cat"},),
+        )
     )
     assert [f.name for f in config.filters] == ["cat_score", "metadata.a.b"]
 
@@ -303,13 +368,23 @@ def test_nothing_can_be_changed_afterwards() -> None:
 
 
 def test_file_then_environment_then_overrides(tmp_path: Path) -> None:
-    path = file(tmp_path, yaml.safe_dump(changed(batch={"size": 1, "linger": "10ms"}, http={"port": 1})))
-    environ = {"STREAMER__BATCH__SIZE": "2", "STREAMER__HTTP__PORT": "2", "STREAMER_CONFIG": "x", "STREAMER_LOG": "text", "PATH": "/bin"}
+    path = file(
+        tmp_path, yaml.safe_dump(changed(batch={"size": 1, "linger": "10ms"}, http={"port": 1}))
+    )
+    environ = {
+        "STREAMER__BATCH__SIZE": "2",
+        "STREAMER__HTTP__PORT": "2",
+        "STREAMER_CONFIG": "x",
+        "STREAMER_LOG": "text",
+        "PATH": "/bin",
+    }
     config = load(path, ["http.port=3"], environ)
     assert (config.batch.size, config.batch.linger, config.http.port) == (2, 0.01, 3)
 
 
-def test_the_process_environment_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_environment_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STREAMER__BATCH__SIZE", "77")
     assert load(file(tmp_path, yaml.safe_dump(MINIMAL))).batch.size == 77
 
@@ -339,7 +414,10 @@ def test_overrides(override: str, attribute: str, expected: object, tmp_path: Pa
 
 def test_environment_reaches_lists_and_client_properties(tmp_path: Path) -> None:
     path = file(tmp_path, yaml.safe_dump(rules({"field": "min_side", "at_least": 200})))
-    environ = {"STREAMER__KAFKA__CLIENT__SESSION.TIMEOUT.MS": "6000", "STREAMER__KAFKA__CLIENT__SASL.PASSWORD": "0123"}
+    environ = {
+        "STREAMER__KAFKA__CLIENT__SESSION.TIMEOUT.MS": "6000",
+        "STREAMER__KAFKA__CLIENT__SASL.PASSWORD": "0123",
+    }
     config = load(path, (), {"STREAMER__FILTERS__0__AT_LEAST": "300", **environ})
     assert isinstance(config.filters[0], FieldRule)
     assert config.filters[0].at_least == 300
@@ -349,7 +427,10 @@ def test_environment_reaches_lists_and_client_properties(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: {b: c\n", "while parsing a flow mapping, expected ',' or '}', but got '<stream end>' in line 2, column 1"),
+        (
+            "a: {b: c\n",
+            "while parsing a flow mapping, expected ',' or '}', but got '<stream end>' in line 2, column 1",
+        ),
         ("a:\n\tb: c\n", r"found character '\t' that cannot start any token in line 2, column 1"),
         ("a: *hunter2\n", "found undefined alias '…' in line 1, column 4"),
         ("a: !hunter2 b\n", "for the tag '…' in line 1, column 4"),
@@ -357,7 +438,9 @@ def test_environment_reaches_lists_and_client_properties(tmp_path: Path) -> None
         ("a: !hunter2!x b\n", "found undefined tag handle '…'"),
     ],
 )
-def test_what_is_no_yaml_is_explained_without_the_names_in_it(text: str, said: str, tmp_path: Path) -> None:
+def test_what_is_no_yaml_is_explained_without_the_names_in_it(
+    text: str, said: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError) as raised:
         load(file(tmp_path, text), (), {})
     assert said in str(raised.value)
@@ -393,9 +476,14 @@ def test_what_is_off_has_no_keys(off: str, key: str, tmp_path: Path) -> None:
     assert load(path, ["dedup.threshold=0.8", f"dedup={off}"], {}).dedup is None
 
 
-@pytest.mark.parametrize("name", ["sasl.password", "sasl.username", "ssl.key.pem", "my.token", "X.SECRET"])
+@pytest.mark.parametrize(
+    "name", ["sasl.password", "sasl.username", "ssl.key.pem", "my.token", "X.SECRET"]
+)
 def test_no_error_echoes_a_secret_of_the_client(name: str, tmp_path: Path) -> None:
-    good, listed = yaml.safe_dump(MINIMAL), yaml.safe_dump(changed(kafka={"client": {name: ["hunter2"]}}))
+    good, listed = (
+        yaml.safe_dump(MINIMAL),
+        yaml.safe_dump(changed(kafka={"client": {name: ["hunter2"]}})),
+    )
     cases: list[tuple[str, list[str], dict[str, str]]] = [
         (listed, [], {}),
         (f"{good}client: {{{name}: *hunter2}}\n", [], {}),
@@ -444,7 +532,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         MINIMAL,
         yaml.safe_load(FULL),
         changed(dedup="off"),
-        changed(batch={"linger": "0.4ms"}, output={"seal_after": "1h30m"}, fetch={"timeout": "1.0005s"}),
+        changed(
+            batch={"linger": "0.4ms"}, output={"seal_after": "1h30m"}, fetch={"timeout": "1.0005s"}
+        ),
     ],
 )
 def test_what_check_prints_is_the_same_config(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -457,7 +547,12 @@ def test_what_check_prints_is_the_same_config(raw: dict[str, Any], tmp_path: Pat
 
 
 def test_check_prints_no_secret_of_the_client(tmp_path: Path) -> None:
-    client = {"sasl.password": "hunter2", "sasl.username": "hunter2", "ssl.key.location": "hunter2", "sasl.mechanism": "PLAIN"}
+    client = {
+        "sasl.password": "hunter2",
+        "sasl.username": "hunter2",
+        "ssl.key.location": "hunter2",
+        "sasl.mechanism": "PLAIN",
+    }
     path = file(tmp_path, yaml.safe_dump(changed(kafka={"client": client})))
     done = CliRunner().invoke(check, ["-c", str(path), "--print"], catch_exceptions=False)
     shown = yaml.safe_load(done.stdout)["kafka"]["client"]
@@ -466,7 +561,13 @@ def test_check_prints_no_secret_of_the_client(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "key"), [("Fetch", "max_bytes"), ("Fetch", "timeout"), ("Output", "shard_bytes"), ("BatchConfig", "linger")]
+    ("section", "key"),
+    [
+        ("Fetch", "max_bytes"),
+        ("Fetch", "timeout"),
+        ("Output", "shard_bytes"),
+        ("BatchConfig", "linger"),
+    ],
 )
 def test_the_schema_takes_what_the_loader_takes(section: str, key: str) -> None:
     field = Config.model_json_schema(by_alias=True)["$defs"][section]["properties"][key]
@@ -494,31 +595,47 @@ def test_the_schema_takes_what_the_loader_takes(section: str, key: str) -> None:
     ]
     for value in (20, -1, 1.5, *texts):
         try:
-            model.model_validate({"path": "/x", key: value} if section == "Output" else {key: value})
+            model.model_validate(
+                {"path": "/x", key: value} if section == "Output" else {key: value}
+            )
             taken = True
         except ValueError:
             taken = False
         if isinstance(value, str):
             assert bool(re.search(kinds["string"]["pattern"], value)) == taken, value
         else:
-            assert (isinstance(value, int) and "integer" in kinds and value >= kinds["integer"]["minimum"]) == taken, value
+            assert (
+                isinstance(value, int)
+                and "integer" in kinds
+                and value >= kinds["integer"]["minimum"]
+            ) == taken, value
 
 
 def test_the_schema_is_printed_without_a_config_and_accepts_the_documented_one() -> None:
-    done = CliRunner().invoke(check, ["--schema"], catch_exceptions=False, env={"STREAMER_CONFIG": None})
+    done = CliRunner().invoke(
+        check, ["--schema"], catch_exceptions=False, env={"STREAMER_CONFIG": None}
+    )
     assert done.exit_code == 0
     schema = json.loads(done.stdout)
     assert set(schema["required"]) == {"dataset", "kafka", "embedder", "output"}
     assert set(yaml.safe_load(FULL)) <= set(schema["properties"])
     assert "in" in schema["$defs"]["FieldRule"]["properties"]
     assert schema["additionalProperties"] is False
-    assert schema["properties"]["dedup"]["anyOf"] == [{"$ref": "#/$defs/Dedup"}, {"enum": ["off", False]}]
+    assert schema["properties"]["dedup"]["anyOf"] == [
+        {"$ref": "#/$defs/Dedup"},
+        {"enum": ["off", False]},
+    ]
 
 
 def test_the_digest_is_about_what_decides_an_outcome() -> None:
     base = parse(MINIMAL).digest()
     assert re.fullmatch(r"[0-9a-f]{16}", base)
-    for same in (changed(writer="w1"), changed(batch={"size": 3}), changed(http={"port": 1}), changed(output={"path": "/other"})):
+    for same in (
+        changed(writer="w1"),
+        changed(batch={"size": 3}),
+        changed(http={"port": 1}),
+        changed(output={"path": "/other"}),
+    ):
         assert parse(same).digest() == base
     others = [
         changed(dedup="off"), changed(dedup={"threshold": 0.9}), changed(embedder={"model": "other"}), changed(output={"formats": ["jpg"]}),

@@ -43,7 +43,11 @@ def far():
     """A connection through the proxy, and the moments at which the other end saw one end."""
     ends = []
     port = free_port()
-    with echo(ends) as target, distance(port, target, ROUND_TRIP_S), socket.create_connection(("127.0.0.1", port)) as connection:
+    with (
+        echo(ends) as target,
+        distance(port, target, ROUND_TRIP_S),
+        socket.create_connection(("127.0.0.1", port)) as connection,
+    ):
         connection.settimeout(20)
         yield connection, ends
 

@@ -1,4 +1,5 @@
-"""The documentation against the code: every name in a table, every config, every command and every query, both ways."""
+"""The documentation against the code: every name in a table, every config, every command and every
+query, both ways."""
 
 from __future__ import annotations
 
@@ -40,7 +41,11 @@ from streamer.wire.manifest import Manifest
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = (ROOT / "docs/reference.md").read_text("utf-8")
-PAGES = ("README.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in ("architecture", "deduplication", "operations", "reference")))
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    *(f"docs/{name}.md" for name in ("architecture", "deduplication", "operations", "reference")),
+)
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
@@ -49,7 +54,10 @@ def section(heading: str) -> str:
     level = len(heading) - len(heading.lstrip("#"))
     lines = REFERENCE.splitlines()
     at = lines.index(heading)
-    end = next((i for i in range(at + 1, len(lines)) if re.match(rf"#{{1,{level}}} ", lines[i])), len(lines))
+    end = next(
+        (i for i in range(at + 1, len(lines)) if re.match(rf"#{{1,{level}}} ", lines[i])),
+        len(lines),
+    )
     return "\n".join(lines[at + 1 : end])
 
 
@@ -57,7 +65,9 @@ def rows(text: str, *header: str) -> list[list[str]]:
     """The cells of the tables in ``text`` that have this header."""
     found, inside = [], False
     for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("|") else []
+        cells = (
+            [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("|") else []
+        )
         cells = [cell.strip("| ") for cell in cells]
         if cells == list(header):
             inside = True
@@ -74,7 +84,11 @@ def codes(cell: str) -> list[str]:
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^ *```{language}\n(.*?)^ *```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^ *```{language}\n(.*?)^ *```",
+        (ROOT / page).read_text("utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
 
 
 # Config
@@ -109,18 +123,27 @@ def equal(written: Any, kind: str, default: Any) -> bool:
 @pytest.mark.parametrize("heading", KINDS)
 def test_every_key_is_there_with_its_default(heading: str) -> None:
     model = KINDS[heading]
-    table = {codes(row[0])[0].rpartition(".")[2]: row for row in rows(section(heading), "key", "type", "default", "meaning")}
-    assert list(table) == [field.alias or name for name, field in model.model_fields.items()], "the same keys in the same order"
+    table = {
+        codes(row[0])[0].rpartition(".")[2]: row
+        for row in rows(section(heading), "key", "type", "default", "meaning")
+    }
+    assert list(table) == [field.alias or name for name, field in model.model_fields.items()], (
+        "the same keys in the same order"
+    )
     for key, row in table.items():
         default = default_of(model, key)
         if row[2] == "required":
             assert default is PydanticUndefined, key
         else:
-            assert equal(yaml.safe_load(codes(row[2])[0]), row[1], default), f"{key}: {row[2]} is not {default!r}"
+            assert equal(yaml.safe_load(codes(row[2])[0]), row[1], default), (
+                f"{key}: {row[2]} is not {default!r}"
+            )
 
 
 def test_every_section_of_the_schema_has_its_table() -> None:
-    assert set(Config.model_json_schema()["$defs"]) | {"Config"} == {model.__name__ for model in KINDS.values()}
+    assert set(Config.model_json_schema()["$defs"]) | {"Config"} == {
+        model.__name__ for model in KINDS.values()
+    }
 
 
 def test_choices_are_those_of_the_schema() -> None:
@@ -157,7 +180,9 @@ def test_what_is_commented_out_in_the_production_example_is_the_default() -> Non
 
 
 def test_the_examples_between_them_show_every_section() -> None:
-    shown = set().union(*(re.findall(r"(?m)^#? ?([a-z_]+):", path.read_text("utf-8")) for path in EXAMPLES))
+    shown = set().union(
+        *(re.findall(r"(?m)^#? ?([a-z_]+):", path.read_text("utf-8")) for path in EXAMPLES)
+    )
     assert shown >= set(Config.model_fields)
 
 
@@ -168,7 +193,9 @@ def test_the_readme_shows_the_laptop_example_and_a_core_that_loads() -> None:
     assert [head.name for head in production.heads] == ["aesthetic", "nsfw"]
 
 
-def test_check_finds_nothing_wrong_with_the_laptop_example(kafka: str, topic_name: str, tmp_path: Path) -> None:
+def test_check_finds_nothing_wrong_with_the_laptop_example(
+    kafka: str, topic_name: str, tmp_path: Path
+) -> None:
     from streamer.model.lite0 import write_demo_checkpoint
 
     create_topic(kafka, topic_name)
@@ -180,7 +207,15 @@ def test_check_finds_nothing_wrong_with_the_laptop_example(kafka: str, topic_nam
         "embedder.checkpoint": checkpoint,
         "output.path": tmp_path / "out",
     }
-    command = [sys.executable, "-m", "streamer", "check", "--json", "-c", str(ROOT / "examples/laptop.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "streamer",
+        "check",
+        "--json",
+        "-c",
+        str(ROOT / "examples/laptop.yaml"),
+    ]
     command += [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -195,19 +230,36 @@ def test_check_finds_nothing_wrong_with_the_laptop_example(kafka: str, topic_nam
 def test_the_json_records_are_records() -> None:
     inline, reference = re.findall(r"```json\n(.*?)```", section("## Input records"), re.DOTALL)
     first, second = (
-        envelope.parse(Record(0, 0, 0, text.encode(), [("content-type", b"application/json")]), "image/jpeg")
+        envelope.parse(
+            Record(0, 0, 0, text.encode(), [("content-type", b"application/json")]), "image/jpeg"
+        )
         for text in (inline, reference)
     )
     assert first.image == b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01"
     assert (first.id, first.metadata) == ("cats/0001", {"lang": "en", "likes": 3})
-    assert second.image == envelope.Reference("https://images.example.com/2.jpg", json.loads(reference)["sha256"], 48213)
+    assert second.image == envelope.Reference(
+        "https://images.example.com/2.jpg", json.loads(reference)["sha256"], 48213
+    )
 
 
 def test_the_sample_is_what_the_shard_writer_writes() -> None:
-    [shown] = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", section("### Samples"), re.DOTALL))
+    [shown] = (
+        json.loads(text)
+        for text in re.findall(r"```json\n(.*?)```", section("### Samples"), re.DOTALL)
+    )
     facts = Facts("cats/0001.jpg", "", None, {}, b"x", "jpg", 640, 480, shown["sha256"])
     record, decision = Record(1, 42, shown["timestamp"], b"", ()), Decision("accepted", claim=17)
-    written = json.loads(_describe(shown["key"], '"image-text"', record, facts, decision, '"aesthetic":5.25', '{"lang":"en"}'))
+    written = json.loads(
+        _describe(
+            shown["key"],
+            '"image-text"',
+            record,
+            facts,
+            decision,
+            '"aesthetic":5.25',
+            '{"lang":"en"}',
+        )
+    )
     assert list(shown) == list(written)
     assert {**written, "bytes": shown["bytes"]} == shown
 
@@ -221,7 +273,9 @@ def test_columns_are_those_of_the_table() -> None:
         field = schema.field(name)
         assert (row[2].split(".")[0] == "never") == (not field.nullable), name
         word = row[1].split(" ")[0].split("[")[0]
-        assert str(field.type).startswith(word) or (name == "embedding" and "halffloat" in str(field.type)), (name, str(field.type))
+        assert str(field.type).startswith(word) or (
+            name == "embedding" and "halffloat" in str(field.type)
+        ), (name, str(field.type))
 
 
 def test_fields_of_the_manifest_are_there() -> None:
@@ -230,19 +284,33 @@ def test_fields_of_the_manifest_are_there() -> None:
 
 
 def test_reasons_are_those_of_the_code() -> None:
-    table = {codes(row[0])[0]: row[1] for row in rows(section("## Outcomes and reasons"), "reason", "means")}
+    table = {
+        codes(row[0])[0]: row[1]
+        for row in rows(section("## Outcomes and reasons"), "reason", "means")
+    }
     assert table == INVALID_REASONS
-    assert [codes(row[0])[0] for row in rows(section("## Outcomes and reasons"), "outcome", "reason", "where")] == list(OUTCOMES)
+    assert [
+        codes(row[0])[0]
+        for row in rows(section("## Outcomes and reasons"), "outcome", "reason", "where")
+    ] == list(OUTCOMES)
 
 
 def test_headers_of_dead_letters_are_those_of_the_code() -> None:
-    named = {name for row in rows(section("## Topics and names"), "header", "is") for name in codes(row[0])}
-    assert named == set(re.findall(r'"(streamer-[a-z]+)"', (ROOT / "streamer/kafka/commit.py").read_text("utf-8")))
+    named = {
+        name
+        for row in rows(section("## Topics and names"), "header", "is")
+        for name in codes(row[0])
+    }
+    assert named == set(
+        re.findall(r'"(streamer-[a-z]+)"', (ROOT / "streamer/kafka/commit.py").read_text("utf-8"))
+    )
 
 
 def test_problem_and_note_codes_are_those_of_the_audit() -> None:
     for kind, known in (("problem", PROBLEMS), ("note", NOTES)):
-        assert {codes(row[0])[0]: row[1] for row in rows(section("## Audit"), kind, "means")} == known
+        assert {
+            codes(row[0])[0]: row[1] for row in rows(section("## Audit"), kind, "means")
+        } == known
 
 
 # Metrics and queries
@@ -293,13 +361,20 @@ def test_queries_parse_and_name_metrics_and_labels_that_exist(query: str) -> Non
         base = name if name in known else re.sub(r"_(bucket|count|sum)$", "", name)
         assert base in known, name
         assert set(re.findall(r"(\w+)=", matchers)) <= known[base][1], query
-    grouped = {label for inside in re.findall(r"by \(([^)]*)\)", query) for label in inside.split(", ")}
+    grouped = {
+        label for inside in re.findall(r"by \(([^)]*)\)", query) for label in inside.split(", ")
+    }
     assert grouped <= {label for _, labels, _ in known.values() for label in labels} | {"le"}
 
 
 def test_every_metric_that_is_worth_an_alert_is_in_the_runbook() -> None:
     runbook = (ROOT / "docs/operations.md").read_text("utf-8")
-    contract = ("streamer_decisions_total", "streamer_lag_records", "streamer_lag_seconds", "streamer_epochs_committed_total")
+    contract = (
+        "streamer_decisions_total",
+        "streamer_lag_records",
+        "streamer_lag_seconds",
+        "streamer_epochs_committed_total",
+    )
     assert [name for name in (*contract, "streamer_index_vectors") if name not in runbook] == []
     for name in re.findall(r"`(streamer_\w+)", runbook):
         assert name in scraped(), name
@@ -320,7 +395,12 @@ def commands() -> dict[str, click.Command]:
 
 
 def options(command: click.Command) -> set[str]:
-    return {option for parameter in command.params if isinstance(parameter, click.Option) for option in parameter.opts}
+    return {
+        option
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for option in parameter.opts
+    }
 
 
 def test_every_verb_and_option_is_there() -> None:
@@ -337,7 +417,9 @@ def test_every_verb_and_option_is_there() -> None:
 
 def test_exit_codes_are_those_of_the_code() -> None:
     known = {str(value) for name, value in vars(errors).items() if name.startswith("EXIT_")}
-    assert {row[0] for row in rows(section("## Command line"), "exit code", "means")} == known | {"130"}
+    assert {row[0] for row in rows(section("## Command line"), "exit code", "means")} == known | {
+        "130"
+    }
 
 
 def shown_commands() -> Iterator[str]:
@@ -363,12 +445,25 @@ def test_commands_that_are_shown_would_be_understood(line: str) -> None:
 
 
 def test_every_variable_of_the_environment_is_there() -> None:
-    named = {name for row in rows(section("## Environment variables"), "variable", "for") for name in codes(row[0])}
-    sources = [path.read_text("utf-8") for path in [*(ROOT / "streamer").rglob("*.py"), ROOT / "tasks.py", ROOT / "tests/conftest.py"]]
+    named = {
+        name
+        for row in rows(section("## Environment variables"), "variable", "for")
+        for name in codes(row[0])
+    }
+    sources = [
+        path.read_text("utf-8")
+        for path in [
+            *(ROOT / "streamer").rglob("*.py"),
+            ROOT / "tasks.py",
+            ROOT / "tests/conftest.py",
+        ]
+    ]
     pattern = re.compile(
         r'(?:environ(?:ment)?(?:\.get|\.setdefault)?[\[(]|_choice\(env, )"([A-Z_]+)"|"([A-Z_]+)" in os\.environ|"(AWS_[A-Z_]+|HF_TOKEN)"'
     )
-    used = {name for text in sources for match in pattern.findall(text) for name in match if name} - {"PATH"}
+    used = {
+        name for text in sources for match in pattern.findall(text) for name in match if name
+    } - {"PATH"}
     assert {"STREAMER_LOG", "STREAMER_CACHE", "HF_ENDPOINT", "AWS_REGION"} <= used
     assert sorted(used - named) == []
 
@@ -398,7 +493,11 @@ def test_modules_that_the_architecture_names_exist() -> None:
     assert len(text.splitlines()) <= 200
     named = set(re.findall(r"`([a-z_/]+\.py)`", text))
     assert len(named) > 15
-    missing = [name for name in sorted(named) if not (ROOT / "streamer" / name).exists() and not (ROOT / name).exists()]
+    missing = [
+        name
+        for name in sorted(named)
+        if not (ROOT / "streamer" / name).exists() and not (ROOT / name).exists()
+    ]
     assert missing == []
     tests = set(re.findall(r"`(tests/[\w*./]+)`", text))
     assert [name for name in sorted(tests) if not list(ROOT.glob(name))] == []
@@ -407,7 +506,10 @@ def test_modules_that_the_architecture_names_exist() -> None:
 def test_the_changelog_is_about_this_version() -> None:
     version = re.search(r'(?m)^version = "(.*)"', (ROOT / "pyproject.toml").read_text("utf-8"))
     assert version is not None
-    assert re.search(r"(?m)^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"))[1] == version[1]  # type: ignore[index]
+    assert (
+        re.search(r"(?m)^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"))[1]
+        == version[1]
+    )  # type: ignore[index]
 
 
 def test_numbers_that_the_runbook_gives_for_winners_are_those_of_the_store() -> None:
@@ -417,7 +519,16 @@ def test_numbers_that_the_runbook_gives_for_winners_are_those_of_the_store() -> 
     for dim, width in ((64, 64), (512, 64), (768, 96), (1280, 128)):
         assert width_for(dim) == width
         store = WinnerStore(dim)
-        store.append(np.zeros((1, dim), np.float16), np.zeros((1, width), np.float32), np.zeros(1, np.int64), 0, np.zeros(1, np.int64))
+        store.append(
+            np.zeros((1, dim), np.float16),
+            np.zeros((1, width), np.float32),
+            np.zeros(1, np.int64),
+            0,
+            np.zeros(1, np.int64),
+        )
         [block] = store.view.blocks
-        per_row = sum(getattr(block, name)[0].nbytes for name in ("vectors", "codes", "positions", "partitions", "offsets", "removed"))
+        per_row = sum(
+            getattr(block, name)[0].nbytes
+            for name in ("vectors", "codes", "positions", "partitions", "offsets", "removed")
+        )
         assert per_row == 2 * dim + 4 * width + 25

@@ -13,14 +13,20 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(tmp_path: Path, text: str, ci: str) -> tuple[int, str]:
-    """Exit code and last line of a run of ``text`` as a test file, where no broker can be fetched and no shared data is there."""
+    """Exit code and last line of a run of ``text`` as a test file, where no broker can be fetched
+    and no shared data is there."""
     (tmp_path / "shared").mkdir(exist_ok=True)
     folder = tmp_path / "repository/tests"
     folder.mkdir(parents=True)
     (folder / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
     (folder / "test_it.py").write_text(text)
     env = {k: v for k, v in os.environ.items() if k != "KAFKA_BOOTSTRAP_SERVERS"}
-    env |= {"CI": ci, "XDG_CACHE_HOME": os.devnull, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    env |= {
+        "CI": ci,
+        "XDG_CACHE_HOME": os.devnull,
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder), "-p", "no:cacheprovider", str(folder)],
         capture_output=True, text=True, env=env, cwd=tmp_path, check=False,

@@ -66,7 +66,9 @@ def build(path: str, **args: object) -> object:
     return plugins.build(path, Base, args, "filters.3")  # type: ignore[type-abstract]
 
 
-def test_a_class_of_the_working_directory_is_found_and_called_with_its_arguments(folder: Path) -> None:
+def test_a_class_of_the_working_directory_is_found_and_called_with_its_arguments(
+    folder: Path,
+) -> None:
     made = build("my_plugins.rules:Good", side=4, colour="blue")
     assert (made.side, made.colour) == (4, "blue")  # type: ignore[attr-defined]
     assert str(folder) in sys.path
@@ -82,22 +84,56 @@ def test_a_class_of_the_working_directory_is_found_and_called_with_its_arguments
             {},
             r"filters\.3\.args: .*missing a required argument: 'side'; it is called as Good\(side, \*, colour='red'\)",
         ),
-        ("my_plugins.rules:Good", {"side": 1, "color": 2}, r"filters\.3\.args: .*got an unexpected keyword argument 'color'"),
-        ("my_plugins.rules:Good", {"side": -1}, r"filters\.3: .*could not be made: ValueError: side must not be negative"),
-        ("my_plugins.rules:Goood", {}, r"filters\.3\.type: .*has no 'Goood'; did you mean 'Good'\?"),
-        ("my_plugins.rules:Xyzzy", {}, r"has no 'Xyzzy'; classes there: TemporaryError, Good, Half, Stranger"),
-        ("my_plugins.rules:Half", {}, r"filters\.3\.type: my_plugins\.rules:Half: lacks drop\(\); define what streamer\.Base declares"),
-        ("my_plugins.rules:Stranger", {}, r"is not a subclass of streamer\.Base; write `class Stranger\(streamer\.Base\):`"),
+        (
+            "my_plugins.rules:Good",
+            {"side": 1, "color": 2},
+            r"filters\.3\.args: .*got an unexpected keyword argument 'color'",
+        ),
+        (
+            "my_plugins.rules:Good",
+            {"side": -1},
+            r"filters\.3: .*could not be made: ValueError: side must not be negative",
+        ),
+        (
+            "my_plugins.rules:Goood",
+            {},
+            r"filters\.3\.type: .*has no 'Goood'; did you mean 'Good'\?",
+        ),
+        (
+            "my_plugins.rules:Xyzzy",
+            {},
+            r"has no 'Xyzzy'; classes there: TemporaryError, Good, Half, Stranger",
+        ),
+        (
+            "my_plugins.rules:Half",
+            {},
+            r"filters\.3\.type: my_plugins\.rules:Half: lacks drop\(\); define what streamer\.Base declares",
+        ),
+        (
+            "my_plugins.rules:Stranger",
+            {},
+            r"is not a subclass of streamer\.Base; write `class Stranger\(streamer\.Base\):`",
+        ),
         ("my_plugins.rules:number", {}, r"is not a subclass of streamer\.Base"),
-        ("my_plugins.nothing:Good", {}, r"filters\.3\.type: .*no module 'my_plugins\.nothing' in .* or among the installed packages"),
+        (
+            "my_plugins.nothing:Good",
+            {},
+            r"filters\.3\.type: .*no module 'my_plugins\.nothing' in .* or among the installed packages",
+        ),
         ("nowhere:Good", {}, r"no module 'nowhere' in "),
-        ("my_plugins.needy:Good", {}, r"importing it failed: No module named 'something_that_is_not_installed'"),
+        (
+            "my_plugins.needy:Good",
+            {},
+            r"importing it failed: No module named 'something_that_is_not_installed'",
+        ),
         ("my_plugins.broken:Good", {}, r"importing it failed: ZeroDivisionError"),
         ("my_plugins.typo:Good", {}, r"importing it failed: SyntaxError"),
         ("Good", {}, r"'Good' is no plugin; write it as pkg\.mod:Class"),
     ],
 )
-def test_every_mistake_names_place_and_fix(path: str, args: dict[str, object], message: str) -> None:
+def test_every_mistake_names_place_and_fix(
+    path: str, args: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         build(path, **args)
 
@@ -115,9 +151,12 @@ def test_required_attributes() -> None:
 
     plugins.require_attributes(Thing(), {"name": str, "size": (int, float)}, "here")
     with pytest.raises(
-        ConfigError, match=r"here: Thing must set dim \(int, not True\), name \(int, not 'x'\), gone \(str or int\) in its class body"
+        ConfigError,
+        match=r"here: Thing must set dim \(int, not True\), name \(int, not 'x'\), gone \(str or int\) in its class body",
     ):
-        plugins.require_attributes(Thing(), {"dim": int, "name": int, "gone": (str, int), "size": float}, "here")
+        plugins.require_attributes(
+            Thing(), {"dim": int, "name": int, "gone": (str, int), "size": float}, "here"
+        )
 
 
 def test_base_classes_are_importable_from_the_package() -> None:

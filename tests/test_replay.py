@@ -38,7 +38,11 @@ def test_first_offsets(topic: tuple[Admin, str]) -> None:
         "offset:0=10,1=2": {0: 10, 1: 2, 2: 0},
         "offset:1=3": {0: 10, 1: 3, 2: 0},  # the others are left out
         "2000-01-01": {0: 0, 1: 0, 2: 0},
-        "1960-01-01T00:00:00Z": {0: 0, 1: 0, 2: 0},  # before the epoch, where Kafka's timestamps have other meanings
+        "1960-01-01T00:00:00Z": {
+            0: 0,
+            1: 0,
+            2: 0,
+        },  # before the epoch, where Kafka's timestamps have other meanings
         "1969-12-31T23:59:59.999Z": {0: 0, 1: 0, 2: 0},
         "2999-01-01T00:00:00Z": {0: 10, 1: 4, 2: 0},
     }
@@ -71,7 +75,12 @@ def test_a_time_between_two_records(topic: tuple[Admin, str], kafka: str) -> Non
     time.sleep(0.01)
     produce(kafka, name, [(b"new", {})], partition=0)
     zoned = between.astimezone(timezone(timedelta(hours=5))).isoformat()
-    for text in (between.isoformat(), between.strftime("%Y-%m-%dT%H:%M:%S.%fZ"), between.replace(tzinfo=None).isoformat(), zoned):
+    for text in (
+        between.isoformat(),
+        between.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        between.replace(tzinfo=None).isoformat(),
+        zoned,
+    ):
         assert first_offsets(text, admin, name, PARTS) == {0: 10, 1: 4, 2: 0}, text
         assert end_offsets(text, {0: 0, 1: 0, 2: 0}, admin, name) == {0: 10, 1: 4, 2: 0}, text
     assert end_offsets("end", {0: 0, 1: 0, 2: 0}, admin, name) == {0: 11, 1: 4, 2: 0}
@@ -126,7 +135,9 @@ def test_wrong_end_offsets(text: str, words: tuple[str, ...], topic: tuple[Admin
         MINIMAL,
         changed(dedup="off"),
         changed(
-            batch={"linger": "0.4ms"}, filters=[{"field": "text", "in": ["a"]}, {"type": "a.b:C", "name": "c"}], heads=[{"type": "nsfw"}]
+            batch={"linger": "0.4ms"},
+            filters=[{"field": "text", "in": ["a"]}, {"type": "a.b:C", "name": "c"}],
+            heads=[{"type": "nsfw"}],
         ),
         changed(kafka={"start": "2026-01-31T12:00:00Z", "client": {"security.protocol": "SSL"}}),
         {**MINIMAL, "embedder": {"type": "a.b:C", "args": {"x": [1, {"y": None}]}}},
@@ -150,7 +161,10 @@ def _named(dataset: str) -> Callable[[], object]:
         (_named("cats-v1"), ("--dataset cats-v1", "live dataset")),
         (_named("Cats"), ("--dataset", "'Cats'")),
         (_named(""), ("--dataset",)),
-        (lambda: into(parse(changed(kafka={"topic": "x.claims"})), "x"), ("--dataset", "'x.claims'", "another dataset name")),
+        (
+            lambda: into(parse(changed(kafka={"topic": "x.claims"})), "x"),
+            ("--dataset", "'x.claims'", "another dataset name"),
+        ),
     ],
 )
 def test_a_replay_under_a_wrong_name(made: Callable[[], object], words: tuple[str, ...]) -> None:

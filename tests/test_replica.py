@@ -1,4 +1,5 @@
-"""What `Replica` shows of itself; what it does is driven in tests/sink, tests/integration and tests/faults."""
+"""What `Replica` shows of itself; what it does is driven in tests/sink, tests/integration and
+tests/faults."""
 
 from __future__ import annotations
 
@@ -29,7 +30,12 @@ class Source:
 
 
 def lags(metrics: Metrics) -> dict[str, float]:
-    found = (s for family in metrics.registry.collect() for s in family.samples if s.name == "streamer_lag_records")
+    found = (
+        s
+        for family in metrics.registry.collect()
+        for s in family.samples
+        if s.name == "streamer_lag_records"
+    )
     return {s.labels["partition"]: s.value for s in found}
 
 
@@ -37,7 +43,9 @@ def test_a_replica_that_lost_its_partitions_shows_no_lag_and_owns_none() -> None
     """It stays ready, like a spare: these two are how one sees it."""
     nothing: Any = lambda *_: None  # noqa: E731
     source, metrics = Source(), Metrics()
-    engine: Any = SimpleNamespace(ledger=SimpleNamespace(end=lambda p: 4), next_epoch=0, disown=nothing)
+    engine: Any = SimpleNamespace(
+        ledger=SimpleNamespace(end=lambda p: 4), next_epoch=0, disown=nothing
+    )
     stage = SimpleNamespace(close=nothing, reset=nothing)
     line: Any = SimpleNamespace(fence=Fence(Run(1, 0)), stage=stage)
     replica = Replica(source, engine, line, Failure(), metrics, nothing, 300.0)  # type: ignore[arg-type]
@@ -57,16 +65,21 @@ def test_a_replica_that_lost_its_partitions_shows_no_lag_and_owns_none() -> None
 
 
 class Draining:
-    """A replica at its shutdown: what is in its line is decided and sealed as soon as ``event``, a callback of the group, is served."""
+    """A replica at its shutdown: what is in its line is decided and sealed as soon as ``event``, a
+    callback of the group, is served."""
 
     def __init__(self, event: str) -> None:
         nothing: Any = lambda *_: None  # noqa: E731
         self.served = False
         self.event = event
         self.fence = Fence(Run(1, 0))
-        engine: Any = SimpleNamespace(ledger=SimpleNamespace(end=lambda p: 4), next_epoch=0, disown=nothing)
+        engine: Any = SimpleNamespace(
+            ledger=SimpleNamespace(end=lambda p: 4), next_epoch=0, disown=nothing
+        )
         stage = SimpleNamespace(close=nothing, reset=nothing)
-        line: Any = SimpleNamespace(fence=self.fence, stage=stage, epochs=SimpleNamespace(take=self.take))
+        line: Any = SimpleNamespace(
+            fence=self.fence, stage=stage, epochs=SimpleNamespace(take=self.take)
+        )
         source: Any = SimpleNamespace(owned={0, 1}, ends=dict, serve=self.serve)
         self.replica = Replica(source, engine, line, Failure(), Metrics(), nothing, 300.0)
         self.replica._terms = {0: Term(0, 1, 1, 0)}
@@ -77,7 +90,9 @@ class Draining:
         getattr(self.replica, self.event)([0, 1])
 
     def take(self, _timeout: float) -> Finished | None:
-        return Finished(self.fence.run, None, EpochTally(), self.fence.cut[1]) if self.served else None
+        return (
+            Finished(self.fence.run, None, EpochTally(), self.fence.cut[1]) if self.served else None
+        )
 
 
 def test_what_a_revoke_committed_during_the_shutdown_was_not_dropped() -> None:

@@ -38,12 +38,20 @@ def test_pairs_are_those_of_a_loop(monkeypatch, rows):
     counts = [sum(similarity >= tau for similarity, _, _ in loop) for tau in TAUS]
     assert len(set(counts)) == 3, "thresholds that tell something apart"
     assert found.at_least.tolist() == counts
-    assert found.photographs.tolist() == [len({row for similarity, *pair in loop if similarity >= tau for row in pair}) for tau in TAUS]
+    assert found.photographs.tolist() == [
+        len({row for similarity, *pair in loop if similarity >= tau for row in pair})
+        for tau in TAUS
+    ]
     assert found.closest == sorted(loop, reverse=True)[:6]
 
 
 def test_what_shows_the_same_is_of_one_scene_or_listed(tmp_path):
-    photos = [Photo("a", "a", b""), Photo("b", "b", b""), Photo("left", "room", b""), Photo("right", "room", b"")]
+    photos = [
+        Photo("a", "a", b""),
+        Photo("b", "b", b""),
+        Photo("left", "room", b""),
+        Photo("right", "room", b""),
+    ]
     (tmp_path / "same").write_text("b\ta\na\telsewhere\n\n")
     assert known_same(photos, tmp_path / "same") == {(1, 0), (2, 3)}
     assert known_same(photos, None) == {(2, 3)}
@@ -62,7 +70,9 @@ def test_every_edit_does_what_its_name_says(picture):
     assert 180 < height < 200
     assert set(sizes.values()) == {(320, 200)}
     for name in sizes:
-        assert (ImageChops.difference(EDITS[name][0](picture), picture).getbbox() is None) == name.startswith("quality"), name
+        assert (
+            ImageChops.difference(EDITS[name][0](picture), picture).getbbox() is None
+        ) == name.startswith("quality"), name
     turned = np.asarray(EDITS["rotated by 2°"][0](Image.new("RGB", (320, 200), "white")))
     assert turned.min() == 255, "no corner is missing"
 

@@ -21,7 +21,24 @@ def test_sizes(text: object, bytes_: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "20", "MB", "20 XB", "-1MB", -1, 1.5, True, None, "1,5GB", "20MB!", "20 MB 3", [20], "1e3B", "20Mb/s"]
+    "text",
+    [
+        "",
+        "20",
+        "MB",
+        "20 XB",
+        "-1MB",
+        -1,
+        1.5,
+        True,
+        None,
+        "1,5GB",
+        "20MB!",
+        "20 MB 3",
+        [20],
+        "1e3B",
+        "20Mb/s",
+    ],
 )
 def test_what_is_no_size_says_how_to_write_one(text: object) -> None:
     with pytest.raises(ValueError, match="is not a size; write it like 20MB, 64MiB"):
@@ -39,9 +56,30 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds, rel=1e-12)
 
 
-@pytest.mark.parametrize("text", ["", " ", "5", 5, 0.5, None, True, "s", "-5s", "5 seconds", "5S", "5sec", "1h-30m", "1h and 30m", ["5s"]])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "5",
+        5,
+        0.5,
+        None,
+        True,
+        "s",
+        "-5s",
+        "5 seconds",
+        "5S",
+        "5sec",
+        "1h-30m",
+        "1h and 30m",
+        ["5s"],
+    ],
+)
 def test_what_is_no_duration_says_how_to_write_one(text: object) -> None:
-    with pytest.raises(ValueError, match="is not a duration; write it with its unit, like 50ms, 60s or 1h30m"):
+    with pytest.raises(
+        ValueError, match="is not a duration; write it with its unit, like 50ms, 60s or 1h30m"
+    ):
         parse_duration(text)
 
 

@@ -56,10 +56,14 @@ def read_manifests(folder: Folder, report: Report) -> list[Epoch]:
             continue
         name = _NAME.fullmatch(entry.path)
         if name is None or (name[1], int(name[2])) != (epoch.writer, epoch.epoch):
-            report.problem("manifest_name", entry.path, f"it says writer {epoch.writer}, epoch {epoch.epoch}")
+            report.problem(
+                "manifest_name", entry.path, f"it says writer {epoch.writer}, epoch {epoch.epoch}"
+            )
         epochs.append(epoch)
     if not epochs:
-        report.problem("no_dataset", "manifests", "there is none; is this the folder OUTPUT/DATASET?")
+        report.problem(
+            "no_dataset", "manifests", "there is none; is this the folder OUTPUT/DATASET?"
+        )
     return sorted(epochs, key=lambda e: (e.writer, e.epoch))
 
 
@@ -67,7 +71,10 @@ def _parse(path: str, raw: dict[str, Any]) -> Epoch:
     """Raises ValueError, KeyError, TypeError or AttributeError for what is no manifest."""
     if raw["version"] != 1:
         raise ValueError(f"version {raw['version']!r} is not known")
-    files = [File(str(f["path"]), int(f["bytes"]), str(f["sha256"]), int(f["rows"])) for f in raw["files"]]
+    files = [
+        File(str(f["path"]), int(f["bytes"]), str(f["sha256"]), int(f["rows"]))
+        for f in raw["files"]
+    ]
     return Epoch(
         path=path,
         dataset=str(raw["dataset"]),
@@ -76,7 +83,10 @@ def _parse(path: str, raw: dict[str, Any]) -> Epoch:
         uuid=str(raw["uuid"]),
         previous=None if raw["previous_uuid"] is None else str(raw["previous_uuid"]),
         ranges={int(p): (int(first), int(end)) for p, (first, end) in raw["partitions"].items()},
-        skipped={int(p): [(int(first), int(end)) for first, end in ranges] for p, ranges in raw["skipped"].items()},
+        skipped={
+            int(p): [(int(first), int(end)) for first, end in ranges]
+            for p, ranges in raw["skipped"].items()
+        },
         counts={str(k): int(v) for k, v in raw["counts"].items()},
         tables=tuple(f for f in files if f.path.endswith(".parquet")),
         tars=tuple(f for f in files if not f.path.endswith(".parquet")),
@@ -90,14 +100,28 @@ def check_chains(epochs: list[Epoch], report: Report) -> None:
         before = last.get(epoch.writer)
         last[epoch.writer] = epoch
         if epoch.dataset != epochs[0].dataset:
-            report.problem("manifest_name", epoch.path, f"it is of dataset {epoch.dataset}, others of {epochs[0].dataset}")
+            report.problem(
+                "manifest_name",
+                epoch.path,
+                f"it is of dataset {epoch.dataset}, others of {epochs[0].dataset}",
+            )
         if before is None:
             if epoch.previous is not None:
-                report.problem("epoch_gap", epoch.path, f"the first manifest of {epoch.writer}, but it follows uuid {epoch.previous}")
+                report.problem(
+                    "epoch_gap",
+                    epoch.path,
+                    f"the first manifest of {epoch.writer}, but it follows uuid {epoch.previous}",
+                )
         elif epoch.epoch != before.epoch + 1:
-            report.problem("epoch_gap", epoch.path, f"follows epoch {before.epoch} of {epoch.writer}")
+            report.problem(
+                "epoch_gap", epoch.path, f"follows epoch {before.epoch} of {epoch.writer}"
+            )
         elif epoch.previous != before.uuid:
-            report.problem("uuid_chain", epoch.path, f"names {epoch.previous} as the epoch before, which is {before.uuid}")
+            report.problem(
+                "uuid_chain",
+                epoch.path,
+                f"names {epoch.previous} as the epoch before, which is {before.uuid}",
+            )
 
 
 class Tiles:
@@ -123,33 +147,56 @@ class Tiles:
         return epoch if first <= offset < end else None
 
     def check(self, report: Report) -> None:
-        """Ranges of one partition meet end to end. An empty range says where a partition's first one may begin."""
+        """Ranges of one partition meet end to end. An empty range says where a partition's first
+        one may begin."""
         for partition in sorted(self._tiles.keys() | self._marks.keys()):
             tiles = self._tiles.get(partition, [])
             marks = self._marks.get(partition, set())
             start = tiles[0][0] if tiles else min(marks)
             if marks and tiles and start not in marks and start > min(marks):
                 report.problem(
-                    "range_gap", tiles[0][2].path, f"partition {partition}: the dataset begins at {min(marks)}, its records at {start}"
+                    "range_gap",
+                    tiles[0][2].path,
+                    f"partition {partition}: the dataset begins at {min(marks)}, its records at {start}",
                 )
             cursor = start
             for first, end, epoch in tiles:
                 if first != cursor:
-                    code, what = ("range_gap", "in no manifest") if first > cursor else ("range_overlap", "in an earlier manifest too")
+                    code, what = (
+                        ("range_gap", "in no manifest")
+                        if first > cursor
+                        else ("range_overlap", "in an earlier manifest too")
+                    )
                     report.problem(
-                        code, epoch.path, f"partition {partition}: offsets [{min(first, cursor)}, {max(first, cursor)}) are {what}"
+                        code,
+                        epoch.path,
+                        f"partition {partition}: offsets [{min(first, cursor)}, {max(first, cursor)}) are {what}",
                     )
                 cursor = max(cursor, end)
                 for a, b in epoch.skipped.get(partition, []):
                     if not first <= a <= b <= end:
-                        report.problem("skipped_outside", epoch.path, f"partition {partition}: [{a}, {b}) is not in [{first}, {end})")
-            skipped = sum(b - a for _, _, epoch in tiles for a, b in epoch.skipped.get(partition, []))
-            report.partitions[partition] = {"first": start, "next": cursor, "records": 0, "skipped": skipped}
+                        report.problem(
+                            "skipped_outside",
+                            epoch.path,
+                            f"partition {partition}: [{a}, {b}) is not in [{first}, {end})",
+                        )
+            skipped = sum(
+                b - a for _, _, epoch in tiles for a, b in epoch.skipped.get(partition, [])
+            )
+            report.partitions[partition] = {
+                "first": start,
+                "next": cursor,
+                "records": 0,
+                "skipped": skipped,
+            }
 
 
 def check_files(folder: Folder, epochs: list[Epoch], report: Report) -> set[str]:
-    """Every file named once, present and as long as it should be; nothing else there. Returns the paths worth reading."""
-    sizes = {entry.path: entry.size for below in ("shards", "metadata") for entry in folder.walk(below)}
+    """Every file named once, present and as long as it should be; nothing else there. Returns the
+    paths worth reading."""
+    sizes = {
+        entry.path: entry.size for below in ("shards", "metadata") for entry in folder.walk(below)
+    }
     named: set[str] = set()
     readable = set()
     for epoch in epochs:
@@ -164,7 +211,9 @@ def check_files(folder: Folder, epochs: list[Epoch], report: Report) -> set[str]
             else:
                 readable.add(file.path)
                 if size != file.bytes:
-                    report.problem("file_size", file.path, f"{size} bytes, {file.bytes} in {epoch.path}")
+                    report.problem(
+                        "file_size", file.path, f"{size} bytes, {file.bytes} in {epoch.path}"
+                    )
     for path in sizes.keys() - named:
         report.problem("file_unknown", path, "no manifest names it")
     for writer in folder.folders(".staging"):

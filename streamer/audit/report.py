@@ -69,7 +69,8 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)
     """Code → how often."""
     pairs: dict[str, float] | None = None
-    """With --pairs: ``compared``, so many winners with each other, and the ``threshold``. None: they were not."""
+    """With --pairs: ``compared``, so many winners with each other, and the ``threshold``. None:
+    they were not."""
     problems: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
 
@@ -96,7 +97,9 @@ class Report:
             "records": self.records,
             "outcomes": {**dict.fromkeys(OUTCOMES, 0), **self.outcomes},
             "partitions": {str(p): facts for p, facts in sorted(self.partitions.items())},
-            "problems": [{"code": f.code, "path": f.path, "detail": f.detail} for f in self.problems],
+            "problems": [
+                {"code": f.code, "path": f.path, "detail": f.detail} for f in self.problems
+            ],
             "notes": [{"code": f.code, "path": f.path, "detail": f.detail} for f in self.notes],
             "counts": dict(self.counts),
             "pairs": self.pairs,

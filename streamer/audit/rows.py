@@ -23,7 +23,21 @@ COLUMNS = (
     "key", "shard", "topic", "partition", "offset", "timestamp", "id", "text", "url", "format", "width", "height", "bytes", "sha256",
     "outcome", "reason", "flags", "duplicate_of", "similarity", "claim", "embedding", "metadata", "pipeline",
 )  # fmt: skip
-_OF_A_SAMPLE = ("key", "format", "bytes", "sha256", "text", "topic", "partition", "offset", "id", "url", "width", "height", "metadata")
+_OF_A_SAMPLE = (
+    "key",
+    "format",
+    "bytes",
+    "sha256",
+    "text",
+    "topic",
+    "partition",
+    "offset",
+    "id",
+    "url",
+    "width",
+    "height",
+    "metadata",
+)
 _BINDING = ("dataset", "topic", "dim", "threshold")
 
 
@@ -49,13 +63,16 @@ class Rows:
     claims: list[I64] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     winners: list[tuple[list[str], F16]] = field(default_factory=list)
-    """Keys and vectors of accepted records that are no flagged duplicates; filled only where asked for."""
+    """Keys and vectors of accepted records that are no flagged duplicates; filled only where asked
+    for."""
 
 
 class RowAudit:
     """Reads tables one after another; remembers what all of them must agree on."""
 
-    def __init__(self, folder: Folder, report: Report, keep_winners: bool, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self, folder: Folder, report: Report, keep_winners: bool, advance: Callable[[int], None]
+    ) -> None:
         self.threshold: float | None = None
         """τ as the files say; None: no deduplication."""
         self.certified = True
@@ -74,7 +91,9 @@ class RowAudit:
             with self._folder.explained("read", file.path), self._folder.open(file.path) as source:
                 table = pq.ParquetFile(source)
                 if missing := sorted(set(COLUMNS) - set(table.schema_arrow.names)):
-                    self._report.problem("table_unreadable", file.path, f"it lacks the columns {', '.join(missing)}")
+                    self._report.problem(
+                        "table_unreadable", file.path, f"it lacks the columns {', '.join(missing)}"
+                    )
                     return rows
                 self._bind(file.path, table.schema_arrow.metadata or {})
                 seen: list[pa.Table] = []
@@ -91,8 +110,14 @@ class RowAudit:
         for name in _BINDING:
             value = metadata.get(f"streamer.{name}".encode(), b"").decode()
             if self._binding.setdefault(name, value) != value:
-                self._report.problem("binding", path, f"{name} is {value!r}, in the files before {self._binding[name]!r}")
-        self.certified = self.certified and metadata.get(b"streamer.search", b"certified") == b"certified"
+                self._report.problem(
+                    "binding",
+                    path,
+                    f"{name} is {value!r}, in the files before {self._binding[name]!r}",
+                )
+        self.certified = (
+            self.certified and metadata.get(b"streamer.search", b"certified") == b"certified"
+        )
         threshold = self._binding["threshold"]
         try:
             self.threshold = None if threshold == "off" else float(threshold or "nan")
@@ -115,22 +140,34 @@ class RowAudit:
             flagged = [("near_duplicate" in flags) for flags in accepted["flags"].to_pylist()]
             winners = accepted.filter(pa.array([not f for f in flagged], pa.bool_()))
             rows.winners.append((winners["key"].to_pylist(), vectors_of(winners["embedding"])))
-        named = batch.filter(pc.and_(pc.is_valid(batch["duplicate_of"]), pc.is_valid(batch["embedding"])))
+        named = batch.filter(
+            pc.and_(pc.is_valid(batch["duplicate_of"]), pc.is_valid(batch["embedding"]))
+        )
         if named.num_rows:
             claims = pc.fill_null(named["claim"], -1).to_numpy()
             similarity = pc.fill_null(named["similarity"], float("nan")).to_pylist()
             rows.duplicates.append(
-                Duplicates(named["key"].to_pylist(), named["duplicate_of"].to_pylist(), similarity, claims, vectors_of(named["embedding"]))
+                Duplicates(
+                    named["key"].to_pylist(),
+                    named["duplicate_of"].to_pylist(),
+                    similarity,
+                    claims,
+                    vectors_of(named["embedding"]),
+                )
             )
         rows.claims.append(batch["claim"].drop_null().to_numpy())
 
-    def _rules(self, epoch: Epoch, batch: pa.RecordBatch, partitions: I64, offsets: I64) -> list[tuple[str, Any, str]]:
+    def _rules(
+        self, epoch: Epoch, batch: pa.RecordBatch, partitions: I64, offsets: I64
+    ) -> list[tuple[str, Any, str]]:
         """(code, which rows are wrong, why)"""
         outcome = batch["outcome"]
         accepted = _bools(pc.equal(outcome, "accepted"))
         duplicate = _bools(pc.equal(outcome, "duplicate"))
         has = {name: _bools(pc.is_valid(batch[name])) for name in COLUMNS}
-        keys = [f"{p:05d}_{o:012d}" for p, o in zip(partitions.tolist(), offsets.tolist(), strict=True)]
+        keys = [
+            f"{p:05d}_{o:012d}" for p, o in zip(partitions.tolist(), offsets.tolist(), strict=True)
+        ]
         inside = np.zeros(len(keys), bool)
         for partition, (first, end) in epoch.ranges.items():
             inside |= (partitions == partition) & (offsets >= first) & (offsets < end)
@@ -139,14 +176,46 @@ class RowAudit:
                 inside &= ~((partitions == partition) & (offsets >= first) & (offsets < end))
         return [
             ("row_outside_range", ~inside, "its offset is not in its manifest's ranges"),
-            ("row_invalid", ~_bools(pc.equal(batch["key"], pa.array(keys, pa.string()))), "the key is not PARTITION_OFFSET"),
-            ("row_invalid", ~_bools(pc.is_in(outcome, pa.array(OUTCOMES))), "the outcome is none of the four"),
-            ("row_invalid", has["reason"] == accepted, "a reason where it is accepted, or none where it is not"),
-            ("row_invalid", has["shard"] != accepted, "a shard where it is not accepted, or none where it is"),
-            ("row_invalid", accepted & ~(has["embedding"] & has["sha256"] & has["format"]), "accepted without embedding, sha256 or format"),
-            ("row_invalid", duplicate & ~(has["duplicate_of"] & has["embedding"]), "a duplicate without duplicate_of or embedding"),
-            ("row_invalid", has["duplicate_of"] & ~accepted & ~duplicate, "duplicate_of where it is neither accepted nor a duplicate"),
-            ("row_invalid", has["duplicate_of"] != has["similarity"], "duplicate_of without similarity, or the other way round"),
+            (
+                "row_invalid",
+                ~_bools(pc.equal(batch["key"], pa.array(keys, pa.string()))),
+                "the key is not PARTITION_OFFSET",
+            ),
+            (
+                "row_invalid",
+                ~_bools(pc.is_in(outcome, pa.array(OUTCOMES))),
+                "the outcome is none of the four",
+            ),
+            (
+                "row_invalid",
+                has["reason"] == accepted,
+                "a reason where it is accepted, or none where it is not",
+            ),
+            (
+                "row_invalid",
+                has["shard"] != accepted,
+                "a shard where it is not accepted, or none where it is",
+            ),
+            (
+                "row_invalid",
+                accepted & ~(has["embedding"] & has["sha256"] & has["format"]),
+                "accepted without embedding, sha256 or format",
+            ),
+            (
+                "row_invalid",
+                duplicate & ~(has["duplicate_of"] & has["embedding"]),
+                "a duplicate without duplicate_of or embedding",
+            ),
+            (
+                "row_invalid",
+                has["duplicate_of"] & ~accepted & ~duplicate,
+                "duplicate_of where it is neither accepted nor a duplicate",
+            ),
+            (
+                "row_invalid",
+                has["duplicate_of"] != has["similarity"],
+                "duplicate_of without similarity, or the other way round",
+            ),
         ]
 
     def _total(self, epoch: Epoch, file: File, rows: Rows, seen: list[pa.Table]) -> None:
@@ -154,14 +223,24 @@ class RowAudit:
         self._report.records += total
         self._report.outcomes.update(rows.outcomes)
         if total != file.rows:
-            self._report.problem("rows_mismatch", file.path, f"{total} rows, {file.rows} in {epoch.path}")
+            self._report.problem(
+                "rows_mismatch", file.path, f"{total} rows, {file.rows} in {epoch.path}"
+            )
         stated = {k: n for k, n in epoch.counts.items() if n}
         if stated != {k: n for k, n in rows.outcomes.items() if n}:
-            self._report.problem("counts_mismatch", file.path, f"{dict(rows.outcomes)} in the rows, {stated} in {epoch.path}")
+            self._report.problem(
+                "counts_mismatch",
+                file.path,
+                f"{dict(rows.outcomes)} in the rows, {stated} in {epoch.path}",
+            )
         if seen:
             origins = pa.concat_tables(seen).group_by(["p", "o"]).aggregate([([], "count_all")])
             for origin in origins.filter(pc.greater(origins["count_all"], 1)).to_pylist():
-                self._report.problem("row_twice", file.path, f"partition {origin['p']}, offset {origin['o']}: {origin['count_all']} rows")
+                self._report.problem(
+                    "row_twice",
+                    file.path,
+                    f"partition {origin['p']}, offset {origin['o']}: {origin['count_all']} rows",
+                )
 
 
 def vectors_of(column: pa.Array) -> F16:
@@ -182,4 +261,8 @@ def check_sum(folder: Folder, file: File, report: Report, advance: Callable[[int
             digest.update(chunk)
             advance(len(chunk))
     if digest.hexdigest() != file.sha256:
-        report.problem("file_checksum", file.path, f"its sha256 is {digest.hexdigest()}, {file.sha256} in its manifest")
+        report.problem(
+            "file_checksum",
+            file.path,
+            f"its sha256 is {digest.hexdigest()}, {file.sha256} in its manifest",
+        )

@@ -20,7 +20,8 @@ from streamer.sink.location import open_folder
 
 QUANTILES = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 KEPT_SCORES = 1_000_000
-"""Scores of one head up to here give exact quantiles; above it a seeded sample of them does (minimum and maximum stay exact)."""
+"""Scores of one head up to here give exact quantiles; above it a seeded sample of them does
+(minimum and maximum stay exact)."""
 _SUFFIX = "_score"
 
 
@@ -38,7 +39,10 @@ class _Scores:
         if not values.size:
             return
         self.count += values.size
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        self.low, self.high = (
+            min(self.low, float(values.min())),
+            max(self.high, float(values.max())),
+        )
         self.kept.append(values)
         self.weights.append(rng.random(values.size))
         if sum(v.size for v in self.kept) > 2 * KEPT_SCORES:
@@ -87,8 +91,11 @@ class Statistics:
         }  # fmt: skip
 
 
-def statistics(path: str, advance: Callable[[int, int], None] = lambda done, total: None) -> Statistics:
-    """Reads all columns but the embeddings. ``advance(tables read, tables)``. Raises ConfigError or DependencyError."""
+def statistics(
+    path: str, advance: Callable[[int, int], None] = lambda done, total: None
+) -> Statistics:
+    """Reads all columns but the embeddings. ``advance(tables read, tables)``. Raises ConfigError or
+    DependencyError."""
     folder, unreadable = open_folder(path), Report()
     epochs = read_manifests(folder, unreadable)
     if unreadable.problems:
@@ -109,12 +116,20 @@ def statistics(path: str, advance: Callable[[int, int], None] = lambda done, tot
                 for batch in table.iter_batches(columns=columns):
                     _count(found, epoch.writer, batch, scored, rng)
         except (pa.ArrowException, FileNotFoundError) as error:
-            raise DependencyError(f"cannot read {folder.place(file.path)}: {error}. Run `streamer dataset verify`.") from error
+            raise DependencyError(
+                f"cannot read {folder.place(file.path)}: {error}. Run `streamer dataset verify`."
+            ) from error
         advance(done, len(tables))
     return found
 
 
-def _count(found: Statistics, writer: str, batch: pa.RecordBatch, scored: list[str], rng: np.random.Generator) -> None:
+def _count(
+    found: Statistics,
+    writer: str,
+    batch: pa.RecordBatch,
+    scored: list[str],
+    rng: np.random.Generator,
+) -> None:
     outcomes = _values(batch["outcome"])
     found.records += batch.num_rows
     found.outcomes += outcomes
@@ -122,7 +137,9 @@ def _count(found: Statistics, writer: str, batch: pa.RecordBatch, scored: list[s
     found.reasons += _values(batch["reason"])
     found.flags += _values(batch["flags"].flatten())
     for partition in pc.unique(batch["partition"]).to_pylist():
-        found.partitions[partition] += _values(batch["outcome"].filter(pc.equal(batch["partition"], partition)))
+        found.partitions[partition] += _values(
+            batch["outcome"].filter(pc.equal(batch["partition"], partition))
+        )
     accepted = batch.filter(pc.equal(batch["outcome"], "accepted"))
     found.formats += _values(accepted["format"])
     found.image_bytes += pc.sum(accepted["bytes"]).as_py() or 0
@@ -131,4 +148,6 @@ def _count(found: Statistics, writer: str, batch: pa.RecordBatch, scored: list[s
 
 
 def _values(column: pa.Array) -> Counter[str]:
-    return Counter({c["values"]: c["counts"] for c in pc.value_counts(column.drop_null()).to_pylist()})
+    return Counter(
+        {c["values"]: c["counts"] for c in pc.value_counts(column.drop_null()).to_pylist()}
+    )

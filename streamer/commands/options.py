@@ -13,10 +13,23 @@ from streamer.errors import ConfigError
 
 
 def with_config(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds ``-c`` and ``--set``; the function receives ``path`` and ``overrides``, for `read_config`."""
-    function = click.option("--set", "overrides", multiple=True, metavar="a.b=c", help="Overrides one key of the config.")(function)
+    """Adds ``-c`` and ``--set``; the function receives ``path`` and ``overrides``, for
+    `read_config`."""
+    function = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="a.b=c",
+        help="Overrides one key of the config.",
+    )(function)
     return click.option(
-        "-c", "--config", "path", envvar="STREAMER_CONFIG", required=True, metavar="FILE", help="The config (or STREAMER_CONFIG)."
+        "-c",
+        "--config",
+        "path",
+        envvar="STREAMER_CONFIG",
+        required=True,
+        metavar="FILE",
+        help="The config (or STREAMER_CONFIG).",
     )(function)
 
 

@@ -50,23 +50,69 @@ class Report:
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE...")
+@click.argument(
+    "sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE..."
+)
 @click.option("--topic", required=True, help="The topic to write to.")
 @click.option("--bootstrap", required=True, metavar="HOST:PORT", help="Kafka's bootstrap servers.")
 @click.option("--create-topic", is_flag=True, help="Makes the topic if it is missing.")
-@click.option("--partitions", type=click.IntRange(1), help="Of the topic that --create-topic makes; default: the broker's.")
-@click.option("--captions", type=click.Path(path_type=Path), metavar="FILE", help="CSV, TSV, JSON lines or Parquet with one row an image.")
-@click.option("--path-column", default="", metavar="NAME", help="Column with the image's path. Default: path, file, file_name, …")
-@click.option("--text-column", default="", metavar="NAME", help="Column with the caption. Default: text, caption, …")
-@click.option("--url-column", default="", metavar="NAME", help="Column with the image's address. Default: url, source_url, …")
-@click.option("--id-column", default="", metavar="NAME", help="Parquet: column with the id.")
-@click.option("--image-column", default="", metavar="NAME", help="Parquet: column with the image's bytes.")
-@click.option("--separator", default="", help="Splits the text column: the first part is the caption, all are the metadata `captions`.")
-@click.option("--all-files", is_flag=True, help="Sends every file as a record of its own, images or not, without sidecars.")
 @click.option(
-    "--key", type=click.Choice(["none", "id"]), default="none", show_default=True, help="The message key; id: equal ids, one partition."
+    "--partitions",
+    type=click.IntRange(1),
+    help="Of the topic that --create-topic makes; default: the broker's.",
 )
-@click.option("--client", "client", multiple=True, metavar="K=V", help="A librdkafka property, as in kafka.client of the config.")
+@click.option(
+    "--captions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="CSV, TSV, JSON lines or Parquet with one row an image.",
+)
+@click.option(
+    "--path-column",
+    default="",
+    metavar="NAME",
+    help="Column with the image's path. Default: path, file, file_name, …",
+)
+@click.option(
+    "--text-column",
+    default="",
+    metavar="NAME",
+    help="Column with the caption. Default: text, caption, …",
+)
+@click.option(
+    "--url-column",
+    default="",
+    metavar="NAME",
+    help="Column with the image's address. Default: url, source_url, …",
+)
+@click.option("--id-column", default="", metavar="NAME", help="Parquet: column with the id.")
+@click.option(
+    "--image-column", default="", metavar="NAME", help="Parquet: column with the image's bytes."
+)
+@click.option(
+    "--separator",
+    default="",
+    help="Splits the text column: the first part is the caption, all are the metadata `captions`.",
+)
+@click.option(
+    "--all-files",
+    is_flag=True,
+    help="Sends every file as a record of its own, images or not, without sidecars.",
+)
+@click.option(
+    "--key",
+    type=click.Choice(["none", "id"]),
+    default="none",
+    show_default=True,
+    help="The message key; id: equal ids, one partition.",
+)
+@click.option(
+    "--client",
+    "client",
+    multiple=True,
+    metavar="K=V",
+    help="A librdkafka property, as in kafka.client of the config.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
 def command(
     sources: tuple[Path, ...], topic: str, bootstrap: str, create_topic: bool, partitions: int | None, captions: Path | None, path_column: str,
@@ -75,9 +121,10 @@ def command(
 ) -> None:  # fmt: skip
     """Sends images to the input topic, with their captions and metadata as headers.
 
-    A SOURCE is a folder of images (PHOTO.txt and PHOTO.json beside PHOTO.jpg are its text and metadata), a WebDataset tar, a
-    Parquet file with bytes or paths, a folder of these (img2dataset's, too), or one image. Ids are paths relative to the
-    source; in tars TAR/KEY. Keys of the JSON, or further columns, become metadata; what is no string is written as JSON.
+    A SOURCE is a folder of images (PHOTO.txt and PHOTO.json beside PHOTO.jpg are its text and
+    metadata), a WebDataset tar, a Parquet file with bytes or paths, a folder of these
+    (img2dataset's, too), or one image. Ids are paths relative to the source; in tars TAR/KEY. Keys
+    of the JSON, or further columns, become metadata; what is no string is written as JSON.
 
     Exit 1 if anything was unreadable, or too big for the topic; it is listed at the end.
     """
@@ -87,7 +134,11 @@ def command(
         try:
             kafka = Kafka(bootstrap_servers=bootstrap, topic=topic, client=_properties(client))
         except ValidationError as error:
-            raise ConfigError("\n".join(f"--{e['loc'][0]}: {e['msg']} (got {e['input']!r})" for e in error.errors())) from None
+            raise ConfigError(
+                "\n".join(
+                    f"--{e['loc'][0]}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+                )
+            ) from None
         columns = Columns(path_column, text_column, image_column, id_column, url_column, separator)
         texts = Captions(captions, columns) if captions is not None else None
         for source in sources:
@@ -109,14 +160,29 @@ def command(
                     elif isinstance(entry, Absent):
                         report.absent += 1
                     else:
-                        sender.send(entry.id, entry.value, entry.headers, entry.id.encode() if key == "id" else None)
+                        sender.send(
+                            entry.id,
+                            entry.value,
+                            entry.headers,
+                            entry.id.encode() if key == "id" else None,
+                        )
                     progress.show(sender.tally, len(report.failed))
             sender.finish(lambda: progress.show(sender.tally, len(report.failed)))
-    report.sent, report.nbytes, report.seconds = sender.tally.sent, sender.tally.nbytes, time.monotonic() - begun
-    report.failed += [(id, f"{reason}; the topic takes at most {limit} bytes with headers") for id, reason in sender.tally.refused]
+    report.sent, report.nbytes, report.seconds = (
+        sender.tally.sent,
+        sender.tally.nbytes,
+        time.monotonic() - begun,
+    )
+    report.failed += [
+        (id, f"{reason}; the topic takes at most {limit} bytes with headers")
+        for id, reason in sender.tally.refused
+    ]
     report.left_out = len(reader.left_out)
     if reader.left_out:
-        click.echo(f"files left out, being neither images nor tars: {report.left_out}, for example {reader.left_out[0]}", err=True)
+        click.echo(
+            f"files left out, being neither images nor tars: {report.left_out}, for example {reader.left_out[0]}",
+            err=True,
+        )
     _print(report, topic, as_json, texts.unused() if texts is not None else [])
     if report.failed:
         click.get_current_context().exit(EXIT_FAILED)
@@ -154,18 +220,29 @@ def _in_words_of_this_command() -> Iterator[None]:
 
 def _print(report: Report, topic: str, as_json: bool, unused: list[str]) -> None:
     if unused:
-        click.echo(f"{len(unused)} captions name no file of the sources, for example {unused[0]}", err=True)
+        click.echo(
+            f"{len(unused)} captions name no file of the sources, for example {unused[0]}", err=True
+        )
     for id, reason in report.failed[:SHOWN_FAILURES]:
         click.echo(f"not sent: {id}: {reason}", err=True)
     if len(report.failed) > SHOWN_FAILURES and not as_json:
-        click.echo(f"… and {len(report.failed) - SHOWN_FAILURES} more; --json lists them all", err=True)
+        click.echo(
+            f"… and {len(report.failed) - SHOWN_FAILURES} more; --json lists them all", err=True
+        )
     if as_json:
         click.echo(report.as_json())
         return
     rate = report.sent / report.seconds if report.seconds else 0.0
     line = f"sent {report.sent} records ({report.nbytes / 1e6:.1f} MB) to {topic} in {report.seconds:.1f} s, {rate:.0f}/s"
     line += f"; {len(report.failed)} could not be sent" if report.failed else ""
-    click.echo(line + (f"; {report.absent} that the source does not have were left out" if report.absent else ""))
+    click.echo(
+        line
+        + (
+            f"; {report.absent} that the source does not have were left out"
+            if report.absent
+            else ""
+        )
+    )
 
 
 class Progress:
@@ -181,7 +258,12 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -192,8 +274,9 @@ class Progress:
             return
         self._shown = now
         failed += len(tally.refused)
-        line = f"{tally.sent} sent, {tally.nbytes / 1e6:.1f} MB, {tally.sent / (now - self._begun):.0f}/s" + (
-            f", {failed} failed" if failed else ""
+        line = (
+            f"{tally.sent} sent, {tally.nbytes / 1e6:.1f} MB, {tally.sent / (now - self._begun):.0f}/s"
+            + (f", {failed} failed" if failed else "")
         )
         if self._live is not None:
             self._live.update(line)

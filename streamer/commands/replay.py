@@ -17,7 +17,12 @@ def command() -> None:
 
 @command.command("run")
 @with_config
-@click.option("--dataset", required=True, metavar="NAME", help="The new dataset. Given again after a crash, the replay goes on.")
+@click.option(
+    "--dataset",
+    required=True,
+    metavar="NAME",
+    help="The new dataset. Given again after a crash, the replay goes on.",
+)
 @click.option(
     "--from",
     "first",
@@ -37,8 +42,9 @@ def command() -> None:
 def run(path: str, overrides: tuple[str, ...], dataset: str, first: str, last: str) -> None:
     """Runs a part of the topic through the pipeline into a new dataset and ends.
 
-    The end is fixed when the replay starts, and written into the new dataset's first manifest: several replicas, and a replay that is
-    started again, stop at the same offsets. Counts are offsets of each partition.
+    The end is fixed when the replay starts, and written into the new dataset's first manifest:
+    several replicas, and a replay that is started again, stop at the same offsets. Counts are
+    offsets of each partition.
     """
     from streamer.replay import into
 

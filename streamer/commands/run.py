@@ -24,28 +24,37 @@ log = logging.getLogger("streamer")
 
 
 def parse_until(text: str | None) -> str | float | None:
-    """``end`` or an ISO 8601 time (UTC where it names no zone) → "end" or UTC seconds. Raises click.BadParameter."""
+    """``end`` or an ISO 8601 time (UTC where it names no zone) → "end" or UTC seconds. Raises
+    click.BadParameter."""
     if text is None or text == "end":
         return text
     try:
         return parse_time(text)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is neither `end` nor a time like 2026-01-31T12:00:00Z") from None
+        raise click.BadParameter(
+            f"{text!r} is neither `end` nor a time like 2026-01-31T12:00:00Z"
+        ) from None
 
 
 def stop_on_signals() -> Callable[[], bool]:
-    """Whether to stop, which the first SIGTERM or SIGINT asks for; the second ends the process at once. Main thread only.
+    """Whether to stop, which the first SIGTERM or SIGINT asks for; the second ends the process at
+    once. Main thread only.
 
-    As long as nobody has asked, nothing has been read: then the first signal ends the process at once, and well.
+    As long as nobody has asked, nothing has been read: then the first signal ends the process at
+    once, and well.
     """
     stopping, asked = threading.Event(), threading.Event()
 
     def stop(number: int, _frame: object) -> None:
         if not asked.is_set():
-            logs.say_now(f"{signal.Signals(number).name} before anything was read: leaving", logging.INFO)
+            logs.say_now(
+                f"{signal.Signals(number).name} before anything was read: leaving", logging.INFO
+            )
             os._exit(EXIT_DONE)
         if stopping.is_set():
-            logs.say_now(f"second signal ({signal.Signals(number).name}): leaving at once; the open epoch is read again at the next start")
+            logs.say_now(
+                f"second signal ({signal.Signals(number).name}): leaving at once; the open epoch is read again at the next start"
+            )
             os._exit(EXIT_FAILED)
         stopping.set()
 
@@ -92,7 +101,11 @@ def end_with(error: BaseException) -> NoReturn:
 
 @click.command()
 @with_config
-@click.option("--until", metavar="end|TIME", help="Ends by itself at the end offsets found at the assignment, or at an ISO 8601 time.")
+@click.option(
+    "--until",
+    metavar="end|TIME",
+    help="Ends by itself at the end offsets found at the assignment, or at an ISO 8601 time.",
+)
 def command(path: str, overrides: tuple[str, ...], until: str | None) -> None:
     """The consumer. SIGTERM and SIGINT drain, seal, commit and exit 0; a second one exits at once."""
     bound = parse_until(until)

@@ -1,4 +1,5 @@
-"""The configuration (section 8 of the design): one YAML file, read top to bottom in the order a record travels.
+"""The configuration (section 8 of the design): one YAML file, read top to bottom in the order a
+record travels.
 
     source.py    file, environment and ``--set``, merged     `load`
     mistake.py   all of it validated at once                 `parse`
@@ -24,7 +25,18 @@ from streamer.config.kind import (
 )
 from streamer.config.mistake import parse
 from streamer.config.root import Config
-from streamer.config.section import HIDDEN, BatchConfig, DeadLetters, Decode, Dedup, Fetch, Http, Kafka, Output, is_secret
+from streamer.config.section import (
+    HIDDEN,
+    BatchConfig,
+    DeadLetters,
+    Decode,
+    Dedup,
+    Fetch,
+    Http,
+    Kafka,
+    Output,
+    is_secret,
+)
 from streamer.config.source import load
 
 __all__ = [

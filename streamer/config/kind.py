@@ -11,7 +11,20 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from streamer.config.section import Section
 from streamer.config.value import Name, PluginPath, Scalar
 
-HEADER_FIELDS = ("width", "height", "min_side", "max_side", "pixels", "aspect_ratio", "bytes", "format", "text", "text_length", "id", "url")
+HEADER_FIELDS = (
+    "width",
+    "height",
+    "min_side",
+    "max_side",
+    "pixels",
+    "aspect_ratio",
+    "bytes",
+    "format",
+    "text",
+    "text_length",
+    "id",
+    "url",
+)
 """What a rule can look at besides scores and metadata."""
 
 
@@ -20,7 +33,8 @@ class TimmEmbedder(Section):
     model: str
     pretrained: bool = True
     checkpoint: str | None = None
-    """A path, ``hf://ORG/REPO/FILE[@REVISION]`` or ``https://…#sha256=HEX``; replaces ``pretrained``."""
+    """A path, ``hf://ORG/REPO/FILE[@REVISION]`` or ``https://…#sha256=HEX``; replaces
+    ``pretrained``."""
     features: Literal["auto", "pool", "head"] = "auto"
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     normalize: bool = True
@@ -76,13 +90,22 @@ def _tag_of(kinds: tuple[str, ...], default: str | None = None) -> Any:
     """A discriminator on ``type``, so that one typo gives one error; `mistake.py` names the fix."""
 
     def tag(value: Any) -> str | None:
-        kind = value.get("type", default) if isinstance(value, Mapping) else getattr(value, "type", None)
-        return "custom" if isinstance(kind, str) and ":" in kind else kind if kind in kinds else None
+        kind = (
+            value.get("type", default)
+            if isinstance(value, Mapping)
+            else getattr(value, "type", None)
+        )
+        return (
+            "custom" if isinstance(kind, str) and ":" in kind else kind if kind in kinds else None
+        )
 
     return Discriminator(tag)
 
 
-EmbedderConfig = Annotated[Annotated[TimmEmbedder, Tag("timm")] | Annotated[CustomEmbedder, Tag("custom")], _tag_of(EMBEDDERS, "timm")]
+EmbedderConfig = Annotated[
+    Annotated[TimmEmbedder, Tag("timm")] | Annotated[CustomEmbedder, Tag("custom")],
+    _tag_of(EMBEDDERS, "timm"),
+]
 HeadConfig = Annotated[
     Annotated[AestheticHead, Tag("aesthetic")]
     | Annotated[NsfwHead, Tag("nsfw")]
@@ -110,7 +133,9 @@ class FieldRule(Section):
         tests = [n for n in ("equals", "in_", "matches") if getattr(self, n) is not None]
         bounds = [n for n in ("at_least", "at_most") if getattr(self, n) is not None]
         if len(tests) + bool(bounds) != 1:
-            raise ValueError("give exactly one test: equals, in, matches, or at_least and/or at_most")
+            raise ValueError(
+                "give exactly one test: equals, in, matches, or at_least and/or at_most"
+            )
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise ValueError(f"nothing is at_least {self.at_least:g} and at_most {self.at_most:g}")
         if self.matches is not None:
@@ -135,4 +160,7 @@ def _rule_tag(value: Any) -> str:
     return "custom" if has_type else "field"
 
 
-RuleConfig = Annotated[Annotated[FieldRule, Tag("field")] | Annotated[CustomRule, Tag("custom")], Discriminator(_rule_tag)]
+RuleConfig = Annotated[
+    Annotated[FieldRule, Tag("field")] | Annotated[CustomRule, Tag("custom")],
+    Discriminator(_rule_tag),
+]

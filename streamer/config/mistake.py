@@ -22,23 +22,38 @@ from streamer.config.kind import (
     TimmEmbedder,
 )
 from streamer.config.root import Config
-from streamer.config.section import HIDDEN, BatchConfig, DeadLetters, Decode, Dedup, Fetch, Http, Kafka, Output, is_secret
+from streamer.config.section import (
+    HIDDEN,
+    BatchConfig,
+    DeadLetters,
+    Decode,
+    Dedup,
+    Fetch,
+    Http,
+    Kafka,
+    Output,
+    is_secret,
+)
 from streamer.errors import ConfigError
 
 
 def parse(raw: Mapping[str, Any], where: str = "config") -> Config:
-    """Validates a mapping. Raises ConfigError: one line per mistake, ``WHERE: path.to.key: what is wrong; the fix``."""
+    """Validates a mapping. Raises ConfigError: one line per mistake, ``WHERE: path.to.key: what is
+    wrong; the fix``."""
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         mistakes = error.errors()
-        misspelt = {(*e["loc"][:-1], _closest(e["loc"])) for e in mistakes if e["type"] == "extra_forbidden"}
+        misspelt = {
+            (*e["loc"][:-1], _closest(e["loc"])) for e in mistakes if e["type"] == "extra_forbidden"
+        }
         told = [e for e in mistakes if e["type"] != "missing" or e["loc"] not in misspelt]
         raise ConfigError("\n".join(f"{where}: {_explain(e)}" for e in told)) from None
 
 
 _TAG_AT = {"embedder": 1, "heads": 2, "filters": 2}
-"""Where in an error's location pydantic names the kind that `type` chose, which is no key of the file."""
+"""Where in an error's location pydantic names the kind that `type` chose, which is no key of the
+file."""
 
 
 def _explain(error: Any) -> str:
@@ -47,7 +62,11 @@ def _explain(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         close = _closest(loc)
-        message = f"unknown key; did you mean {close!r}?" if close else f"unknown key; known here are {', '.join(_known(loc))}"
+        message = (
+            f"unknown key; did you mean {close!r}?"
+            if close
+            else f"unknown key; known here are {', '.join(_known(loc))}"
+        )
     elif error["type"] == "missing":
         message = "is missing; add it"
     elif error["type"] == "union_tag_not_found":
@@ -63,7 +82,11 @@ def _unknown_type(error: Any) -> str:
     kinds = EMBEDDERS if error["loc"][0] == "embedder" else HEADS
     kind = error["input"].get("type") if isinstance(error["input"], Mapping) else None
     close = difflib.get_close_matches(str(kind), kinds, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(kinds)}, or pkg.mod:Class"
+    hint = (
+        f"did you mean {close[0]!r}?"
+        if close
+        else f"use one of {', '.join(kinds)}, or pkg.mod:Class"
+    )
     return f"is missing; {hint}" if kind is None else f"unknown type {kind!r}; {hint}"
 
 
@@ -73,7 +96,8 @@ def _closest(loc: tuple[Any, ...]) -> str:
 
 
 def _known(loc: tuple[Any, ...]) -> list[str]:
-    """The keys that may stand where the error's last one does, found by walking the schema along its path."""
+    """The keys that may stand where the error's last one does, found by walking the schema along
+    its path."""
     section: type[BaseModel] | None = Config
     custom: dict[str, type[BaseModel]] = {"embedder": CustomEmbedder, "filters": CustomRule}
     sections: dict[str, type[BaseModel]] = {

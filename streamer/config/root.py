@@ -14,7 +14,17 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
 from streamer.config.kind import HEADER_FIELDS, EmbedderConfig, FieldRule, HeadConfig, RuleConfig
-from streamer.config.section import BatchConfig, DeadLetters, Decode, Dedup, Fetch, Http, Kafka, Output, Section
+from streamer.config.section import (
+    BatchConfig,
+    DeadLetters,
+    Decode,
+    Dedup,
+    Fetch,
+    Http,
+    Kafka,
+    Output,
+    Section,
+)
 from streamer.config.value import Device
 
 
@@ -24,12 +34,16 @@ def _dedup_off(value: Any) -> Any:
     if value is False or value == "off":  # YAML 1.1 reads a bare `off` as false
         return None
     if not isinstance(value, Mapping | Dedup):
-        raise ValueError(f"must be a section, for example {{threshold: 0.9}}, or off (got {value!r})")
+        raise ValueError(
+            f"must be a section, for example {{threshold: 0.9}}, or off (got {value!r})"
+        )
     return value
 
 
 def _dedup_schema(schema: dict[str, Any]) -> None:
-    schema["anyOf"] = [{"enum": ["off", False]} if kind == {"type": "null"} else kind for kind in schema["anyOf"]]
+    schema["anyOf"] = [
+        {"enum": ["off", False]} if kind == {"type": "null"} else kind for kind in schema["anyOf"]
+    ]
 
 
 class Config(Section):
@@ -41,7 +55,9 @@ class Config(Section):
     embedder: EmbedderConfig
     heads: tuple[HeadConfig, ...] = ()
     filters: tuple[RuleConfig, ...] = ()
-    dedup: Annotated[Dedup | None, BeforeValidator(_dedup_off), Field(json_schema_extra=_dedup_schema)] = Dedup()
+    dedup: Annotated[
+        Dedup | None, BeforeValidator(_dedup_off), Field(json_schema_extra=_dedup_schema)
+    ] = Dedup()
     """None: `dedup: off`."""
     output: Output
     batch: BatchConfig = BatchConfig()
@@ -52,7 +68,11 @@ class Config(Section):
     @field_validator("writer")
     @classmethod
     def _writer_is_a_name(cls, value: str) -> str:
-        name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-") or "writer" if value == "auto" else value
+        name = (
+            re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-") or "writer"
+            if value == "auto"
+            else value
+        )
         if not re.fullmatch(r"[a-z0-9-]{1,100}", name):
             raise ValueError("a writer is named with a-z, 0-9 and - only")
         return name
@@ -65,18 +85,32 @@ class Config(Section):
     def _parts_fit(self) -> Config:
         names = [head.name for head in self.heads]
         if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"heads: two heads are named {twice[0]!r}; give one of them another name")
+            raise ValueError(
+                f"heads: two heads are named {twice[0]!r}; give one of them another name"
+            )
         scores = [f"{n}_score" for n in names]
         known = [*HEADER_FIELDS, *scores]
         for i, rule in enumerate(self.filters):
-            if isinstance(rule, FieldRule) and rule.field not in known and not rule.field.startswith("metadata."):
+            if (
+                isinstance(rule, FieldRule)
+                and rule.field not in known
+                and not rule.field.startswith("metadata.")
+            ):
                 close = difflib.get_close_matches(rule.field, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)} and metadata.NAME"
-                raise ValueError(f"filters.{i}.field: {rule.field!r} is no field of this pipeline; {hint}")
+                hint = (
+                    f"did you mean {close[0]!r}?"
+                    if close
+                    else f"known are {', '.join(known)} and metadata.NAME"
+                )
+                raise ValueError(
+                    f"filters.{i}.field: {rule.field!r} is no field of this pipeline; {hint}"
+                )
         if self.output.shard_records > self.output.epoch_records:
             object.__setattr__(self.output, "shard_records", self.output.epoch_records)
         if self.kafka.topic in self.own_topics():
-            raise ValueError(f"kafka.topic: {self.kafka.topic!r} is one of the dataset's own topics; choose another dataset name")
+            raise ValueError(
+                f"kafka.topic: {self.kafka.topic!r} is one of the dataset's own topics; choose another dataset name"
+            )
         return self
 
     # Names that follow from the dataset (section 4.2)
@@ -113,9 +147,16 @@ class Config(Section):
         return self.claims_topic, self.commits_topic, self.dead_topic
 
     def digest(self) -> str:
-        """16 hex digits over what decides an outcome: embedder, heads, filters, decode limits, dedup, formats."""
-        parts = self.model_dump(mode="json", by_alias=True, include={"fetch", "decode", "embedder", "heads", "filters", "dedup"})
+        """16 hex digits over what decides an outcome: embedder, heads, filters, decode limits,
+        dedup, formats."""
+        parts = self.model_dump(
+            mode="json",
+            by_alias=True,
+            include={"fetch", "decode", "embedder", "heads", "filters", "dedup"},
+        )
         if self.dedup is not None:
-            parts["dedup"] = self.dedup.model_dump(mode="json", exclude={"snapshots", "snapshot_every"})
+            parts["dedup"] = self.dedup.model_dump(
+                mode="json", exclude={"snapshots", "snapshot_every"}
+            )
         parts["formats"] = self.output.formats
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

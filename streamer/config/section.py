@@ -1,4 +1,5 @@
-"""The sections of the config that have one shape, in the order a record travels; `kind.py` has those whose shape `type` chooses."""
+"""The sections of the config that have one shape, in the order a record travels; `kind.py` has
+those whose shape `type` chooses."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ class Kafka(Section):
 class Fetch(Section):
     """References (``uri``). Nothing is fetched unless its scheme *and* its host are listed.
 
-    ``hosts``: for http and https host names, ``*.example.com``, addresses and networks (CIDR); bucket names for s3; for file the allowed
-    folders (they begin with "/"). A name that leads to a private address is refused unless that address or network is listed, too.
+    ``hosts``: for http and https host names, ``*.example.com``, addresses and networks (CIDR);
+    bucket names for s3; for file the allowed folders (they begin with "/"). A name that leads to a
+    private address is refused unless that address or network is listed, too.
     """
 
     schemes: tuple[Literal["file", "http", "https", "s3"], ...] = ()
@@ -49,24 +51,38 @@ def _snapshots(value: Any) -> Any:
 
 class Dedup(Section):
     threshold: float = Field(0.95, gt=0, le=0.999)
-    """τ: cosine similarity at or above which two records are near-duplicates. fp16 vectors carry no more than 0.999."""
+    """τ: cosine similarity at or above which two records are near-duplicates. fp16 vectors carry no
+    more than 0.999."""
     action: Literal["remove", "flag"] = "remove"
     probe: Literal["certified", "calibrated"] = "certified"
-    """certified finds what brute force finds; calibrated looks into fewer cells, and shows the recall that leaves."""
+    """certified finds what brute force finds; calibrated looks into fewer cells, and shows the
+    recall that leaves."""
     capacity: int | None = Field(None, ge=24_576)
-    """The most winners that are kept; beyond it the oldest are forgotten, and what resembles them is new again. None: all are kept."""
-    train_at: Annotated[Literal["auto"] | Annotated[int, Field(ge=1024)], must_be("auto or a number of at least 1024")] = "auto"
+    """The most winners that are kept; beyond it the oldest are forgotten, and what resembles them
+    is new again. None: all are kept."""
+    train_at: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1024)],
+        must_be("auto or a number of at least 1024"),
+    ] = "auto"
     """Winners at which the index makes its first k-means cells."""
     device: Device = "auto"
-    snapshots: Annotated[str, BeforeValidator(_snapshots), Field(min_length=1), must_be("dataset, off, a path or a URI")] = "dataset"
-    """Where the dedup state is kept, so that a start need not read the whole claim log: a path or URI, ``dataset`` (beside it) or ``off``."""
+    snapshots: Annotated[
+        str,
+        BeforeValidator(_snapshots),
+        Field(min_length=1),
+        must_be("dataset, off, a path or a URI"),
+    ] = "dataset"
+    """Where the dedup state is kept, so that a start need not read the whole claim log: a path or
+    URI, ``dataset`` (beside it) or ``off``."""
     snapshot_every: int = Field(200_000, ge=1)
     """Positions of the claim log; more where that is less than a tenth of the winners."""
 
     @property
     def search(self) -> str:
         """``certified``, or what may make a search miss a near-duplicate."""
-        misses = (["calibrated"] if self.probe == "calibrated" else []) + ([f"capacity {self.capacity}"] if self.capacity else [])
+        misses = (["calibrated"] if self.probe == "calibrated" else []) + (
+            [f"capacity {self.capacity}"] if self.capacity else []
+        )
         return ", ".join(misses) or "certified"
 
 

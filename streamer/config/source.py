@@ -17,15 +17,21 @@ from streamer.errors import ConfigError
 ENV_PREFIX = "STREAMER__"
 
 
-def load(path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> Config:
-    """File, then environment, then ``section.key=value`` overrides. Raises ConfigError naming every mistake and its place.
+def load(
+    path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
+) -> Config:
+    """File, then environment, then ``section.key=value`` overrides. Raises ConfigError naming every
+    mistake and its place.
 
-    Values of the latter two are read as YAML, but those of single properties in ``kafka.client`` are taken as they are written.
+    Values of the latter two are read as YAML, but those of single properties in ``kafka.client``
+    are taken as they are written.
     """
     try:
         raw = yaml.safe_load(Path(path).read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the config: {error.strerror}. Give its path with -c or STREAMER_CONFIG.") from None
+        raise ConfigError(
+            f"{path}: cannot read the config: {error.strerror}. Give its path with -c or STREAMER_CONFIG."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {_place(error)}") from None
     if not isinstance(raw, dict):
@@ -36,8 +42,12 @@ def load(path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, 
     for override in overrides:
         dotted, equals, value = override.partition("=")
         if not equals:
-            raise ConfigError(f"--set {re.split('[:{ ]', override)[0]}: write it as section.key=value")
-        keys = dotted.split(".", 2) if dotted.startswith("kafka.client.") else dotted.split(".")  # names of properties have dots
+            raise ConfigError(
+                f"--set {re.split('[:{ ]', override)[0]}: write it as section.key=value"
+            )
+        keys = (
+            dotted.split(".", 2) if dotted.startswith("kafka.client.") else dotted.split(".")
+        )  # names of properties have dots
         _set(raw, keys, value, f"--set {dotted}")
     return parse(raw, str(path))
 
@@ -45,18 +55,24 @@ def load(path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, 
 def _set(raw: dict[str, Any], path: list[str], text: str, source: str) -> None:
     at: Any = raw
     section = raw.get(path[0])
-    if len(path) > 1 and (section is False or section == "off"):  # YAML 1.1 reads a bare `off` as false
+    if len(path) > 1 and (
+        section is False or section == "off"
+    ):  # YAML 1.1 reads a bare `off` as false
         raise ConfigError(f"{source}: {path[0]} is off and has no keys")
     try:
         for key in path[:-1]:
             at = at[int(key)] if isinstance(at, list) else at.setdefault(key, {})
         is_property = path[:-1] == ["kafka", "client"]  # a password may look like any kind of YAML
-        at[int(path[-1]) if isinstance(at, list) else path[-1]] = text if is_property else yaml.safe_load(text)
+        at[int(path[-1]) if isinstance(at, list) else path[-1]] = (
+            text if is_property else yaml.safe_load(text)
+        )
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: cannot be set: not YAML: {_place(error)}") from None
     except IndexError:
         items = f"0 to {len(at) - 1}" if at else "and there are none"
-        raise ConfigError(f"{source}: cannot be set: the list's items are numbered {items}") from None
+        raise ConfigError(
+            f"{source}: cannot be set: the list's items are numbered {items}"
+        ) from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{source}: cannot be set: {error}") from None
 
@@ -66,9 +82,12 @@ def _place(error: yaml.YAMLError | UnicodeDecodeError) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return str(error)
     said = ", ".join(part for part in (error.context, error.problem) if part)
-    said = re.sub(r"'[^']*'", lambda quoted: quoted[0] if _GRAMMAR.fullmatch(quoted[0]) else "'…'", said)
+    said = re.sub(
+        r"'[^']*'", lambda quoted: quoted[0] if _GRAMMAR.fullmatch(quoted[0]) else "'…'", said
+    )
     return f"{said} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
 
 
 _GRAMMAR = re.compile(r"'(.|\\.|<.*>)'")
-"""What YAML's messages quote of its own grammar; everything else is a name of the file's: an alias, an anchor, a tag."""
+"""What YAML's messages quote of its own grammar; everything else is a name of the file's: an alias,
+an anchor, a tag."""

@@ -1,4 +1,5 @@
-"""Single values of the config as people write them, checked and read: sizes, durations, times, names."""
+"""Single values of the config as people write them, checked and read: sizes, durations, times,
+names."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def _duration(seconds: float) -> str:
 
 
 def must_be(what: str) -> WrapValidator:
-    """One error that names what is taken, in place of what pydantic says of patterns and of every type of a union."""
+    """One error that names what is taken, in place of what pydantic says of patterns and of every
+    type of a union."""
 
     def check(value: Any, types: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -45,26 +47,50 @@ def _scalar(value: Any) -> Any:
 
 
 def _start(value: Any) -> Any:
-    if value in ("earliest", "latest") or isinstance(value, date):  # YAML makes dates and times of what looks like one
+    if value in ("earliest", "latest") or isinstance(
+        value, date
+    ):  # YAML makes dates and times of what looks like one
         return value
     try:
         return datetime.fromisoformat(value.replace("Z", "+00:00"))
     except (ValueError, AttributeError):
-        raise ValueError(f"{value!r} is neither earliest, latest nor a time like 2026-01-31T12:00:00Z") from None
+        raise ValueError(
+            f"{value!r} is neither earliest, latest nor a time like 2026-01-31T12:00:00Z"
+        ) from None
 
 
 def _in_a_zone(value: str | datetime) -> str | datetime:
-    return value.replace(tzinfo=timezone.utc) if isinstance(value, datetime) and value.tzinfo is None else value
+    return (
+        value.replace(tzinfo=timezone.utc)
+        if isinstance(value, datetime) and value.tzinfo is None
+        else value
+    )
 
 
-_SIZE_SCHEMA = WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": SIZE_PATTERN}]})
+_SIZE_SCHEMA = WithJsonSchema(
+    {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": SIZE_PATTERN}]}
+)
 _DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN})
 
 Size = Annotated[int, BeforeValidator(parse_size), _SIZE_SCHEMA]
-Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0), PlainSerializer(_duration), _DURATION_SCHEMA]
-Start = Annotated[Literal["earliest", "latest"] | datetime, BeforeValidator(_start), AfterValidator(_in_a_zone)]
+Seconds = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    Field(gt=0),
+    PlainSerializer(_duration),
+    _DURATION_SCHEMA,
+]
+Start = Annotated[
+    Literal["earliest", "latest"] | datetime, BeforeValidator(_start), AfterValidator(_in_a_zone)
+]
 """Where a new group begins. A time without a zone is UTC."""
-Scalar = Annotated[str | int | float | bool, must_be("a text, a finite number, true or false"), BeforeValidator(_scalar)]
+Scalar = Annotated[
+    str | int | float | bool,
+    must_be("a text, a finite number, true or false"),
+    BeforeValidator(_scalar),
+]
 PluginPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), must_be("auto, cpu, cuda or cuda:N")]
+Device = Annotated[
+    str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), must_be("auto, cpu, cuda or cuda:N")
+]

@@ -1,13 +1,18 @@
-"""Which hosts a reference may lead to, and at which addresses: the defence against references into one's own network (SSRF).
+"""Which hosts a reference may lead to, and at which addresses: the defence against references into
+one's own network (SSRF).
 
 ``fetch.hosts`` for http and https holds
 
-* names: ``images.example.com``, or ``*.example.com`` for every name below it. A listed name may lead to public addresses only;
-* addresses and networks: ``10.1.2.3``, ``10.0.0.0/8``, ``fd00::/8``. They allow URLs that spell such an address, and listed names
-  that resolve to one: a name in one's own network needs both entries;
-* ``localhost`` (and ``*.localhost``), which also allow the loopback addresses that these names stand for (RFC 6761).
+* names: ``images.example.com``, or ``*.example.com`` for every name below it. A listed name may
+  lead to public addresses only;
+* addresses and networks: ``10.1.2.3``, ``10.0.0.0/8``, ``fd00::/8``. They allow URLs that spell
+  such an address, and listed names that resolve to one: a name in one's own network needs both
+  entries;
+* ``localhost`` (and ``*.localhost``), which also allow the loopback addresses that these names
+  stand for (RFC 6761).
 
-A name is resolved once per connection, and the connection goes to the very address that was checked.
+A name is resolved once per connection, and the connection goes to the very address that was
+checked.
 """
 
 from __future__ import annotations
@@ -41,18 +46,24 @@ class Hosts:
                     self._names.add(entry.lower())
 
     def resolve(self, host: str, port: int) -> list[str]:
-        """The addresses, best first, that ``host`` leads to, all of them allowed. Blocks for as long as the system's resolver.
+        """The addresses, best first, that ``host`` leads to, all of them allowed. Blocks for as
+        long as the system's resolver.
 
-        Raises InvalidRecord: uri_not_allowed, not_found (no such name); OSError where the resolver cannot say now.
+        Raises InvalidRecord: uri_not_allowed, not_found (no such name); OSError where the resolver
+        cannot say now.
         """
         literal = _literal(host)
         if literal is not None:
             if not self._lists(literal):
-                raise InvalidRecord("uri_not_allowed", f"the address {host} is not listed in fetch.hosts")
+                raise InvalidRecord(
+                    "uri_not_allowed", f"the address {host} is not listed in fetch.hosts"
+                )
             return [str(literal)]
         name = host.lower().rstrip(".")
         if name not in self._names and not name.endswith(self._suffixes):
-            raise InvalidRecord("uri_not_allowed", f"the host {host!r} is not listed in fetch.hosts")
+            raise InvalidRecord(
+                "uri_not_allowed", f"the host {host!r} is not listed in fetch.hosts"
+            )
         try:
             found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
@@ -64,7 +75,11 @@ class Hosts:
         addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
         for text in addresses:
             address = ipaddress.ip_address(text.partition("%")[0])
-            if not (is_public(address) or self._lists(address) or (_is_localhost(name) and address.is_loopback)):
+            if not (
+                is_public(address)
+                or self._lists(address)
+                or (_is_localhost(name) and address.is_loopback)
+            ):
                 raise InvalidRecord(
                     "uri_not_allowed",
                     f"{host!r} resolves to {text}, which is not public; list that address or its network in fetch.hosts too",
@@ -73,17 +88,24 @@ class Hosts:
 
     def _lists(self, address: Address) -> bool:
         inner = _embedded(address)
-        return any(a in network for network in self._networks for a in (address, inner) if a is not None and a.version == network.version)
+        return any(
+            a in network
+            for network in self._networks
+            for a in (address, inner)
+            if a is not None and a.version == network.version
+        )
 
 
 def is_public(address: Address) -> bool:
-    """Globally reachable unicast (IANA's special-purpose registries), also for the IPv4 address inside an IPv6 one."""
+    """Globally reachable unicast (IANA's special-purpose registries), also for the IPv4 address
+    inside an IPv6 one."""
     inner = _embedded(address)
     return address.is_global and not address.is_multicast if inner is None else is_public(inner)
 
 
 def _embedded(address: Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that an IPv6 one leads to: mapped (RFC 4291), 6to4 (3056), Teredo (4380), NAT64 (6052)."""
+    """The IPv4 address that an IPv6 one leads to: mapped (RFC 4291), 6to4 (3056), Teredo (4380),
+    NAT64 (6052)."""
     if isinstance(address, ipaddress.IPv4Address):
         return None
     if address in _NAT64:
@@ -97,7 +119,8 @@ def _is_localhost(name: str) -> bool:
 
 
 def _literal(host: str) -> Address | None:
-    """The address that ``host`` spells, as the system's resolver would read it: also 127.1, 0x7f000001 and 2130706433."""
+    """The address that ``host`` spells, as the system's resolver would read it: also 127.1,
+    0x7f000001 and 2130706433."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:

@@ -1,7 +1,8 @@
 """The decode pool: chunks of records → samples and settled records, in parallel and yet in order.
 
-Per record: its prior claim is looked up · value and headers become an envelope · the image is fetched if it is a reference · header ·
-header rules · pixels. The first step that fails settles the record, and nothing of it reaches its neighbours.
+Per record: its prior claim is looked up · value and headers become an envelope · the image is
+fetched if it is a reference · header · header rules · pixels. The first step that fails settles the
+record, and nothing of it reaches its neighbours.
 """
 
 from __future__ import annotations
@@ -20,14 +21,34 @@ from PIL import Image as Pil
 
 from streamer.config import Config
 from streamer.decode.fetch import Fetcher
-from streamer.decode.image import FORMATS, Header, Undecodable, decode_rgb, read_header, set_up, sniff
+from streamer.decode.image import (
+    FORMATS,
+    Header,
+    Undecodable,
+    decode_rgb,
+    read_header,
+    set_up,
+    sniff,
+)
 from streamer.errors import InvalidRecord
 from streamer.flow.worker import Failure
-from streamer.records import U8, Claim, Decision, Decoded, Facts, FailedRule, Record, Reference, Sample, Settled
+from streamer.records import (
+    U8,
+    Claim,
+    Decision,
+    Decoded,
+    Facts,
+    FailedRule,
+    Record,
+    Reference,
+    Sample,
+    Settled,
+)
 from streamer.wire.envelope import json_limit, parse
 
 PIXELS_IN_FLIGHT = 64_000_000
-"""Pixels that all threads together may be decoding (or one image's, where ``decode.max_pixels`` is more): 11 to 17 bytes each at their peak (WebP the most)."""
+"""Pixels that all threads together may be decoding (or one image's, where ``decode.max_pixels`` is
+more): 11 to 17 bytes each at their peak (WebP the most)."""
 
 _LIMITS = frozenset(("too_many_bytes", "too_many_pixels", "zero_size"))
 """Reasons that also stand in the way of an embedder's own decoder."""
@@ -54,7 +75,8 @@ class _Opened:
 
 
 class Decoder:
-    """A pool of ``decode.threads`` threads, and one for fetches that starts with the first reference."""
+    """A pool of ``decode.threads`` threads, and one for fetches that starts with the first
+    reference."""
 
     def __init__(
         self,
@@ -70,10 +92,12 @@ class Decoder:
         fetched: Callable[[float], None] = lambda seconds: None,
         pixels_shape: tuple[int, ...] | None = None,
     ) -> None:
-        """``prior(partition, offset)`` is the verdict of an earlier claim; called on the pool's threads, like the rules and the embedder's functions.
+        """``prior(partition, offset)`` is the verdict of an earlier claim; called on the pool's
+        threads, like the rules and the embedder's functions.
 
-        ``busy`` wraps the work on each chunk, for its time; ``fetch_failed`` and ``fetched`` are `Fetcher`'s ``failed`` and ``fetched``. What is
-        no single record's fault (a fetch past its deadline, a bug) is reported to ``failure`` and raised from the chunk's future.
+        ``busy`` wraps the work on each chunk, for its time; ``fetch_failed`` and ``fetched`` are
+        `Fetcher`'s ``failed`` and ``fetched``. What is no single record's fault (a fetch past its
+        deadline, a bug) is reported to ``failure`` and raised from the chunk's future.
         ``pixels_shape``: (H, W, 3) that every image must have in the end; None: any.
         """
         set_up()
@@ -94,9 +118,11 @@ class Decoder:
         self._unfinished: set[Future[list[Decoded]]] = set()
 
     def submit(self, records: list[Record]) -> Future[list[Decoded]]:
-        """One answer for each record, in their order. Does not block; take the futures in the order of the calls to keep the line's.
+        """One answer for each record, in their order. Does not block; take the futures in the order
+        of the calls to keep the line's.
 
-        How many chunks are on their way is the caller's to bound: their references' bytes are known only once they are fetched.
+        How many chunks are on their way is the caller's to bound: their references' bytes are known
+        only once they are fetched.
         """
         result: Future[list[Decoded]] = Future()
         result.set_running_or_notify_cancel()  # so that nobody else cancels it
@@ -106,7 +132,8 @@ class Decoder:
         return result
 
     def close(self) -> None:
-        """Forgets what has not begun and waits for the images being decoded, seconds at most. Futures left over raise CancelledError."""
+        """Forgets what has not begun and waits for the images being decoded, seconds at most.
+        Futures left over raise CancelledError."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._fetcher.close()
         for result in list(self._unfinished):
@@ -116,17 +143,23 @@ class Decoder:
         with _Carry(result, self._failure):
             with self._busy():
                 opened = [self._open(record) for record in records]
-            fetches = [row.image for row in opened if isinstance(row, _Opened) and isinstance(row.image, Future)]
+            fetches = [
+                row.image
+                for row in opened
+                if isinstance(row, _Opened) and isinstance(row.image, Future)
+            ]
             if not fetches:
                 self._finish(opened, result)
                 return
-            # No decode thread waits for the network: the last fetch to arrive puts the chunk into the pool's queue again.
+            # No decode thread waits for the network: the last fetch to arrive puts the chunk into
+            # the pool's queue again.
             arrived = _Countdown(len(fetches), lambda: self._go_on(opened, result))
             for fetch in fetches:
                 fetch.add_done_callback(arrived)
 
     def _go_on(self, opened: list[_Opened | Settled], result: Future[list[Decoded]]) -> None:
-        # RuntimeError: the pool was closed while the fetches were on their way, and `close` settles the result
+        # RuntimeError: the pool was closed while the fetches were on their way, and `close` settles
+        # the result
         with suppress(RuntimeError):
             self._threads.submit(self._finish, opened, result)
 
@@ -144,7 +177,12 @@ class Decoder:
             return _invalid(record, Facts(), error, [], prior)
         facts = Facts(envelope.id, envelope.text, envelope.url, envelope.metadata)
         image = envelope.image
-        return _Opened(record, prior, facts, self._fetcher.submit(image) if isinstance(image, Reference) else image)
+        return _Opened(
+            record,
+            prior,
+            facts,
+            self._fetcher.submit(image) if isinstance(image, Reference) else image,
+        )
 
     def _decode(self, row: _Opened) -> Decoded:
         record, facts, prior = row.record, row.facts, row.prior
@@ -167,7 +205,8 @@ class Decoder:
     def _read_header(self, data: bytes, facts: Facts) -> Header | InvalidRecord | None:
         """The header, or None where the embedder's own decoder may read what Pillow cannot.
 
-        A known format that is not decoded is handed back instead of raised: it is `filtered` by ``output.formats`` in the first place.
+        A known format that is not decoded is handed back instead of raised: it is `filtered` by
+        ``output.formats`` in the first place.
         """
         try:
             header = read_header(data, self._limits)
@@ -186,17 +225,26 @@ class Decoder:
             if self._own_decode is not None:
                 with _EMBEDDER:
                     return self._checked(self._own_decode(data))
-            assert header is not None, "this is a bug: an unreadable header goes no further without an embedder's decode"
+            assert header is not None, (
+                "this is a bug: an unreadable header goes no further without an embedder's decode"
+            )
             with closing(decode_rgb(data, header, self._draft_size)) as image, _EMBEDDER:
                 return self._checked(self._transform(image))
 
     def _checked(self, pixels: U8) -> U8:
-        if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3):
+        if not (
+            isinstance(pixels, np.ndarray)
+            and pixels.dtype == np.uint8
+            and pixels.ndim == 3
+            and pixels.shape[2] == 3
+        ):
             raise TypeError(
                 f"gave {type(pixels).__name__} {getattr(pixels, 'dtype', '')} {getattr(pixels, 'shape', '')}, not (height, width, 3) uint8"
             )
         if self._pixels_shape not in (None, pixels.shape):
-            raise ValueError(f"gave {pixels.shape}, where every other image has {self._pixels_shape}")
+            raise ValueError(
+                f"gave {pixels.shape}, where every other image has {self._pixels_shape}"
+            )
         return pixels
 
 
@@ -207,12 +255,24 @@ def _names(failures: list[FailedRule]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(failure.name for failure in failures))
 
 
-def _invalid(record: Record, facts: Facts, error: InvalidRecord, failures: list[FailedRule], prior: Claim | None) -> Settled:
-    return Settled(record, facts, Decision("invalid", error.reason, _names(failures), detail=error.detail), prior)
+def _invalid(
+    record: Record,
+    facts: Facts,
+    error: InvalidRecord,
+    failures: list[FailedRule],
+    prior: Claim | None,
+) -> Settled:
+    return Settled(
+        record,
+        facts,
+        Decision("invalid", error.reason, _names(failures), detail=error.detail),
+        prior,
+    )
 
 
 class _Carry:
-    """Hands what a step raises to the chunk's future, and stops the process: no single record's fault ends here."""
+    """Hands what a step raises to the chunk's future, and stops the process: no single record's
+    fault ends here."""
 
     def __init__(self, result: Future[list[Decoded]], failure: Failure) -> None:
         self._result = result
@@ -221,7 +281,12 @@ class _Carry:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
         if error is None:
             return False
         self._failure.report(error)
@@ -230,7 +295,8 @@ class _Carry:
 
 
 class _PixelBudget:
-    """Bounds the memory of the decode threads together: big images wait for one another, small ones do not notice."""
+    """Bounds the memory of the decode threads together: big images wait for one another, small ones
+    do not notice."""
 
     def __init__(self, pixels: int) -> None:
         self._left = pixels
@@ -238,7 +304,8 @@ class _PixelBudget:
 
     @contextmanager
     def hold(self, pixels: int) -> Iterator[None]:
-        """Waits until ``pixels`` (at most the whole budget) are free. Whoever holds them is decoding, and so gives them back."""
+        """Waits until ``pixels`` (at most the whole budget) are free. Whoever holds them is
+        decoding, and so gives them back."""
         with self._freed:
             while self._left < pixels:
                 self._freed.wait()

@@ -1,7 +1,8 @@
 """One GET over http or https to an address that was checked, bounded in bytes and in total time.
 
-Why not a client library: their time limits hold for each read, so that a server that sends one byte a second is never cut off, and they
-resolve the name themselves, after whoever checked it. Standard library only; proxies are not used.
+Why not a client library: their time limits hold for each read, so that a server that sends one byte
+a second is never cut off, and they resolve the name themselves, after whoever checked it. Standard
+library only; proxies are not used.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
 _IDLE_CONNECTIONS = 64
 _IDLE_S = 20.0
-"""Most servers close an idle connection after 5 s (Node) to 75 s (nginx); one that is found closed costs nothing but a retry."""
+"""Most servers close an idle connection after 5 s (Node) to 75 s (nginx); one that is found closed
+costs nothing but a retry."""
 _READ_BYTES = 65_536
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
-"""What RFC 3986 lets stand in a URL besides letters, digits and -._; the rest (spaces, UTF-8) is percent-encoded."""
+"""What RFC 3986 lets stand in a URL besides letters, digits and -._; the rest (spaces, UTF-8) is
+percent-encoded."""
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 
 
@@ -51,7 +54,8 @@ class Response(NamedTuple):
 
 
 def parse_url(url: str) -> Target:
-    """Raises ValueError for what is no http(s) URL, and for user names in it, which only ever serve to mislead."""
+    """Raises ValueError for what is no http(s) URL, and for user names in it, which only ever serve
+    to mislead."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not a URL with a host")
@@ -60,7 +64,9 @@ def parse_url(url: str) -> Target:
     host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
     if not _HOST.fullmatch(host):
         raise ValueError("not a host name")
-    path = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
+    path = quote(parts.path or "/", safe=_SAFE) + (
+        f"?{quote(parts.query, safe=_SAFE)}" if parts.query else ""
+    )
     return Target(parts.scheme, host, parts.port or (443 if parts.scheme == "https" else 80), path)
 
 
@@ -71,11 +77,13 @@ class HttpClient:
         self._idle: deque[tuple[float, _Connection]] = deque()
         self._lock = threading.Lock()
 
-    def get(self, target: Target, resolve: Callable[[], list[str]], max_bytes: int, timeout_s: float) -> Response:
+    def get(
+        self, target: Target, resolve: Callable[[], list[str]], max_bytes: int, timeout_s: float
+    ) -> Response:
         """``resolve`` gives the addresses to try, and is asked only if a new connection is needed.
 
-        Blocks for at most ``timeout_s`` (and what ``resolve`` takes). Raises OSError (TimeoutError, ssl.SSLError), http.client.HTTPException
-        and whatever ``resolve`` raises.
+        Blocks for at most ``timeout_s`` (and what ``resolve`` takes). Raises OSError (TimeoutError,
+        ssl.SSLError), http.client.HTTPException and whatever ``resolve`` raises.
         """
         deadline = time.monotonic() + timeout_s
         idle = self._take(target)
@@ -92,18 +100,28 @@ class HttpClient:
         while self._idle:
             self._idle.pop()[1].shut()
 
-    def _exchange(self, connection: _Connection, target: Target, max_bytes: int, deadline: float) -> Response:
+    def _exchange(
+        self, connection: _Connection, target: Target, max_bytes: int, deadline: float
+    ) -> Response:
         keep = False
         try:
             connection.deadline = deadline
-            connection.request("GET", target.path, headers={"Accept": "image/*,*/*;q=0.5", "User-Agent": "streamer"})
+            connection.request(
+                "GET",
+                target.path,
+                headers={"Accept": "image/*,*/*;q=0.5", "User-Agent": "streamer"},
+            )
             answer = connection.getresponse()
             body = _read(answer, max_bytes) if answer.status == 200 else b""
             keep = answer.isclosed() and not answer.will_close
             # header bytes come as Latin-1; some servers send UTF-8 in them
             location = quote(answer.getheader("Location", "").encode("latin-1"), safe=_SAFE)
             retry_after = answer.getheader("Retry-After", "")
-            seconds = min(float(retry_after), 3600.0) if retry_after.isascii() and retry_after.isdigit() else 0.0
+            seconds = (
+                min(float(retry_after), 3600.0)
+                if retry_after.isascii() and retry_after.isdigit()
+                else 0.0
+            )
             return Response(answer.status, location, seconds, body)
         finally:
             if keep:
@@ -145,7 +163,8 @@ def _read(answer: http.client.HTTPResponse, max_bytes: int) -> bytes | None:
 
 
 class _Connection(http.client.HTTPConnection):
-    """Goes to one of the given addresses, whatever the name resolves to now; every wait ends at ``deadline`` (monotonic seconds)."""
+    """Goes to one of the given addresses, whatever the name resolves to now; every wait ends at
+    ``deadline`` (monotonic seconds)."""
 
     deadline: float
 
@@ -165,7 +184,8 @@ class _Connection(http.client.HTTPConnection):
         self.sock = _DeadlineSocket(self._raw, self)
 
     def shut(self) -> None:
-        """Closes the connection for good. (`close` is http.client's own: it calls it while a last body is still to be read.)"""
+        """Closes the connection for good. (`close` is http.client's own: it calls it while a last
+        body is still to be read.)"""
         self.close()
         if self._raw is not None:
             self._raw.close()
@@ -173,7 +193,9 @@ class _Connection(http.client.HTTPConnection):
     def _connected(self) -> socket.socket:
         for address in self._addresses[:-1]:
             try:
-                return self._dial(address, _left(self.deadline) / 2)  # a dead one must leave time for the next
+                return self._dial(
+                    address, _left(self.deadline) / 2
+                )  # a dead one must leave time for the next
             except OSError:
                 continue
         return self._dial(self._addresses[-1], _left(self.deadline))
@@ -190,7 +212,8 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _DeadlineSocket:
-    """As much of a socket as http.client uses. Each read and write may last until the connection's deadline, and no longer."""
+    """As much of a socket as http.client uses. Each read and write may last until the connection's
+    deadline, and no longer."""
 
     def __init__(self, raw: socket.socket, connection: _Connection) -> None:
         self._raw = raw

@@ -1,4 +1,5 @@
-"""Images by reference: ``uri`` → bytes, from listed places only, bounded in bytes, time and number (section 4.1).
+"""Images by reference: ``uri`` → bytes, from listed places only, bounded in bytes, time and number
+(section 4.1).
 
 ============  ===========================================================================================================
 http, https   hosts as in `streamer.decode.address`; at most 3 redirects, each checked like the first URL; no proxies
@@ -7,9 +8,11 @@ s3            ``s3://BUCKET/KEY``, buckets listed in ``fetch.hosts``; credential
               (AWS_ACCESS_KEY_ID …, AWS_REGION, AWS_ENDPOINT_URL)
 ============  ===========================================================================================================
 
-What cannot change is an outcome: not listed, not found (404, 410), refused (other 4xx), too long, not the bytes that the record names. What
-can change is tried again, with pauses of 0.2 s doubling to 5 s (or what Retry-After says): time-outs, lost connections, 408, 425, 429
-and 5xx. After `PATIENCE` time-outs' worth the process stops with exit 75, so that nothing temporary becomes a decision.
+What cannot change is an outcome: not listed, not found (404, 410), refused (other 4xx), too long,
+not the bytes that the record names. What can change is tried again, with pauses of 0.2 s doubling
+to 5 s (or what Retry-After says): time-outs, lost connections, 408, 425, 429 and 5xx. After
+`PATIENCE` time-outs' worth the process stops with exit 75, so that nothing temporary becomes a
+decision.
 """
 
 from __future__ import annotations
@@ -53,26 +56,39 @@ class Later(Exception):
 
 
 class Fetcher:
-    """At most ``config.concurrency`` fetches at a time, on threads of its own that start with the first one."""
+    """At most ``config.concurrency`` fetches at a time, on threads of its own that start with the
+    first one."""
 
     def __init__(
-        self, config: Fetch, failed: Callable[[str], None] = lambda cause: None, fetched: Callable[[float], None] = lambda seconds: None
+        self,
+        config: Fetch,
+        failed: Callable[[str], None] = lambda cause: None,
+        fetched: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """``failed`` is told the reason of every fetch that failed for good, and ``temporary`` for every try that will be made again.
+        """``failed`` is told the reason of every fetch that failed for good, and ``temporary`` for
+        every try that will be made again.
 
-        ``fetched`` is told the seconds of every fetch that brought its bytes, all its tries included.
+        ``fetched`` is told the seconds of every fetch that brought its bytes, all its tries
+        included.
         """
         self._config = config
         self._failed = failed
         self._fetched = fetched
-        self._folders = tuple(os.path.realpath(host) for host in config.hosts if host.startswith("/"))
+        self._folders = tuple(
+            os.path.realpath(host) for host in config.hosts if host.startswith("/")
+        )
         self._hosts = Hosts(host for host in config.hosts if not host.startswith("/"))
         self._client = HttpClient()
         self._closing = threading.Event()
         self._s3: Any = None
         self._s3_lock = threading.Lock()
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="fetch")
-        self._get: dict[str, Callable[[str], bytes]] = {"http": self._http, "https": self._http, "file": self._file, "s3": self._object}
+        self._get: dict[str, Callable[[str], bytes]] = {
+            "http": self._http,
+            "https": self._http,
+            "file": self._file,
+            "s3": self._object,
+        }
 
     def submit(self, reference: Reference) -> Future[bytes]:
         """`fetch` on one of the fetch threads. Does not block."""
@@ -81,8 +97,9 @@ class Fetcher:
     def fetch(self, reference: Reference) -> bytes:
         """The bytes, verified against ``length`` and ``sha256`` where the record gives them.
 
-        Blocks, up to ``PATIENCE × fetch.timeout`` and one more time-out. Raises TemporaryError after that, and InvalidRecord: uri_not_allowed,
-        not_found, fetch_refused, too_many_bytes, length_mismatch, sha256_mismatch.
+        Blocks, up to ``PATIENCE × fetch.timeout`` and one more time-out. Raises TemporaryError
+        after that, and InvalidRecord: uri_not_allowed, not_found, fetch_refused, too_many_bytes,
+        length_mismatch, sha256_mismatch.
         """
         began = time.monotonic()
         try:
@@ -94,7 +111,8 @@ class Fetcher:
         return data
 
     def close(self) -> None:
-        """Ends the pauses between tries, forgets what has not begun. Returns at once; a try on its way ends by its own time limit."""
+        """Ends the pauses between tries, forgets what has not begun. Returns at once; a try on its
+        way ends by its own time limit."""
         self._closing.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
@@ -104,15 +122,24 @@ class Fetcher:
             self._check_length(reference.length)
         data = self._patiently(reference.uri)
         if reference.length is not None and len(data) != reference.length:
-            raise InvalidRecord("length_mismatch", f"{len(data)} bytes, the record says {reference.length}")
-        if reference.sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != reference.sha256:
-            raise InvalidRecord("sha256_mismatch", f"sha256 is {found}, the record says {reference.sha256}")
+            raise InvalidRecord(
+                "length_mismatch", f"{len(data)} bytes, the record says {reference.length}"
+            )
+        if (
+            reference.sha256 is not None
+            and (found := hashlib.sha256(data).hexdigest()) != reference.sha256
+        ):
+            raise InvalidRecord(
+                "sha256_mismatch", f"sha256 is {found}, the record says {reference.sha256}"
+            )
         return data
 
     def _patiently(self, uri: str) -> bytes:
         scheme = uri.partition(":")[0].lower()
         if scheme not in self._config.schemes:
-            raise InvalidRecord("uri_not_allowed", f"the scheme {scheme[:40]!r} is not listed in fetch.schemes")
+            raise InvalidRecord(
+                "uri_not_allowed", f"the scheme {scheme[:40]!r} is not listed in fetch.schemes"
+            )
         patience_s = PATIENCE * self._config.timeout
         deadline = time.monotonic() + patience_s
         pause_s = _FIRST_PAUSE_S
@@ -132,7 +159,10 @@ class Fetcher:
 
     def _check_length(self, length: int) -> None:
         if length > self._config.max_bytes:
-            raise InvalidRecord("too_many_bytes", f"{length} bytes, at most {self._config.max_bytes} (fetch.max_bytes)")
+            raise InvalidRecord(
+                "too_many_bytes",
+                f"{length} bytes, at most {self._config.max_bytes} (fetch.max_bytes)",
+            )
 
     # http, https
 
@@ -144,11 +174,17 @@ class Fetcher:
             if answer.status in _REDIRECTS and answer.location:
                 url = urljoin(url, answer.location)
                 if (scheme := url.partition(":")[0].lower()) not in self._config.schemes:
-                    raise InvalidRecord("uri_not_allowed", f"redirected to {url[:200]}; {scheme[:40]!r} is not listed in fetch.schemes")
+                    raise InvalidRecord(
+                        "uri_not_allowed",
+                        f"redirected to {url[:200]}; {scheme[:40]!r} is not listed in fetch.schemes",
+                    )
                 continue
             if answer.status == 200:
                 if answer.body is None:
-                    raise InvalidRecord("too_many_bytes", f"more than {self._config.max_bytes} bytes (fetch.max_bytes)")
+                    raise InvalidRecord(
+                        "too_many_bytes",
+                        f"more than {self._config.max_bytes} bytes (fetch.max_bytes)",
+                    )
                 return answer.body
             if answer.status in (404, 410):
                 raise InvalidRecord("not_found", f"status {answer.status}")
@@ -166,7 +202,12 @@ class Fetcher:
         if left_s <= 0:
             raise Later("the time limit passed")
         try:
-            return self._client.get(target, lambda: self._hosts.resolve(target.host, target.port), self._config.max_bytes, left_s)
+            return self._client.get(
+                target,
+                lambda: self._hosts.resolve(target.host, target.port),
+                self._config.max_bytes,
+                left_s,
+            )
         except ssl.SSLCertVerificationError as error:
             raise InvalidRecord("fetch_refused", f"{target.host}: {error.verify_message}") from None
         except (OSError, http.client.HTTPException) as error:
@@ -181,9 +222,12 @@ class Fetcher:
             raise InvalidRecord("uri_not_allowed", "write a file as file:///absolute/path")
         real = os.path.realpath(path)
         if not any(Path(real).is_relative_to(folder) for folder in self._folders):
-            raise InvalidRecord("uri_not_allowed", f"{path[:200]} is below none of the folders in fetch.hosts")
+            raise InvalidRecord(
+                "uri_not_allowed", f"{path[:200]} is below none of the folders in fetch.hosts"
+            )
         try:
-            # the path is free of links now, so O_NOFOLLOW only fails where one was put there meanwhile; a pipe must not block
+            # the path is free of links now, so O_NOFOLLOW only fails where one was put there
+            # meanwhile; a pipe must not block
             handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(handle, "rb") as file:
                 status = os.fstat(handle)
@@ -207,14 +251,20 @@ class Fetcher:
     def _object(self, uri: str) -> bytes:
         bucket, _, key = uri[len("s3://") :].partition("/")
         if bucket not in self._config.hosts:
-            raise InvalidRecord("uri_not_allowed", f"the bucket {bucket[:80]!r} is not listed in fetch.hosts")
+            raise InvalidRecord(
+                "uri_not_allowed", f"the bucket {bucket[:80]!r} is not listed in fetch.hosts"
+            )
         if not key or key.endswith("/"):
             raise InvalidRecord("not_found", "not a key but a folder")
         try:
             with self._bucket_store().open_input_file(f"{bucket}/{key}") as file:
                 self._check_length(file.size())
                 data: bytes = file.read(self._config.max_bytes + 1)
-        except (FileNotFoundError, IsADirectoryError, ValueError):  # ArrowInvalid is a ValueError: a key with // or such
+        except (
+            FileNotFoundError,
+            IsADirectoryError,
+            ValueError,
+        ):  # ArrowInvalid is a ValueError: a key with // or such
             raise InvalidRecord("not_found", f"no such key in {bucket}") from None
         except PermissionError as error:
             raise InvalidRecord("fetch_refused", str(error)[:200]) from None
@@ -230,7 +280,10 @@ class Fetcher:
             if self._s3 is None:
                 from pyarrow import fs  # late: half a second that only s3 needs
 
-                environment, endpoint = os.environ, os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+                environment, endpoint = (
+                    os.environ,
+                    os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+                )
                 self._s3 = fs.S3FileSystem(
                     region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"),
                     endpoint_override=endpoint,

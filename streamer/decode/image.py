@@ -1,19 +1,23 @@
-"""Image bytes → header → RGB, with Pillow held to what is safe. Nothing here keeps state; everything may run on any thread.
+"""Image bytes → header → RGB, with Pillow held to what is safe. Nothing here keeps state;
+everything may run on any thread.
 
-Decoded are JPEG (MPO as JPEG), PNG, WebP, GIF, BMP, TIFF and AVIF: what image-text data is made of. Left out, so that their bytes
-are `unsupported_image`: EPS, PDF and PostScript (an interpreter), SVG (a browser), PSD and ICO/ICNS (they decode while they are
-opened, before a limit can act), JPEG 2000, and the historical rest. HEIC and JPEG XL have no decoder in Pillow. An embedder that
-brings its own ``decode(bytes)`` may support more; `sniff` names them all.
+Decoded are JPEG (MPO as JPEG), PNG, WebP, GIF, BMP, TIFF and AVIF: what image-text data is made of.
+Left out, so that their bytes are `unsupported_image`: EPS, PDF and PostScript (an interpreter), SVG
+(a browser), PSD and ICO/ICNS (they decode while they are opened, before a limit can act), JPEG
+2000, and the historical rest. HEIC and JPEG XL have no decoder in Pillow. An embedder that brings
+its own ``decode(bytes)`` may support more; `sniff` names them all.
 
 Pixels become 8-bit RGB like this:
 
-* EXIF orientation is applied (from EXIF only; XMP's is ignored), and the width and height reported are those after it.
-* Transparency is composited over white, as img2dataset does and a web page shows it; dropping alpha would show whatever
-  colour the encoder left under transparent pixels.
-* 16-bit grey is scaled by 1/257, never clipped. 32-bit integers and floats have no agreed range: values within 0…255 are
-  taken as they are, within 0…65535 (integers) or 0…1 (floats) by that range, anything else from its minimum to its maximum;
-  NaN counts as 0.
-* CMYK and YCCK by Pillow's formula, LAB through LittleCMS; embedded colour profiles are ignored, as training code does.
+* EXIF orientation is applied (from EXIF only; XMP's is ignored), and the width and height reported
+  are those after it.
+* Transparency is composited over white, as img2dataset does and a web page shows it; dropping alpha
+  would show whatever colour the encoder left under transparent pixels.
+* 16-bit grey is scaled by 1/257, never clipped. 32-bit integers and floats have no agreed range:
+  values within 0…255 are taken as they are, within 0…65535 (integers) or 0…1 (floats) by that
+  range, anything else from its minimum to its maximum; NaN counts as 0.
+* CMYK and YCCK by Pillow's formula, LAB through LittleCMS; embedded colour profiles are ignored, as
+  training code does.
 * Of an animation, the first frame.
 """
 
@@ -99,10 +103,12 @@ class Header(NamedTuple):
 
 
 class Undecodable:
-    """``with Undecodable():`` turns whatever a decoder raises inside into InvalidRecord. The one such place.
+    """``with Undecodable():`` turns whatever a decoder raises inside into InvalidRecord. The one
+    such place.
 
-    Decoders raise nearly everything (ValueError, SyntaxError, TypeError, RuntimeError, MemoryError …), so only a catch-all
-    keeps a bad image from being more than one bad record. With ``reason`` all get that reason, else the one that fits.
+    Decoders raise nearly everything (ValueError, SyntaxError, TypeError, RuntimeError, MemoryError
+    …), so only a catch-all keeps a bad image from being more than one bad record. With ``reason``
+    all get that reason, else the one that fits.
     """
 
     def __init__(self, reason: str = "") -> None:
@@ -111,21 +117,30 @@ class Undecodable:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if isinstance(error, Exception) and not isinstance(error, InvalidRecord):
-            raise InvalidRecord(self._reason or _reason_of(error), f"{type(error).__name__}: {error}"[:200]) from error
+            raise InvalidRecord(
+                self._reason or _reason_of(error), f"{type(error).__name__}: {error}"[:200]
+            ) from error
 
 
 _UNDECODABLE = Undecodable()
 
 
 def set_up() -> None:
-    """Process-wide settings of Pillow that the decoder relies on. Idempotent; called once before the first image.
+    """Process-wide settings of Pillow that the decoder relies on. Idempotent; called once before
+    the first image.
 
-    Its warnings (odd metadata, big images) say nothing that the limits here do not; under ``-W error`` they would turn good images into
-    bad ones. AVIF's own threads would only compete with the decode pool. Pixels in blocks of 16 MB, Pillow's default, are kept by glibc
-    for the thread that freed them (measured: 1.2 GB instead of 0.65 GB after four images of 64 megapixels); blocks beyond glibc's
-    largest mmap threshold of 32 MB go back to the system.
+    Its warnings (odd metadata, big images) say nothing that the limits here do not; under ``-W
+    error`` they would turn good images into bad ones. AVIF's own threads would only compete with
+    the decode pool. Pixels in blocks of 16 MB, Pillow's default, are kept by glibc for the thread
+    that freed them (measured: 1.2 GB instead of 0.65 GB after four images of 64 megapixels); blocks
+    beyond glibc's largest mmap threshold of 32 MB go back to the system.
     """
     warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -134,7 +149,8 @@ def set_up() -> None:
 
 
 def sniff(data: bytes) -> str | None:
-    """The format that the first bytes say, as a file extension; None if they say nothing. Also knows formats that are not decoded."""
+    """The format that the first bytes say, as a file extension; None if they say nothing. Also
+    knows formats that are not decoded."""
     for magic, name in _MAGIC:
         if data.startswith(magic):
             return name
@@ -142,19 +158,29 @@ def sniff(data: bytes) -> str | None:
         return "webp"
     if data[4:8] == b"ftyp":
         brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
-        return "avif" if b"avif" in brands or b"avis" in brands else "heic" if b"hei" in brands or b"mif1" in brands else None
+        return (
+            "avif"
+            if b"avif" in brands or b"avis" in brands
+            else "heic"
+            if b"hei" in brands or b"mif1" in brands
+            else None
+        )
     if data.startswith(b"BM") and len(data) > 18 and int.from_bytes(data[14:18], "little") <= 256:
         return "bmp"  # two letters are little to go by, so the length of its header must make sense too
     return "svg" if data.startswith(b"<?xml") and b"<svg" in data[:1024] else None
 
 
 def read_header(data: bytes, limits: Limits) -> Header:
-    """Format and size of an image, without decoding it: at most about 0.02 ms (JPEG 0.004), no allocation that grows with its pixels.
+    """Format and size of an image, without decoding it: at most about 0.02 ms (JPEG 0.004), no
+    allocation that grows with its pixels.
 
-    Raises InvalidRecord: too_many_bytes, not_an_image, unsupported_image, zero_size, too_many_pixels, truncated, corrupt.
+    Raises InvalidRecord: too_many_bytes, not_an_image, unsupported_image, zero_size,
+    too_many_pixels, truncated, corrupt.
     """
     if len(data) > limits.max_bytes:
-        raise InvalidRecord("too_many_bytes", f"{len(data)} bytes, at most {limits.max_bytes} (decode.max_bytes)")
+        raise InvalidRecord(
+            "too_many_bytes", f"{len(data)} bytes, at most {limits.max_bytes} (decode.max_bytes)"
+        )
     name = sniff(data)
     if name is None:
         raise InvalidRecord("not_an_image", f"{len(data)} bytes that begin with {data[:8]!r}")
@@ -175,14 +201,21 @@ def read_header(data: bytes, limits: Limits) -> Header:
         elif name == "tiff":
             guard.check_tiff(data, limits.max_pixels)
         image = _PLUGINS[name](BytesIO(data))
-        return _header(name, *image.size, 1 if name == "tiff" else orientation_of(exif or _exif_of(image)), limits)
+        return _header(
+            name,
+            *image.size,
+            1 if name == "tiff" else orientation_of(exif or _exif_of(image)),
+            limits,
+        )
 
 
 def decode_rgb(data: bytes, header: Header, draft_size: tuple[int, int]) -> Pil.Image:
-    """``data``, whose header was read, as an upright 8-bit RGB image. About 2 ms for a JPEG of 640 × 480; releases the GIL.
+    """``data``, whose header was read, as an upright 8-bit RGB image. About 2 ms for a JPEG of 640
+    × 480; releases the GIL.
 
-    A JPEG at least twice ``draft_size`` (width, height) in both directions is decoded at 1/2, 1/4 or 1/8 of its size, which stays at
-    least as large; (0, 0) means never. Raises InvalidRecord: truncated, corrupt, unsupported_image.
+    A JPEG at least twice ``draft_size`` (width, height) in both directions is decoded at 1/2, 1/4
+    or 1/8 of its size, which stays at least as large; (0, 0) means never. Raises InvalidRecord:
+    truncated, corrupt, unsupported_image.
     """
     with _UNDECODABLE:
         image: Pil.Image = _PLUGINS[header.format](BytesIO(data))
@@ -215,14 +248,20 @@ def orientation_of(exif: bytes) -> int:
 
 def _header(name: str, width: int, height: int, orientation: int, limits: Limits) -> Header:
     guard.check_pixels(width, height, limits.max_pixels)
-    return Header(name, width, height, orientation) if orientation <= 4 else Header(name, height, width, orientation)
+    return (
+        Header(name, width, height, orientation)
+        if orientation <= 4
+        else Header(name, height, width, orientation)
+    )
 
 
 def _exif_of(image: Pil.Image) -> bytes:
     exif = image.info.get("exif")
     if isinstance(exif, bytes):
         return exif
-    raw = image.info.get("Raw profile type exif")  # ImageMagick's way before PNG had eXIf: three lines, then hexadecimal digits
+    raw = image.info.get(
+        "Raw profile type exif"
+    )  # ImageMagick's way before PNG had eXIf: three lines, then hexadecimal digits
     if isinstance(raw, str):
         try:
             return bytes.fromhex("".join(raw.split("\n")[3:]))
@@ -242,17 +281,23 @@ def _rgb(image: Pil.Image) -> Pil.Image:
         return _strip_rgb(image, spread)
     result = Pil.new("RGB", image.size)
     for top in range(0, height, rows):
-        result.paste(_strip_rgb(image.crop((0, top, width, min(top + rows, height))), spread), (0, top))
+        result.paste(
+            _strip_rgb(image.crop((0, top, width, min(top + rows, height))), spread), (0, top)
+        )
     return result
 
 
 def _strip_rgb(image: Pil.Image, spread: tuple[float, float]) -> Pil.Image:
     mode = image.mode
     if mode.startswith("I;16"):
-        return Pil.fromarray(_SIXTEEN_TO_EIGHT[np.asarray(image).astype(np.uint16, copy=False)]).convert("RGB")
+        return Pil.fromarray(
+            _SIXTEEN_TO_EIGHT[np.asarray(image).astype(np.uint16, copy=False)]
+        ).convert("RGB")
     if mode in ("I", "F"):
         darkest, scale = spread
-        levels = (np.nan_to_num(np.asarray(image).astype(np.float32)) - np.float32(darkest)) * np.float32(scale)
+        levels = (
+            np.nan_to_num(np.asarray(image).astype(np.float32)) - np.float32(darkest)
+        ) * np.float32(scale)
         return Pil.fromarray(np.rint(levels).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         if mode != "RGBA":
@@ -267,7 +312,11 @@ def _spread(image: Pil.Image, rows: int) -> tuple[float, float]:
     """(d, s): a value v of a 32-bit image is the level (v − d) · s."""
     low, high = np.inf, -np.inf
     for top in range(0, image.height, rows):
-        values = np.nan_to_num(np.asarray(image.crop((0, top, image.width, min(top + rows, image.height)))).astype(np.float32))
+        values = np.nan_to_num(
+            np.asarray(image.crop((0, top, image.width, min(top + rows, image.height)))).astype(
+                np.float32
+            )
+        )
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     whole = image.mode == "I"
     if low < 0 or high > (65_535 if whole else 255):
@@ -281,7 +330,9 @@ def _reason_of(error: Exception) -> str:
     text = str(error).lower()
     if isinstance(error, Pil.DecompressionBombError):
         return "too_many_pixels"
-    if isinstance(error, NotImplementedError | MemoryError) or any(words in text for words in _UNSUPPORTED):
+    if isinstance(error, NotImplementedError | MemoryError) or any(
+        words in text for words in _UNSUPPORTED
+    ):
         return "unsupported_image"
     if isinstance(error, EOFError) or any(words in text for words in _TRUNCATED):
         return "truncated"
@@ -289,4 +340,10 @@ def _reason_of(error: Exception) -> str:
 
 
 _UNSUPPORTED = ("unsupported", "not support", "too large")
-_TRUNCATED = ("truncated", "not enough image data", "unexpected end", "buffer overrun", "could not create decoder object")
+_TRUNCATED = (
+    "truncated",
+    "not enough image data",
+    "unexpected end",
+    "buffer overrun",
+    "could not create decoder object",
+)

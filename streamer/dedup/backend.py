@@ -1,6 +1,8 @@
-"""Where an index keeps and compares its rows: on the host (`streamer.dedup.host`) or on a GPU (`streamer.dedup.device`).
+"""Where an index keeps and compares its rows: on the host (`streamer.dedup.host`) or on a GPU
+(`streamer.dedup.device`).
 
-`streamer.dedup.ivf` decides what is trained and merged when; a backend only nominates, and misses nothing.
+`streamer.dedup.ivf` decides what is trained and merged when; a backend only nominates, and misses
+nothing.
 """
 
 from __future__ import annotations
@@ -37,14 +39,17 @@ class Tail(Protocol):
         """Rows below this one are searched elsewhere. Claims thread."""
 
     def restore(self, first: int) -> None:
-        """The store was filled from a snapshot; rows below ``first`` are searched elsewhere. Before any other thread."""
+        """The store was filled from a snapshot; rows below ``first`` are searched elsewhere. Before
+        any other thread."""
 
     def search(self, queries: Queries, held: Any, view: Winners, first: int, found: Found) -> None:
-        """Fills in what is missing in ``found``, from rows of ``held`` and the view at or above ``first``. Any thread."""
+        """Fills in what is missing in ``found``, from rows of ``held`` and the view at or above
+        ``first``. Any thread."""
 
 
 class Prepared(NamedTuple):
-    """n rows on their way into their cells. Arrays of the backend's own, which nobody else reads, but for ``cells``."""
+    """n rows on their way into their cells. Arrays of the backend's own, which nobody else reads,
+    but for ``cells``."""
 
     cells: I64
     """(n,) on the host"""
@@ -57,7 +62,8 @@ class Prepared(NamedTuple):
 
 
 class CellIndex(Protocol):
-    """Rows in the k-means cells of one training. `prepare` and `needed` on any thread, the others one at a time."""
+    """Rows in the k-means cells of one training. `prepare` and `needed` on any thread, the others
+    one at a time."""
 
     sketch: Sketch
     centroids: F32
@@ -73,18 +79,23 @@ class CellIndex(Protocol):
     def add(self, rows: I64, prepared: Prepared) -> None:
         """(n,) ascending rows of the store."""
 
-    def nominate(self, queries: Queries, rho: F32, rows_in: Callable[[int], I64]) -> tuple[I64, I64]:
-        """(n,) ρ → pairs (queries, rows). With ρ = 1 every match of a query among the rows is one. ``rows_in``: the rows of a cell."""
+    def nominate(
+        self, queries: Queries, rho: F32, rows_in: Callable[[int], I64]
+    ) -> tuple[I64, I64]:
+        """(n,) ρ → pairs (queries, rows). With ρ = 1 every match of a query among the rows is one.
+        ``rows_in``: the rows of a cell."""
 
     def needed(self, queries: Queries, asking: I64, cells: I64) -> F64:
-        """(m,) numbers of queries, and (m,) the cells in which a match of each lies → (m,) the least ρ that finds it."""
+        """(m,) numbers of queries, and (m,) the cells in which a match of each lies → (m,) the
+        least ρ that finds it."""
 
 
 class Backend(Protocol):
     train_at: int
     """Winners at which cells are first made, unless the config says otherwise."""
     merge_rows: int
-    """Rows that move from the tail to the base at once; divides the store's `BLOCK`, or is a multiple of it."""
+    """Rows that move from the tail to the base at once; divides the store's `BLOCK`, or is a
+    multiple of it."""
     list_rows: int
     """Rows a cell holds on average, at least."""
 
@@ -95,4 +106,5 @@ class Backend(Protocol):
         """Empty."""
 
     def cells(self, sketch: Sketch, centroids: F32, threshold: float) -> CellIndex:
-        """Empty cells around (L, w) float32 centroids of length 1, for vectors at or above the threshold."""
+        """Empty cells around (L, w) float32 centroids of length 1, for vectors at or above the
+        threshold."""

@@ -13,7 +13,8 @@ from streamer.records import F32, F64, I64
 
 
 class Base:
-    """Rows ``first`` to ``rows`` of the store. One thread at a time grows it by `append`; ``lock`` is for that and for `nominate`."""
+    """Rows ``first`` to ``rows`` of the store. One thread at a time grows it by `append`; ``lock``
+    is for that and for `nominate`."""
 
     def __init__(self, cells: CellIndex, first: int, trained_on: int) -> None:
         """``trained_on``: how many rows there were when the centroids were made."""
@@ -25,7 +26,8 @@ class Base:
         self._queries = self._nominees = 0.0
 
     def append(self, view: Winners, high: int, cells: I64 | None = None) -> None:
-        """Rows up to ``high`` of the view, but for those that were evicted meanwhile; ``cells`` where they are known.
+        """Rows up to ``high`` of the view, but for those that were evicted meanwhile; ``cells``
+        where they are known.
 
         Blocks while codes are made; takes the lock only to put them into the lists.
         """
@@ -48,7 +50,9 @@ class Base:
 
     def _make_room(self, high: int) -> None:
         if high - self.first > len(self._cells):
-            self._cells = np.concatenate([self._cells, np.full(max(len(self._cells), high - self.rows), -1, np.int32)])
+            self._cells = np.concatenate(
+                [self._cells, np.full(max(len(self._cells), high - self.rows), -1, np.int32)]
+            )
 
     def nominate(self, queries: Queries, rho: F32) -> tuple[I64, I64]:
         """See `CellIndex.nominate`. Under the lock."""
@@ -59,16 +63,22 @@ class Base:
         return rows
 
     def needed(self, queries: Queries, asking: I64, rows: I64) -> F64:
-        """(m,) numbers of queries, and (m,) rows that match them → (m,) the least ρ that finds each. Any thread."""
+        """(m,) numbers of queries, and (m,) rows that match them → (m,) the least ρ that finds
+        each. Any thread."""
         return self.cells.needed(queries, asking, self._cells[rows - self.first].astype(np.int64))
 
     def cells_until(self, rows: int) -> npt.NDArray[np.int32]:
-        """Of the rows from ``first`` on; −1 where a row was evicted before it had one. They never change."""
+        """Of the rows from ``first`` on; −1 where a row was evicted before it had one. They never
+        change."""
         return self._cells[: rows - self.first]
 
     def count(self, queries: int, nominees: int) -> None:
-        """For so many queries so many rows were nominated in vain; what is long ago counts less. Any thread; a lost count does no harm."""
-        self._queries, self._nominees = 0.999 * self._queries + queries, 0.999 * self._nominees + nominees
+        """For so many queries so many rows were nominated in vain; what is long ago counts less.
+        Any thread; a lost count does no harm."""
+        self._queries, self._nominees = (
+            0.999 * self._queries + queries,
+            0.999 * self._nominees + nominees,
+        )
 
     @property
     def nominees(self) -> float:

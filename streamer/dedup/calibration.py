@@ -1,7 +1,8 @@
-"""``dedup.probe: calibrated``: how much of the certain bound is worth looking at, learnt from an audited sample of queries.
+"""``dedup.probe: calibrated``: how much of the certain bound is worth looking at, learnt from an
+audited sample of queries.
 
-Only from matches nearer to τ than to 1: copies lie in the query's own cell, and would teach to look nowhere else. So the recall that is
-stated is that of the harder half.
+Only from matches nearer to τ than to 1: copies lie in the query's own cell, and would teach to look
+nowhere else. So the recall that is stated is that of the harder half.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from streamer.records import F32, F64, Bools
 WINDOW = 8192
 """Audited matches that ρ is learnt from."""
 MISSES = 2
-"""Of the last `WINDOW` audited matches so many would have been missed. The miss rate is then below 7.7·10⁻⁴ with 95 % confidence
-(Clopper and Pearson: 2 of 8 192)."""
+"""Of the last `WINDOW` audited matches so many would have been missed. The miss rate is then below
+7.7·10⁻⁴ with 95 % confidence (Clopper and Pearson: 2 of 8 192)."""
 EVERY = 100
 """One query in so many is audited: searched with ρ = 1."""
 
 
 class Calibration:
-    """ρ for each query: 1 until `WINDOW` matches were audited, then what would have found all but `MISSES` of them. Any thread."""
+    """ρ for each query: 1 until `WINDOW` matches were audited, then what would have found all but
+    `MISSES` of them. Any thread."""
 
     def __init__(self, needed: F64 | None = None) -> None:
         """``needed``: what an earlier process had learnt, oldest first."""
@@ -56,10 +58,15 @@ class Calibration:
 
     def _learn(self) -> None:
         full = len(self._needed) == WINDOW
-        self.rho = min(float(np.partition(self._needed, WINDOW - 1 - MISSES)[WINDOW - 1 - MISSES]), 1.0) if full else 1.0
+        self.rho = (
+            min(float(np.partition(self._needed, WINDOW - 1 - MISSES)[WINDOW - 1 - MISSES]), 1.0)
+            if full
+            else 1.0
+        )
 
     def recall(self) -> tuple[float, float]:
-        """Share of the audited matches that the ρ of their time would have found, and the lower end of its 95 % interval (Wilson 1927).
+        """Share of the audited matches that the ρ of their time would have found, and the lower end
+        of its 95 % interval (Wilson 1927).
 
         1 and 1 while everything is audited.
         """
@@ -67,5 +74,7 @@ class Calibration:
         if n == 0:
             return 1.0, 1.0
         p, z = found / n, 1.96
-        low = (p + z * z / (2 * n) - z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
+        low = (p + z * z / (2 * n) - z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (
+            1 + z * z / n
+        )
         return p, float(low)

@@ -1,11 +1,14 @@
-"""Voronoi cells of the winners' codes: which of them can hold a match of a query, by bounds that miss none.
+"""Voronoi cells of the winners' codes: which of them can hold a match of a query, by bounds that
+miss none.
 
-A winner x lies in the cell of the centroid it has the largest product with. For a query q with q·x ≥ τ and any centroid a (here the
-query's own, its best), a cell j can hold x only if
+A winner x lies in the cell of the centroid it has the largest product with. For a query q with q·x
+≥ τ and any centroid a (here the query's own, its best), a cell j can hold x only if
 
-* ``q·a − q·j ≤ R·|a − j|`` with R² = |q|² − τ²/|x|²: as x·(a − j) ≤ 0, q·(a − j) ≤ (q − λx)·(a − j) for every λ ≥ 0, and R is the least
-  |q − λx| (the bisector, or Hilbert, bound; Connor et al. 2017, arXiv 1707.08361). ρ < 1 scales R: cheaper, and no longer certain.
-* the angle between q and j is within arccos τ of the angles that j's winners have to it (the ring bound).
+* ``q·a − q·j ≤ R·|a − j|`` with R² = |q|² − τ²/|x|²: as x·(a − j) ≤ 0, q·(a − j) ≤ (q − λx)·(a − j)
+  for every λ ≥ 0, and R is the least |q − λx| (the bisector, or Hilbert, bound; Connor et al. 2017,
+  arXiv 1707.08361). ρ < 1 scales R: cheaper, and no longer certain.
+* the angle between q and j is within arccos τ of the angles that j's winners have to it (the ring
+  bound).
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ class Cells:
     centroids: F32
     """(L, w) float32, of length 1 up to rounding"""
     distances: F16
-    """(L, L) float16: |a − j|, never below the exact one by more than the rounding that `slack` covers"""
+    """(L, L) float16: |a − j|, never below the exact one by more than the rounding that `slack`
+    covers"""
     farthest: F32
     """(L,) the largest of each row of ``distances``"""
     slack: float
@@ -57,8 +61,12 @@ def cells_of(sketch: Sketch, centroids: F32) -> Cells:
     for low in range(0, count, 512):  # in float32 a matrix of 8 000 lists would take 256 MB more
         squared = 2 - 2 * (centroids[low : low + 512] @ centroids.T)
         # Rounded up: 2⁻¹⁰ covers fp16, the constant covers float32 next to 0.
-        distances[low : low + 512] = np.sqrt(np.maximum(squared, 0) + 4 * rounding(width)) * (1 + 2.0**-10)
-    return Cells(sketch, centroids, distances, distances.max(axis=1).astype(np.float32), slack_of(width))
+        distances[low : low + 512] = np.sqrt(np.maximum(squared, 0) + 4 * rounding(width)) * (
+            1 + 2.0**-10
+        )
+    return Cells(
+        sketch, centroids, distances, distances.max(axis=1).astype(np.float32), slack_of(width)
+    )
 
 
 def slack_of(width: int) -> float:
@@ -67,9 +75,16 @@ def slack_of(width: int) -> float:
 
 
 def trained(codes: F32, count: int, seed: int = 0) -> F32:
-    """Spherical k-means over (m, w) codes by Faiss → (count, w) centroids of length 1. Blocks: at 4 096 lists and 64 numbers a second or two."""
+    """Spherical k-means over (m, w) codes by Faiss → (count, w) centroids of length 1. Blocks: at 4
+    096 lists and 64 numbers a second or two."""
     kmeans = faiss.Kmeans(
-        codes.shape[1], count, niter=ITERATIONS, spherical=True, max_points_per_centroid=PER_LIST, min_points_per_centroid=1, seed=seed + 1
+        codes.shape[1],
+        count,
+        niter=ITERATIONS,
+        spherical=True,
+        max_points_per_centroid=PER_LIST,
+        min_points_per_centroid=1,
+        seed=seed + 1,
     )
     kmeans.train(codes)
     assert kmeans.centroids is not None
@@ -78,7 +93,8 @@ def trained(codes: F32, count: int, seed: int = 0) -> F32:
 
 
 class Bounds:
-    """What is known of the winners in each cell: how many, and between which angles to the centroid. One thread at a time."""
+    """What is known of the winners in each cell: how many, and between which angles to the
+    centroid. One thread at a time."""
 
     def __init__(self, count: int) -> None:
         self.sizes = np.zeros(count, np.int64)
@@ -96,7 +112,8 @@ class Bounds:
         self.longest = max(self.longest, float(lengths.max(initial=0.0)))
 
     def ring(self, reach: float, slack: float) -> tuple[F32, F32]:
-        """(L,) between which cosines to each centroid a query has to be, if it has cosine ``reach`` with a winner there."""
+        """(L,) between which cosines to each centroid a query has to be, if it has cosine ``reach``
+        with a winner there."""
         angle = np.arccos(np.clip(reach, -1, 1))
         nearest = np.arccos(np.clip(self._most + slack, -1, 1))
         farthest = np.arccos(np.clip(self._least - slack, -1, 1))
@@ -115,8 +132,9 @@ def lengths_of(codes: F32) -> F64:
 def probe(cells: Cells, bounds: Bounds, codes: F32, threshold: float, rho: F32) -> tuple[I64, I64]:
     """Which cells can hold a match: (k,) queries, ascending, and (k,) cells.
 
-    ``codes``: (n, w) of the queries. ``rho``: (n,) ≤ 1 scales the bisector bound; with 1 every winner whose code has a product of
-    at least ``threshold`` with the query's lies in one of the cells.
+    ``codes``: (n, w) of the queries. ``rho``: (n,) ≤ 1 scales the bisector bound; with 1 every
+    winner whose code has a product of at least ``threshold`` with the query's lies in one of the
+    cells.
     """
     lengths = lengths_of(codes)
     reach = max(threshold, 0.0) / max(bounds.longest, 1e-9)
@@ -126,19 +144,30 @@ def probe(cells: Cells, bounds: Bounds, codes: F32, threshold: float, rho: F32) 
     best = products[np.arange(len(codes)), own]
     queries, near = places(products >= (best - radius * cells.farthest[own] - cells.slack)[:, None])
     found = products[queries, near]
-    lower, upper = bounds.ring(threshold / (bounds.longest * float(lengths.max(initial=1e-9)) + 1e-9), 2 * cells.slack)
+    lower, upper = bounds.ring(
+        threshold / (bounds.longest * float(lengths.max(initial=1e-9)) + 1e-9), 2 * cells.slack
+    )
     cosines = found / lengths[queries]
     keep = (cosines >= lower[near]) & (cosines <= upper[near])
-    keep &= best[queries] - found <= radius[queries] * cells.distances[own[queries], near] + cells.slack
+    keep &= (
+        best[queries] - found <= radius[queries] * cells.distances[own[queries], near] + cells.slack
+    )
     return queries[keep], near[keep]
 
 
 def needed(cells: Cells, bounds: Bounds, codes: F32, threshold: float, winners: I64) -> F64:
-    """(n,) the least ρ with which `probe` would have opened the cells (n,) ``winners`` lie in; 0 for the query's own."""
+    """(n,) the least ρ with which `probe` would have opened the cells (n,) ``winners`` lie in; 0
+    for the query's own."""
     lengths = lengths_of(codes)
     products = cells.products(codes)
     at = np.arange(len(codes))
     own = products.argmax(axis=1)
     gap = products[at, own].astype(np.float64) - products[at, winners] - cells.slack
-    radius = np.sqrt(np.maximum(lengths**2 - (max(threshold, 0.0) / max(bounds.longest, 1e-9)) ** 2, 1e-12))
-    return np.where(own == winners, 0.0, np.maximum(gap, 0) / (radius * cells.distances[own, winners].astype(np.float64)))
+    radius = np.sqrt(
+        np.maximum(lengths**2 - (max(threshold, 0.0) / max(bounds.longest, 1e-9)) ** 2, 1e-12)
+    )
+    return np.where(
+        own == winners,
+        0.0,
+        np.maximum(gap, 0) / (radius * cells.distances[own, winners].astype(np.float64)),
+    )

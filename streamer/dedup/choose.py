@@ -8,15 +8,24 @@ from streamer.dedup.store import WinnerStore
 from streamer.errors import ConfigError
 
 
-def open_index(dim: int, threshold: float, device: str, calibrated: bool = False, train_at: int | None = None) -> WinnerIndex:
-    """An empty index for ``cpu`` or ``cuda:N``. ``train_at``: winners at which it makes its first cells; None: the backend's own.
+def open_index(
+    dim: int, threshold: float, device: str, calibrated: bool = False, train_at: int | None = None
+) -> WinnerIndex:
+    """An empty index for ``cpu`` or ``cuda:N``. ``train_at``: winners at which it makes its first
+    cells; None: the backend's own.
 
     Raises ConfigError, see `backend_of`.
     """
     from streamer.dedup.calibration import Calibration
     from streamer.dedup.ivf import IvfIndex
 
-    return IvfIndex(WinnerStore(dim), threshold, backend_of(device), Calibration() if calibrated else None, train_at)
+    return IvfIndex(
+        WinnerStore(dim),
+        threshold,
+        backend_of(device),
+        Calibration() if calibrated else None,
+        train_at,
+    )
 
 
 def backend_of(device: str) -> Backend:

@@ -1,9 +1,11 @@
-"""Rows in the cells of one training on a GPU: the same bounds as `streamer.dedup.cells`, in torch, over Faiss's `GpuIndexIVFScalarQuantizer`.
+"""Rows in the cells of one training on a GPU: the same bounds as `streamer.dedup.cells`, in torch,
+over Faiss's `GpuIndexIVFScalarQuantizer`.
 
-Codes and products with centroids are float64 there: they are few, and nothing that another part of the process sets (TF32) rounds them.
-Faiss holds the codes as fp16. Its GPU lists know no range search: a look into a query's cells brings back the `BEST` best of them.
-Where even the last of these may match, each of the cells is looked into alone for the best `MOST`; where that is not enough either, all
-rows of the cell are nominated. So nothing is missed.
+Codes and products with centroids are float64 there: they are few, and nothing that another part of
+the process sets (TF32) rounds them. Faiss holds the codes as fp16. Its GPU lists know no range
+search: a look into a query's cells brings back the `BEST` best of them. Where even the last of
+these may match, each of the cells is looked into alone for the best `MOST`; where that is not
+enough either, all rows of the cell are nominated. So nothing is missed.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from streamer.dedup.sketch import Sketch
 from streamer.records import F16, F32, F64, I64
 
 PROBES = 128
-"""Cells of one look. A query with more of them takes several; for each Faiss allocates PROBES · (4 w + 12 k) bytes."""
+"""Cells of one look. A query with more of them takes several; for each Faiss allocates PROBES · (4
+w + 12 k) bytes."""
 LOOKS = 1024
 """Looks of one call; from 65 536 on Faiss's scan would leave some out after one that is filled up."""
 BEST = 32
@@ -38,7 +41,14 @@ TEMPORARY = 128 << 20
 class DeviceCells:
     """See `CellIndex`."""
 
-    def __init__(self, sketch: Sketch, centroids: F32, threshold: float, device: torch.device, stream: torch.cuda.Stream | None) -> None:
+    def __init__(
+        self,
+        sketch: Sketch,
+        centroids: F32,
+        threshold: float,
+        device: torch.device,
+        stream: torch.cuda.Stream | None,
+    ) -> None:
         count, width = centroids.shape
         self.sketch = sketch
         self.centroids = centroids
@@ -64,7 +74,9 @@ class DeviceCells:
             codes, lengths = self._codes(torch.tensor(vectors, device=self._device).float())
             if cells is None:
                 step = max(PRODUCTS // len(self._centroids), 1)
-                inside = torch.cat([(part @ self._centroids.T).argmax(dim=1) for part in torch.split(codes, step)])
+                inside = torch.cat(
+                    [(part @ self._centroids.T).argmax(dim=1) for part in torch.split(codes, step)]
+                )
                 cells = inside.cpu().numpy()
             else:
                 inside = torch.tensor(cells, device=self._device)
@@ -88,7 +100,9 @@ class DeviceCells:
 
     def add(self, rows: I64, prepared: Prepared) -> None:
         with torch.cuda.stream(self._stream):
-            inside, numbers = (torch.tensor(values, device=self._device) for values in (prepared.cells, rows))
+            inside, numbers = (
+                torch.tensor(values, device=self._device) for values in (prepared.cells, rows)
+            )
             cosines = prepared.products / prepared.lengths
             self._least.scatter_reduce_(0, inside, cosines, "amin")
             self._most.scatter_reduce_(0, inside, cosines, "amax")
@@ -96,10 +110,14 @@ class DeviceCells:
             _add(self._lists, prepared.codes, numbers, inside)
         np.add.at(self.sizes, prepared.cells, 1)
 
-    def nominate(self, queries: Queries, rho: F32, rows_in: Callable[[int], I64]) -> tuple[I64, I64]:
+    def nominate(
+        self, queries: Queries, rho: F32, rows_in: Callable[[int], I64]
+    ) -> tuple[I64, I64]:
         with torch.cuda.stream(self._stream):
             codes, lengths = self._codes(queries.keys)
-            found, left = self._scan(codes.float(), *self._probe(codes, lengths, torch.tensor(rho, device=self._device)))
+            found, left = self._scan(
+                codes.float(), *self._probe(codes, lengths, torch.tensor(rho, device=self._device))
+            )
             pairs = [part.cpu().numpy() for part in found]
         for cell in np.unique(left[1]).tolist():
             rows, asking = rows_in(cell), left[0][left[1] == cell]
@@ -108,7 +126,8 @@ class DeviceCells:
         return asking, rows
 
     def _codes(self, wide: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, d) float32 of fp16 values → (n, w) float64 as `Sketch.codes` makes them, and (n,) their lengths, rounded up a little."""
+        """(n, d) float32 of fp16 values → (n, w) float64 as `Sketch.codes` makes them, and (n,)
+        their lengths, rounded up a little."""
         codes = wide.double()
         if self._basis.shape[1]:
             kept = codes @ self._basis
@@ -124,13 +143,19 @@ class DeviceCells:
         """Of centroids, from their products; never too small."""
         return ((2 - 2 * products).clamp(min=0) + self._nearness).sqrt()
 
-    def _probe(self, codes: torch.Tensor, lengths: torch.Tensor, rho: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _probe(
+        self, codes: torch.Tensor, lengths: torch.Tensor, rho: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(k,) queries, ascending, and (k,) cells: see `streamer.dedup.cells.probe`."""
         products = codes @ self._centroids.T
         best, own = products.max(dim=1)
-        reach = (rho * self._radius(lengths))[:, None] * self._distances(self._centroids[own] @ self._centroids.T)
+        reach = (rho * self._radius(lengths))[:, None] * self._distances(
+            self._centroids[own] @ self._centroids.T
+        )
         near = best[:, None] - products <= reach + self._slack
-        lower, upper = self._ring(self._threshold / (self._longest * lengths.max() + 1e-9), 2 * self._slack)
+        lower, upper = self._ring(
+            self._threshold / (self._longest * lengths.max() + 1e-9), 2 * self._slack
+        )
         cosines = products / lengths[:, None]
         queries, cells = (near & (cosines >= lower) & (cosines <= upper)).nonzero(as_tuple=True)
         return queries, cells
@@ -144,8 +169,11 @@ class DeviceCells:
         lower = (farthest + angle).clamp(max=torch.pi).cos() - slack
         return lower, torch.where(self._most < -1.5, -2.0, upper)
 
-    def _scan(self, codes: torch.Tensor, queries: torch.Tensor, cells: torch.Tensor) -> tuple[list[torch.Tensor], tuple[I64, I64]]:
-        """(n, w) float32, and what `_probe` gave → (2, m) queries and rows each; and (r,) queries and cells whose rows are too many."""
+    def _scan(
+        self, codes: torch.Tensor, queries: torch.Tensor, cells: torch.Tensor
+    ) -> tuple[list[torch.Tensor], tuple[I64, I64]]:
+        """(n, w) float32, and what `_probe` gave → (2, m) queries and rows each; and (r,) queries
+        and cells whose rows are too many."""
         asking, keys = _looks(queries, cells, len(codes))
         found, full = self._look(codes, asking, keys, BEST)
         if not bool(full.any()):
@@ -156,8 +184,11 @@ class DeviceCells:
         more, full = self._look(codes, each, alone[:, None], MOST)
         return found + more, (each[full].cpu().numpy(), alone[full].cpu().numpy())
 
-    def _look(self, codes: torch.Tensor, asking: torch.Tensor, keys: torch.Tensor, k: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """(m,) queries look into (m, p) cells, −1 for none → (2, h) queries and rows each; and (m,) where more than k rows may match."""
+    def _look(
+        self, codes: torch.Tensor, asking: torch.Tensor, keys: torch.Tensor, k: int
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """(m,) queries look into (m, p) cells, −1 for none → (2, h) queries and rows each; and (m,)
+        where more than k rows may match."""
         found = [torch.empty((2, 0), dtype=torch.int64, device=self._device)]
         full = [torch.empty(0, dtype=torch.bool, device=self._device)]
         self._lists.nprobe = keys.shape[1]
@@ -165,7 +196,10 @@ class DeviceCells:
             part = asking[at : at + LOOKS]
             inside = keys[at : at + LOOKS].contiguous()
             products, rows = self._lists.search_preassigned(
-                codes[part], k, inside, torch.zeros(inside.shape, dtype=torch.float32, device=self._device)
+                codes[part],
+                k,
+                inside,
+                torch.zeros(inside.shape, dtype=torch.float32, device=self._device),
             )
             may = products >= self._bound
             full.append(may[:, -1])
@@ -175,7 +209,8 @@ class DeviceCells:
 
 
 def _looks(queries: torch.Tensor, cells: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(k,) probes, ascending by query → (m,) queries and (m, p) cells of each look, p at most `PROBES`, filled up with −1."""
+    """(k,) probes, ascending by query → (m,) queries and (m, p) cells of each look, p at most
+    `PROBES`, filled up with −1."""
     counts = torch.bincount(queries, minlength=n)
     wide = max(min(int(counts.max()), PROBES), 1)
     looks = (counts + wide - 1) // wide
@@ -187,17 +222,22 @@ def _looks(queries: torch.Tensor, cells: torch.Tensor, n: int) -> tuple[torch.Te
 
 
 def _lists(centroids: F32, device: torch.device) -> Any:
-    """Empty inverted lists of fp16 codes. Rows and looks name their cells: the centroids are there because Faiss wants as many as lists."""
+    """Empty inverted lists of fp16 codes. Rows and looks name their cells: the centroids are there
+    because Faiss wants as many as lists."""
     count, width = centroids.shape
     quantizer = faiss.IndexFlatIP(width)
     quantizer.add(centroids)
-    index = faiss.IndexIVFScalarQuantizer(quantizer, width, count, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False)
+    index = faiss.IndexIVFScalarQuantizer(
+        quantizer, width, count, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
+    )
     index.is_trained = True
     if device.type == "cpu":
         return index
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(TEMPORARY)
-    resources.setPinnedMemory(0)  # 256 MB of host memory, which only vectors that come from there would need
+    resources.setPinnedMemory(
+        0
+    )  # 256 MB of host memory, which only vectors that come from there would need
     options = faiss.GpuClonerOptions()
     options.use_cuvs = False  # its lists take no cells of ours
     return faiss.index_cpu_to_gpu(resources, device.index or 0, index, options)

@@ -1,4 +1,5 @@
-"""Brute force over the newest winners, all of them until there are enough to train on; and how nominated pairs are decided on, on the host."""
+"""Brute force over the newest winners, all of them until there are enough to train on; and how
+nominated pairs are decided on, on the host."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ PAIRS = 4096
 
 
 class ExactTail(ABC):
-    """`Tail` that compares every row: what `_nominate` names is decided in float64. Memory of a search: a few MB per thread on the host."""
+    """`Tail` that compares every row: what `_nominate` names is decided in float64. Memory of a
+    search: a few MB per thread on the host."""
 
     span: int
     """Winners nominated from before any is decided on."""
@@ -60,11 +62,16 @@ class ExactTail(ABC):
         """(n, d) `Queries.keys` → what `_nominate` compares: one row for each query."""
 
     @abstractmethod
-    def _nominate(self, keys: Any, held: Any, view: Winners, low: int, high: int) -> tuple[I64, I64]:
-        """Queries and rows, each ascending, so that every pair of these rows at or above the threshold is one of both."""
+    def _nominate(
+        self, keys: Any, held: Any, view: Winners, low: int, high: int
+    ) -> tuple[I64, I64]:
+        """Queries and rows, each ascending, so that every pair of these rows at or above the
+        threshold is one of both."""
 
 
-def _decide(wide: F32, queries: I64, rows: I64, view: Winners, threshold: float) -> list[tuple[int, int, float]]:
+def _decide(
+    wide: F32, queries: I64, rows: I64, view: Winners, threshold: float
+) -> list[tuple[int, int, float]]:
     """The lowest matching row of each query that has one: (query, row, similarity)."""
     rows = np.setdiff1d(rows, view.removed(int(rows[0]), int(rows[-1]) + 1), assume_unique=True)
     found = []
@@ -80,10 +87,14 @@ def _decide(wide: F32, queries: I64, rows: I64, view: Winners, threshold: float)
     return found
 
 
-def decide_pairs(wide: F32, queries: I64, rows: I64, view: Winners, threshold: float, found: Found) -> I64:
-    """Of nominated pairs fills in each query's lowest matching row: (n, d) float32, (k,) and (k,) → (m, 2) the queries and these rows.
+def decide_pairs(
+    wide: F32, queries: I64, rows: I64, view: Winners, threshold: float, found: Found
+) -> I64:
+    """Of nominated pairs fills in each query's lowest matching row: (n, d) float32, (k,) and (k,) →
+    (m, 2) the queries and these rows.
 
-    Pairs may be in any order, and more than once. Rows that were evicted, or that the view does not have yet, are passed over.
+    Pairs may be in any order, and more than once. Rows that were evicted, or that the view does not
+    have yet, are passed over.
     """
     known = (rows >= view.first) & (rows < view.rows)
     order = np.flatnonzero(known)[np.argsort(rows[known], kind="stable")]

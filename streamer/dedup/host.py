@@ -17,7 +17,8 @@ from streamer.dedup.store import Winners, WinnerStore
 from streamer.records import F16, F32, F64, I64
 
 ROWS = 512
-"""Rows of one product in float32, a divisor of the store's `BLOCK`: small enough to stay in the cache."""
+"""Rows of one product in float32, a divisor of the store's `BLOCK`: small enough to stay in the
+cache."""
 
 
 class HostBackend:
@@ -53,7 +54,9 @@ class HostTail(ExactTail):
     def _keys(self, keys: F32, view: Winners) -> F32:
         return view.sketch.codes(keys)
 
-    def _nominate(self, keys: F32, held: None, view: Winners, low: int, high: int) -> tuple[I64, I64]:
+    def _nominate(
+        self, keys: F32, held: None, view: Winners, low: int, high: int
+    ) -> tuple[I64, I64]:
         queries = np.zeros(len(keys), np.bool_)
         rows = np.zeros(high - low, np.bool_)
         for first in range(low, high, ROWS):
@@ -92,10 +95,18 @@ class HostCells:
         self._lists.add(prepared.codes, rows, prepared.cells)
         self._bounds.include(prepared.cells, prepared.products, prepared.lengths)
 
-    def nominate(self, queries: Queries, rho: F32, rows_in: Callable[[int], I64]) -> tuple[I64, I64]:
+    def nominate(
+        self, queries: Queries, rho: F32, rows_in: Callable[[int], I64]
+    ) -> tuple[I64, I64]:
         codes = self.sketch.codes(queries.keys)
         at, cells = probe(self._cells, self._bounds, codes, self._threshold, rho)
         return self._lists.scan(codes, at, cells, self.sizes, self._threshold)
 
     def needed(self, queries: Queries, asking: I64, cells: I64) -> F64:
-        return needed(self._cells, self._bounds, self.sketch.codes(queries.keys[asking]), self._threshold, cells)
+        return needed(
+            self._cells,
+            self._bounds,
+            self.sketch.codes(queries.keys[asking]),
+            self._threshold,
+            cells,
+        )

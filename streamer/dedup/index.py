@@ -28,7 +28,11 @@ class Found(NamedTuple):
 
     def fill(self, query: int, view: Winners, row: int, similarity: float) -> None:
         """The query's answer is the winner of this row."""
-        self.winners[query], self.similarity[query], self.origins[query] = view.position(row), similarity, view.origin(row)
+        self.winners[query], self.similarity[query], self.origins[query] = (
+            view.position(row),
+            similarity,
+            view.origin(row),
+        )
 
 
 class Resident(NamedTuple):
@@ -46,42 +50,54 @@ def nothing_found(n: int) -> Found:
 
 
 class WinnerIndex(Protocol):
-    """Finds near-duplicates among the winners of ``store``. An implementation only nominates rows of the store.
+    """Finds near-duplicates among the winners of ``store``. An implementation only nominates rows
+    of the store.
 
     The contract, which tests/dedup/test_index.py holds every implementation to:
 
-    * `search` is identical to brute force over the store in float64: same positions, same bits of similarity.
+    * `search` is identical to brute force over the store in float64: same positions, same bits of
+      similarity.
     * The *lowest* position at or above the threshold is found, not the most similar one.
     * It sees every winner whose `add` returned before the search began. It may see later ones too.
-    * Rows that the store has marked as removed, or evicted, before the search began are not found; nobody tells the index.
-    * `search` may run on any number of threads while `add` runs on another. Neither waits for the other for longer than it
-      takes to publish a reference. Maintenance never changes an answer; a search waits for one merge at most, for a training never.
-    * Memory of one search is bounded, whatever the data: independent of the number of winners and of matches.
+    * Rows that the store has marked as removed, or evicted, before the search began are not found;
+      nobody tells the index.
+    * `search` may run on any number of threads while `add` runs on another. Neither waits for the
+      other for longer than it takes to publish a reference. Maintenance never changes an answer; a
+      search waits for one merge at most, for a training never.
+    * Memory of one search is bounded, whatever the data: independent of the number of winners and
+      of matches.
     """
 
     store: WinnerStore
 
     def add(self, vectors: F16, positions: I64) -> None:
-        """(n, d) fp16 and (n,) positions of the rows that were just appended to the store. Claims thread; does not block."""
+        """(n, d) fp16 and (n,) positions of the rows that were just appended to the store. Claims
+        thread; does not block."""
 
     def search(self, vectors: F16, resident: Resident | None = None) -> Found:
-        """(n, d) fp16, each of length 1 ± `NORM_SLACK` → `Found`. Any thread; waits for one merge at most (milliseconds).
+        """(n, d) fp16, each of length 1 ± `NORM_SLACK` → `Found`. Any thread; waits for one merge
+        at most (milliseconds).
 
-        ``resident``: the same vectors in a GPU's memory. An index on that GPU reads them there and copies nothing; any other ignores them.
+        ``resident``: the same vectors in a GPU's memory. An index on that GPU reads them there and
+        copies nothing; any other ignores them.
         """
 
     def maintain(self) -> bool:
-        """One step of upkeep, on a thread of its own: may take seconds. False: there was nothing to do."""
+        """One step of upkeep, on a thread of its own: may take seconds. False: there was nothing to
+        do."""
 
     def gauges(self) -> Mapping[str, float]:
         """Values for metrics, by name (`streamer.ops.metrics.INDEX`). Any thread."""
 
     def state(self) -> Mapping[str, npt.NDArray[Any]]:
-        """What spares the next process the upkeep, as named arrays that never change afterwards. Any thread; does not block."""
+        """What spares the next process the upkeep, as named arrays that never change afterwards.
+        Any thread; does not block."""
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """The store was filled from a snapshot: as if `add` had been called for all its rows. Before any other thread; takes its time.
+        """The store was filled from a snapshot: as if `add` had been called for all its rows.
+        Before any other thread; takes its time.
 
-        ``state``: of these rows, perhaps by another kind of index: what it does not know it ignores. The oldest may be evicted since.
-        The store has no codes yet: calls its `make_codes`, for the newest `W` rows at least.
+        ``state``: of these rows, perhaps by another kind of index: what it does not know it
+        ignores. The oldest may be evicted since. The store has no codes yet: calls its
+        `make_codes`, for the newest `W` rows at least.
         """

@@ -1,10 +1,12 @@
-"""The index in two parts: newest winners exactly, all others in Faiss's inverted lists, which follow the data as it grows and drifts.
+"""The index in two parts: newest winners exactly, all others in Faiss's inverted lists, which
+follow the data as it grows and drifts.
 
     tail     rows that are in no list yet, compared one by one
     base     rows in k-means cells, of which a query looks into those that its bounds leave (`streamer.dedup.cells`)
 
-Where both are kept is a `Backend`: the host or a GPU. Both only nominate, by codes that miss nothing (`streamer.dedup.sketch`); float64 decides.
-So training, merging and when either happens change what a search costs and never what it finds. The one exception is asked for: with
+Where both are kept is a `Backend`: the host or a GPU. Both only nominate, by codes that miss
+nothing (`streamer.dedup.sketch`); float64 decides. So training, merging and when either happens
+change what a search costs and never what it finds. The one exception is asked for: with
 ``calibrated`` the base looks into fewer cells.
 """
 
@@ -36,16 +38,23 @@ WORN = 1.5
 """Growth before which nothing but eviction is a reason to train again."""
 IMBALANCE = 2.0
 NOMINEES = 8.0
-"""Rows nominated in vain for each query (`Base.nominees`), above which the codes tell vectors apart too badly."""
+"""Rows nominated in vain for each query (`Base.nominees`), above which the codes tell vectors apart
+too badly."""
 
 
 class IvfIndex:
     """`WinnerIndex` whose `maintain` belongs to a thread of its own."""
 
     def __init__(
-        self, store: WinnerStore, threshold: float, backend: Backend, calibration: Calibration | None = None, train_at: int | None = None
+        self,
+        store: WinnerStore,
+        threshold: float,
+        backend: Backend,
+        calibration: Calibration | None = None,
+        train_at: int | None = None,
     ) -> None:
-        """``calibration``: None searches ``certified``, as brute force finds. ``train_at``: winners at which cells are first made."""
+        """``calibration``: None searches ``certified``, as brute force finds. ``train_at``: winners
+        at which cells are first made."""
         self.store = store
         self._threshold = threshold
         self._backend = backend
@@ -76,7 +85,9 @@ class IvfIndex:
 
     def _search(self, queries: Queries, found: Found) -> None:
         held = self._tail.held  # before the view, which has whatever it holds
-        view = self.store.view  # before the base: what the base covers by then may be in no tail any more
+        view = (
+            self.store.view
+        )  # before the base: what the base covers by then may be in no tail any more
         base = self._base
         covered = view.first
         if base is not None:
@@ -86,7 +97,11 @@ class IvfIndex:
     def _search_base(self, base: Base, queries: Queries, view: Winners, found: Found) -> int:
         """Rows below the answer were compared."""
         n = len(queries.wide)
-        rho, audited = (np.ones(n, np.float32), None) if self._calibration is None else self._calibration.draw(n)
+        rho, audited = (
+            (np.ones(n, np.float32), None)
+            if self._calibration is None
+            else self._calibration.draw(n)
+        )
         began = time.monotonic()
         with base.lock:
             self._longest_wait = max(self._longest_wait, time.monotonic() - began)
@@ -95,8 +110,11 @@ class IvfIndex:
         matched = decide_pairs(queries.wide, asking, rows, view, self._threshold, found)
         base.count(n, len(rows) - len(matched))
         if self._calibration is not None and audited is not None:
-            # Copies lie in the query's own cell: learning from them would teach to look nowhere else.
-            hits = audited[matched[:, 0]] & (found.similarity[matched[:, 0]] < (1 + self._threshold) / 2)
+            # Copies lie in the query's own cell: learning from them would teach to look nowhere
+            # else.
+            hits = audited[matched[:, 0]] & (
+                found.similarity[matched[:, 0]] < (1 + self._threshold) / 2
+            )
             self._calibration.learn(base.needed(queries, matched[hits, 0], matched[hits, 1]))
         return covered
 
@@ -118,7 +136,8 @@ class IvfIndex:
     # The maintenance thread
 
     def maintain(self) -> bool:
-        """One step of upkeep: trains, or merges a part of the tail. False: there was nothing to do. Blocks while it trains (seconds)."""
+        """One step of upkeep: trains, or merges a part of the tail. False: there was nothing to do.
+        Blocks while it trains (seconds)."""
         view, base = self.store.view, self._base
         if base is None:
             if view.rows - view.first < self._train_at:
@@ -144,7 +163,9 @@ class IvfIndex:
         sample = widen(view.vectors(rows))
         sketch = fitted(sample[rng.permutation(len(sample))[:SKETCH_SAMPLE]])
         centroids = trained(sketch.codes(sample), lists_for(count, self._backend.list_rows))
-        self._replace(Base(self._backend.cells(sketch, centroids, self._threshold), view.first, count))
+        self._replace(
+            Base(self._backend.cells(sketch, centroids, self._threshold), view.first, count)
+        )
 
     def _replace(self, base: Base) -> None:
         """Fills the new base; the old one goes on until then."""
@@ -157,7 +178,8 @@ class IvfIndex:
     # A snapshot
 
     def state(self) -> dict[str, np.ndarray]:
-        """What `restore` needs to spare the next process the training: the sketch, the centroids, each row's cell. Any thread."""
+        """What `restore` needs to spare the next process the training: the sketch, the centroids,
+        each row's cell. Any thread."""
         base = self._base
         needed = {} if self._calibration is None else {"needed": self._calibration.state}
         if base is None:
@@ -172,7 +194,8 @@ class IvfIndex:
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Takes up what another process's `state` says of the rows that are in the store now. Before any other thread."""
+        """Takes up what another process's `state` says of the rows that are in the store now.
+        Before any other thread."""
         if self._calibration is not None and "needed" in state:
             self._calibration = Calibration(np.asarray(state["needed"], np.float64))
         view, covered = self.store.view, self.store.view.first
@@ -196,7 +219,9 @@ def is_worn(base: Base, view: Winners) -> bool:
         return True
     if rows < WORN * base.trained_on:
         return False
-    return rows >= GROWTH * base.trained_on or base.imbalance() > IMBALANCE or base.nominees > NOMINEES
+    return (
+        rows >= GROWTH * base.trained_on or base.imbalance() > IMBALANCE or base.nominees > NOMINEES
+    )
 
 
 def lists_for(rows: int, list_rows: int) -> int:

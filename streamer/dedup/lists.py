@@ -1,7 +1,9 @@
-"""Faiss's inverted lists in memory: rows in cells, and which of them may match. Nothing here decides.
+"""Faiss's inverted lists in memory: rows in cells, and which of them may match. Nothing here
+decides.
 
-Cells are assigned and probed by us (`streamer.dedup.cells`); Faiss holds the codes as bfloat16 (`IndexIVFScalarQuantizer`) and scans them
-for each query. Where many queries of a call look into the same cell, one matrix product for all of them takes half the time.
+Cells are assigned and probed by us (`streamer.dedup.cells`); Faiss holds the codes as bfloat16
+(`IndexIVFScalarQuantizer`) and scans them for each query. Where many queries of a call look into
+the same cell, one matrix product for all of them takes half the time.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ RESULTS = 4_000_000
 ROWS = 8192
 """Rows of one product."""
 CROWD = 6
-"""Queries of one call that look into a cell, from which on one matrix product is cheaper than Faiss's scan for each."""
+"""Queries of one call that look into a cell, from which on one matrix product is cheaper than
+Faiss's scan for each."""
 
 
 class Lists:
@@ -27,9 +30,16 @@ class Lists:
 
     def __init__(self, centroids: F32) -> None:
         count, self._width = centroids.shape
-        self._quantizer = faiss.IndexFlatIP(self._width)  # never asked: what it must have is a dimension
+        self._quantizer = faiss.IndexFlatIP(
+            self._width
+        )  # never asked: what it must have is a dimension
         self._index: Any = faiss.IndexIVFScalarQuantizer(
-            self._quantizer, self._width, count, faiss.ScalarQuantizer.QT_bf16, faiss.METRIC_INNER_PRODUCT, False
+            self._quantizer,
+            self._width,
+            count,
+            faiss.ScalarQuantizer.QT_bf16,
+            faiss.METRIC_INNER_PRODUCT,
+            False,
         )
         self._index.is_trained = True
 
@@ -39,10 +49,14 @@ class Lists:
         codes = np.ascontiguousarray(codes)
         self._index.add_core(len(codes), pointer(codes), pointer(rows), pointer(cells))
 
-    def scan(self, codes: F32, queries: I64, cells: I64, sizes: I64, threshold: float) -> tuple[I64, I64]:
-        """Looks into (k,) ``cells`` for (k,) ``queries``, ascending numbers of (n, w) ``codes``; ``sizes`` (L,) says how many rows a cell has.
+    def scan(
+        self, codes: F32, queries: I64, cells: I64, sizes: I64, threshold: float
+    ) -> tuple[I64, I64]:
+        """Looks into (k,) ``cells`` for (k,) ``queries``, ascending numbers of (n, w) ``codes``;
+        ``sizes`` (L,) says how many rows a cell has.
 
-        Returns pairs (queries, rows): with every row of those cells whose code has a product of at least ``threshold`` among them.
+        Returns pairs (queries, rows): with every row of those cells whose code has a product of at
+        least ``threshold`` among them.
         """
         bound = np.float32(bound_of(self._width, threshold, BF16))
         asking = np.bincount(cells, minlength=len(sizes))
@@ -54,9 +68,13 @@ class Lists:
             self._index.nprobe = keys.shape[1]
             limits, _, rows = self._index.range_search_preassigned(codes[at], bound, keys, None)
             found.append((np.repeat(at, np.diff(limits.astype(np.int64))), rows))
-        return np.concatenate([q for q, _ in found] or [_NONE]), np.concatenate([r for _, r in found] or [_NONE])
+        return np.concatenate([q for q, _ in found] or [_NONE]), np.concatenate(
+            [r for _, r in found] or [_NONE]
+        )
 
-    def _multiply(self, codes: F32, queries: I64, cells: I64, bound: np.float32) -> list[tuple[I64, I64]]:
+    def _multiply(
+        self, codes: F32, queries: I64, cells: I64, bound: np.float32
+    ) -> list[tuple[I64, I64]]:
         """Cells that many queries look into: one matrix product each, on Faiss's own memory."""
         if not len(cells):
             return []
@@ -67,7 +85,11 @@ class Lists:
         for low, high in zip(starts, [*starts[1:], len(cells)], strict=True):
             cell, asking = int(cells[low]), queries[low:high]
             size, asked = lists.list_size(cell), codes[asking]
-            held = faiss.rev_swig_ptr(lists.get_codes(cell), size * self._width * 2).view(np.uint16).reshape(size, self._width)
+            held = (
+                faiss.rev_swig_ptr(lists.get_codes(cell), size * self._width * 2)
+                .view(np.uint16)
+                .reshape(size, self._width)
+            )
             for at in range(0, size, ROWS):
                 wide = held[at : at + ROWS].astype(np.uint32)
                 wide <<= 16  # bfloat16 is the upper half of a float32
@@ -82,7 +104,8 @@ _NONE = np.empty(0, np.int64)
 
 
 def _parts(queries: I64, rows: I64) -> list[tuple[int, int]]:
-    """Cuts (k,) probes, ascending by query, so that each part scans about `RESULTS` rows at most and no query is in two."""
+    """Cuts (k,) probes, ascending by query, so that each part scans about `RESULTS` rows at most
+    and no query is in two."""
     if not len(queries):
         return []
     group = np.cumsum(rows) // RESULTS
@@ -95,5 +118,7 @@ def _padded(queries: I64, cells: I64) -> tuple[I64, I64]:
     """(k,) probes, ascending by query → (m,) the queries, (m, most) their cells, filled up with −1."""
     at, first, counts = np.unique(queries, return_index=True, return_counts=True)
     keys = np.full((len(at), counts.max()), -1, np.int64)
-    keys[np.repeat(np.arange(len(at)), counts), np.arange(len(queries)) - np.repeat(first, counts)] = cells
+    keys[
+        np.repeat(np.arange(len(at)), counts), np.arange(len(queries)) - np.repeat(first, counts)
+    ] = cells
     return at, keys

@@ -1,12 +1,14 @@
-"""The meld: the pure function of the claim log that every replica applies in log order (section 6.1 of the design).
+"""The meld: the pure function of the claim log that every replica applies in log order (section 6.1
+of the design).
 
     A claim counts  ⇔  it is under its partition's latest valid open (same term), at an offset ≥ that open's ``from``,
                        its origin's first counting claim, and position − seen ≤ W.
     A counting claim wins  ⇔  no winner y with seen ≤ position(y) < position has a similarity ≥ τ.
     A withdrawal counts under the latest valid open too: from its position on, its origin's winner is none.
 
-**Position** is the running number of a row in the log: every row of a claims entry takes one, whether it counts or not, and every
-other entry takes one. Winners before ``seen`` were the claimant's business (`Meld.precheck`) and are never compared here.
+**Position** is the running number of a row in the log: every row of a claims entry takes one,
+whether it counts or not, and every other entry takes one. Winners before ``seen`` were the
+claimant's business (`Meld.precheck`) and are never compared here.
 """
 
 from __future__ import annotations
@@ -34,9 +36,12 @@ WON, LOST, REPEAT, VOID_TERM, VOID_STALE, VOID_VECTOR = range(6)
 """Status of a claim row. The first two count and are final.
 
 * ``REPEAT``: its origin has a counting claim already; `Meld.prior` tells its verdict.
-* ``VOID_TERM``: not under the partition's latest valid open, or below its ``from``. Another owner decides this origin.
-* ``VOID_STALE``: more than W positions after ``seen`` (or ``seen`` lies ahead of the entry): pre-check and claim again.
-* ``VOID_VECTOR``: the vector has another dimension, is not finite, or not of length 1 ± `NORM_SLACK`. A claimant never sends such a row.
+* ``VOID_TERM``: not under the partition's latest valid open, or below its ``from``. Another owner
+  decides this origin.
+* ``VOID_STALE``: more than W positions after ``seen`` (or ``seen`` lies ahead of the entry):
+  pre-check and claim again.
+* ``VOID_VECTOR``: the vector has another dimension, is not finite, or not of length 1 ±
+  `NORM_SLACK`. A claimant never sends such a row.
 """
 
 _ROWS = 256
@@ -50,11 +55,13 @@ class Applied:
     position: int
     """Position of the entry's first row."""
     valid: bool
-    """dataset: it is the first, or equal to it; open: it took effect; claims: under the latest open; withdraw: a winner is one no more."""
+    """dataset: it is the first, or equal to it; open: it took effect; claims: under the latest
+    open; withdraw: a winner is one no more."""
     status: U8
     """(n,) `WON`, `LOST`, …"""
     winners: I64
-    """(n,) where LOST: position of the lowest-position winner at or above τ in the conflict zone; else −1."""
+    """(n,) where LOST: position of the lowest-position winner at or above τ in the conflict zone;
+    else −1."""
     similarity: F64
     """(n,) where LOST: exact dot product with that winner; else NaN."""
     origins: I64
@@ -72,7 +79,8 @@ class Precheck(NamedTuple):
     seen: int
     """Every winner below this position was compared; a claim of these vectors carries it."""
     winners: I64
-    """(n,) the lowest position of a winner at or above τ; −1 where there is none. May be ≥ ``seen``: applied meanwhile."""
+    """(n,) the lowest position of a winner at or above τ; −1 where there is none. May be ≥
+    ``seen``: applied meanwhile."""
     similarity: F64
     """(n,) exact dot product with that winner; NaN where there is none."""
     origins: I64
@@ -81,7 +89,8 @@ class Precheck(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """All that a meld knows at one position. Nothing of it changes any more, but the flags ``winners.removed``."""
+    """All that a meld knows at one position. Nothing of it changes any more, but the flags
+    ``winners.removed``."""
 
     position: int
     dataset: DatasetEntry | None
@@ -98,15 +107,25 @@ class State:
 class Meld:
     """State of the claim log up to ``position``.
 
-    `apply` and `digest` belong to the claims thread; everything else may be called on any thread meanwhile, and nothing blocks.
-    What another thread reads is complete up to the ``position`` that it read before.
+    `apply` and `digest` belong to the claims thread; everything else may be called on any thread
+    meanwhile, and nothing blocks. What another thread reads is complete up to the ``position`` that
+    it read before.
     """
 
-    def __init__(self, dim: int, threshold: float, index: WinnerIndex, window: int = W, capacity: int | None = None) -> None:
-        """``index``: empty, of the same dimension and threshold. ``window``: W, other values are for tests.
+    def __init__(
+        self,
+        dim: int,
+        threshold: float,
+        index: WinnerIndex,
+        window: int = W,
+        capacity: int | None = None,
+    ) -> None:
+        """``index``: empty, of the same dimension and threshold. ``window``: W, other values are
+        for tests.
 
-        ``capacity``: the most winners that are kept; at least `least_capacity`. Beyond it the oldest are evicted, at positions that
-        follow from the log alone. The conflict zone is younger, so no verdict depends on it; only pre-checks miss what was evicted.
+        ``capacity``: the most winners that are kept; at least `least_capacity`. Beyond it the
+        oldest are evicted, at positions that follow from the log alone. The conflict zone is
+        younger, so no verdict depends on it; only pre-checks miss what was evicted.
         """
         assert capacity is None or capacity >= least_capacity(window)
         self.dim = dim
@@ -146,7 +165,8 @@ class Meld:
         return self._dataset
 
     def apply(self, entry: Entry) -> Applied:
-        """Applies the log's next entry. Claims thread. Raises nothing for any decoded entry: what has no effect says so."""
+        """Applies the log's next entry. Claims thread. Raises nothing for any decoded entry: what
+        has no effect says so."""
         if isinstance(entry, Claims):
             applied = self._claims(entry)
             self.position += len(entry.offsets)
@@ -159,16 +179,25 @@ class Meld:
             self._dataset = self._dataset or entry
             valid = self._dataset == entry
         self.position += 1
-        return Applied(self.position - 1, valid, np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0), np.empty((0, 2), np.int64))
+        return Applied(
+            self.position - 1,
+            valid,
+            np.empty(0, np.uint8),
+            np.empty(0, np.int64),
+            np.empty(0),
+            np.empty((0, 2), np.int64),
+        )
 
     def precheck(self, vectors: F16, resident: Resident | None = None) -> Precheck:
-        """(n, d) fp16, each of length 1 ± `NORM_SLACK` → near which applied winner. Any thread. ``resident``: see `WinnerIndex.search`."""
+        """(n, d) fp16, each of length 1 ± `NORM_SLACK` → near which applied winner. Any thread.
+        ``resident``: see `WinnerIndex.search`."""
         seen = self.position  # before the search: every winner below it is in the index
         found = self._index.search(vectors, resident)
         return Precheck(seen, *found)
 
     def prior(self, partition: int, offset: int) -> Claim | None:
-        """The verdict on the origin's counting claim; None if it has none, or lies below its partition's latest ``from``. Any thread.
+        """The verdict on the origin's counting claim; None if it has none, or lies below its
+        partition's latest ``from``. Any thread.
 
         ``won`` False with ``duplicate_of`` None: it had won and was withdrawn.
         """
@@ -196,12 +225,14 @@ class Meld:
         return None if ledger is None else ledger.opened
 
     def floor_of(self, partition: int) -> int:
-        """The highest ``from`` of the partition's valid opens, below which nothing counts any more. Any thread."""
+        """The highest ``from`` of the partition's valid opens, below which nothing counts any more.
+        Any thread."""
         ledger = self._ledgers.get(partition)
         return 0 if ledger is None else ledger.floor
 
     def digest(self) -> str:
-        """64 hex digits over the whole state: equal on all replicas at the same position, however each got there. Claims thread.
+        """64 hex digits over the whole state: equal on all replicas at the same position, however
+        each got there. Claims thread.
 
         Reads every winner's vector: about a second per gigabyte.
         """
@@ -216,14 +247,25 @@ class Meld:
         return digest.hexdigest()
 
     def state(self) -> State:
-        """As it is now, without a copy of the winners: 0.1 µs a verdict that is still held. Claims thread."""
+        """As it is now, without a copy of the winners: 0.1 µs a verdict that is still held. Claims
+        thread."""
         view = self._store.view
         removed = view.removed(view.first, view.rows) if self._withdrawn else np.empty(0, np.int64)
         ledgers = {partition: ledger.copy() for partition, ledger in self._ledgers.items()}
-        return State(self.position, self._dataset, self.window, self._capacity, ledgers, view, removed, self._index.state())
+        return State(
+            self.position,
+            self._dataset,
+            self.window,
+            self._capacity,
+            ledgers,
+            view,
+            removed,
+            self._index.state(),
+        )
 
     def restore(self, state: State) -> None:
-        """Goes on where ``state`` was taken, by a meld of the same dataset, window and capacity; keeps what it is given.
+        """Goes on where ``state`` was taken, by a meld of the same dataset, window and capacity;
+        keeps what it is given.
 
         Before anything is applied, and before any other thread knows this meld.
         """
@@ -269,7 +311,9 @@ class Meld:
         ledger = self._ledgers.get(entry.partition)
         if ledger is None or ledger.opened.term != entry.term:
             return replace(applied, valid=False)
-        for at in range(0, n, _ROWS):  # part after part is the same as all at once, in bounded memory
+        for at in range(
+            0, n, _ROWS
+        ):  # part after part is the same as all at once, in bounded memory
             self._part(ledger, entry, slice(at, min(at + _ROWS, n)), applied)
         return applied
 
@@ -277,16 +321,29 @@ class Meld:
         """Decides at most `_ROWS` rows, and fills their places in ``applied``."""
         offsets, vectors = entry.offsets[part], np.ascontiguousarray(entry.vectors[part])
         positions = np.arange(self.position + part.start, self.position + part.stop)
-        fresh = positions - entry.seen <= self.window if entry.seen <= self.position else np.zeros(len(positions), np.bool_)
+        fresh = (
+            positions - entry.seen <= self.window
+            if entry.seen <= self.position
+            else np.zeros(len(positions), np.bool_)
+        )
         wide = widen(vectors)
-        unit = are_unit(vectors, wide) if vectors.shape[1] == self.dim else np.zeros(len(positions), np.bool_)
+        unit = (
+            are_unit(vectors, wide)
+            if vectors.shape[1] == self.dim
+            else np.zeros(len(positions), np.bool_)
+        )
         status = _count(ledger, offsets, fresh, unit)
         applied.status[part] = status
         counting = np.flatnonzero(status == WON)
         if len(counting) == 0:
             return
         if len(counting) < len(positions):
-            offsets, vectors, positions, wide = offsets[counting], vectors[counting], positions[counting], wide[counting]
+            offsets, vectors, positions, wide = (
+                offsets[counting],
+                vectors[counting],
+                positions[counting],
+                wide[counting],
+            )
 
         view = self._store.view
         first = view.first_at(entry.seen)
@@ -295,21 +352,37 @@ class Meld:
         for row, column, similarity in self._losers(view, first, wide, codes):
             own = first + column - view.rows
             winner = int(positions[own]) if own >= 0 else view.position(first + column)
-            origin = (entry.partition, int(offsets[own])) if own >= 0 else view.origin(first + column)
+            origin = (
+                (entry.partition, int(offsets[own])) if own >= 0 else view.origin(first + column)
+            )
             at = part.start + int(counting[row])
-            won[row], applied.status[at], applied.winners[at], applied.similarity[at] = False, LOST, winner, similarity
+            won[row], applied.status[at], applied.winners[at], applied.similarity[at] = (
+                False,
+                LOST,
+                winner,
+                similarity,
+            )
             applied.origins[at] = origin
-            ledger.lose(int(offsets[row]), Claim(int(positions[row]), False, origin, similarity, vectors[row].copy()))
+            ledger.lose(
+                int(offsets[row]),
+                Claim(int(positions[row]), False, origin, similarity, vectors[row].copy()),
+            )
 
         if not won.all():
-            offsets, vectors, positions, codes = offsets[won], vectors[won], positions[won], codes[won]
+            offsets, vectors, positions, codes = (
+                offsets[won],
+                vectors[won],
+                positions[won],
+                codes[won],
+            )
         self._store.append(vectors, codes, positions, entry.partition, offsets)
         self._index.add(vectors, positions)
         ledger.win(offsets.tolist(), positions.tolist())
         self._evict()
 
     def _evict(self) -> None:
-        """Drops the oldest winners, a sixteenth of the capacity at once, when there are more than it allows."""
+        """Drops the oldest winners, a sixteenth of the capacity at once, when there are more than
+        it allows."""
         view = self._store.view
         if self._capacity is None or view.rows - view.first <= self._capacity:
             return
@@ -319,22 +392,33 @@ class Meld:
             for row in range(BLOCK):
                 ledger, offset = self._ledgers[int(block.partitions[row])], int(block.offsets[row])
                 if offset >= ledger.floor:
-                    claim = Claim(int(block.positions[row]), not block.removed[row], None, None, block.vectors[row].copy())
+                    claim = Claim(
+                        int(block.positions[row]),
+                        not block.removed[row],
+                        None,
+                        None,
+                        block.vectors[row].copy(),
+                    )
                     ledger.evict(offset, claim)
         self._store.evict(first)
 
-    def _losers(self, view: Winners, first: int, wide: F32, codes: F32) -> list[tuple[int, int, float]]:
-        """Who of n rows loses, each against the winners before it: (which of the n, its lowest matching winner, similarity).
+    def _losers(
+        self, view: Winners, first: int, wide: F32, codes: F32
+    ) -> list[tuple[int, int, float]]:
+        """Who of n rows loses, each against the winners before it: (which of the n, its lowest
+        matching winner, similarity).
 
-        A winner is counted from row ``first`` of the store, and on into the n rows. Codes nominate, against the zone and the n themselves;
-        only rows with a nominee take the sequential path.
+        A winner is counted from row ``first`` of the store, and on into the n rows. Codes nominate,
+        against the zone and the n themselves; only rows with a nominee take the sequential path.
         """
         n, zone = len(codes), view.rows - first
         least = self.threshold - view.sketch.slack
         near = np.empty((n, zone + n), np.bool_)
         for low, block, here in view.spans(first, view.rows):
             known = block.codes[here]
-            np.greater_equal(codes @ known.T, least, out=near[:, low - first : low - first + len(known)])
+            np.greater_equal(
+                codes @ known.T, least, out=near[:, low - first : low - first + len(known)]
+            )
         np.greater_equal(codes @ codes.T, least, out=near[:, zone:])
         near[:, zone:] &= _EARLIER[:n, :n]
         near[:, view.removed(first, view.rows) - first] = False
@@ -343,7 +427,11 @@ class Meld:
 
         contested, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
         known = widen(view.vectors(first + columns[columns < zone]))
-        i, j, products = contenders(wide[contested], np.concatenate([known, wide[columns[columns >= zone] - zone]]), self.threshold)
+        i, j, products = contenders(
+            wide[contested],
+            np.concatenate([known, wide[columns[columns >= zone] - zone]]),
+            self.threshold,
+        )
         contested, columns = contested[i], columns[j]
         matches = near[np.ix_(contested, columns)] & (products >= self.threshold)
         losers = []
@@ -357,7 +445,8 @@ class Meld:
 
 
 def least_capacity(window: int = W) -> int:
-    """The smallest capacity with which the conflict zone, and what an eviction takes beyond it, is never touched."""
+    """The smallest capacity with which the conflict zone, and what an eviction takes beyond it, is
+    never touched."""
     return 2 * window + 2 * BLOCK
 
 

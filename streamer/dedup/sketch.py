@@ -1,8 +1,10 @@
-"""Short float32 codes of vectors whose products are never below the vectors' own: what makes nominating cheap.
+"""Short float32 codes of vectors whose products are never below the vectors' own: what makes
+nominating cheap.
 
-``z(x) = (Bᵀx, √(|x|² − |Bᵀx|²))`` with orthonormal B: then ``z(x)·z(y) ≥ x·y`` by Cauchy and Schwarz on what B leaves out. Any B is
-right; principal directions make the codes tell vectors apart. On photographs (EfficientNet, 1 280 dimensions, τ 0.95, directions of
-other photographs) a code of 64 numbers nominates 4 in 10 000 pairs, at τ 0.85 13 in 1 000; half of the energy is enough.
+``z(x) = (Bᵀx, √(|x|² − |Bᵀx|²))`` with orthonormal B: then ``z(x)·z(y) ≥ x·y`` by Cauchy and
+Schwarz on what B leaves out. Any B is right; principal directions make the codes tell vectors
+apart. On photographs (EfficientNet, 1 280 dimensions, τ 0.95, directions of other photographs) a
+code of 64 numbers nominates 4 in 10 000 pairs, at τ 0.85 13 in 1 000; half of the energy is enough.
 """
 
 from __future__ import annotations
@@ -19,16 +21,19 @@ SAMPLE = 2048
 
 
 def width_for(dim: int) -> int:
-    """Numbers per code for vectors of this dimension. Below 129 the vectors themselves are short enough."""
+    """Numbers per code for vectors of this dimension. Below 129 the vectors themselves are short
+    enough."""
     return dim if dim <= 128 else 64 if dim <= 640 else 96 if dim <= 1024 else 128
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sketch:
-    """One choice of B, and how far rounding can take its codes' products below those of the vectors."""
+    """One choice of B, and how far rounding can take its codes' products below those of the
+    vectors."""
 
     basis: F32
-    """(d, width − 1) float32, orthonormal up to rounding; (d, 0) where codes are the vectors themselves."""
+    """(d, width − 1) float32, orthonormal up to rounding; (d, 0) where codes are the vectors
+    themselves."""
     pad: float
     """Added to the squared length that B leaves out, so that it is never too small."""
     slack: float
@@ -54,12 +59,14 @@ def whole(dim: int) -> Sketch:
 
 
 def fitted(sample: F32) -> Sketch:
-    """Directions of the (n, d) sample's second moment by two rounds of subspace iteration (Halko, Martinsson, Tropp 2011, algorithm 4.4).
+    """Directions of the (n, d) sample's second moment by two rounds of subspace iteration (Halko,
+    Martinsson, Tropp 2011, algorithm 4.4).
 
-    The bound behind ``slack``: let e bound how far a computed Bᵀx is from the one of the nearest orthonormal basis. It is at most the
-    departure of BᵀB from the identity, which is measured, plus the rounding of k sums of d products, γ·√k. The products of two such
-    projections are off by 2e, the squared length left out by 2e and the rounding of its two sums; lengths are up to 1.01, which
-    the factors 2 below cover.
+    The bound behind ``slack``: let e bound how far a computed Bᵀx is from the one of the nearest
+    orthonormal basis. It is at most the departure of BᵀB from the identity, which is measured, plus
+    the rounding of k sums of d products, γ·√k. The products of two such projections are off by 2e,
+    the squared length left out by 2e and the rounding of its two sums; lengths are up to 1.01,
+    which the factors 2 below cover.
     """
     dim = sample.shape[1]
     k = width_for(dim) - 1

@@ -1,13 +1,16 @@
-"""The whole meld state as a header and raw arrays: bytes ⇄ `State`. Where they are kept: `streamer.sink.snapshots`.
+"""The whole meld state as a header and raw arrays: bytes ⇄ `State`. Where they are kept:
+`streamer.sink.snapshots`.
 
-The data are arrays one after the other, little-endian, without gaps, in the order the header names them:
+The data are arrays one after the other, little-endian, without gaps, in the order the header names
+them:
 
     winners.COLUMN      vectors, positions, partitions, offsets of the rows that were not evicted, in position order
     winners.removed     the rows of the withdrawn ones
     ledger.P.TABLE      the verdicts of partition P (`Ledger.tables`)
     index.NAME          the index's own (`WinnerIndex.state`)
 
-The header is JSON, and the last thing written: a snapshot without one is unfinished. It has the sha256 of the data, and its own.
+The header is JSON, and the last thing written: a snapshot without one is unfinished. It has the
+sha256 of the data, and its own.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ COLUMNS = ("vectors", "positions", "partitions", "offsets")
 
 
 class Unusable(Exception):
-    """A snapshot that a start must not use. ``str(error)`` says why; it never leaves the process: the claim log has all of it."""
+    """A snapshot that a start must not use. ``str(error)`` says why; it never leaves the process:
+    the claim log has all of it."""
 
 
 class Array(NamedTuple):
@@ -97,14 +101,17 @@ def decode(data: bytes) -> Header:
     try:
         body["dataset"] = DatasetEntry(**body["dataset"])
         body["ledgers"] = tuple(tuple(ledger) for ledger in body["ledgers"])
-        body["arrays"] = tuple(Array(name, dtype, tuple(shape)) for name, dtype, shape in body["arrays"])
+        body["arrays"] = tuple(
+            Array(name, dtype, tuple(shape)) for name, dtype, shape in body["arrays"]
+        )
         return Header(**body)
     except (KeyError, TypeError, ValueError) as error:
         raise Unusable(f"its header has other fields than this streamer's: {error}") from None
 
 
 def write(state: State, file: BinaryIO) -> tuple[Array, ...]:
-    """Writes the data, a block at a time and without copies of the winners. Any thread. Raises what ``file`` does."""
+    """Writes the data, a block at a time and without copies of the winners. Any thread. Raises what
+    ``file`` does."""
     arrays = []
     for array, parts in _arrays(state):
         arrays.append(array)
@@ -115,9 +122,11 @@ def write(state: State, file: BinaryIO) -> tuple[Array, ...]:
 
 
 def read(header: Header, file: BinaryIO, store: WinnerStore) -> State:
-    """The state that `Meld.restore` takes, read straight into ``store``'s kind of blocks (the store itself stays as it is) and checked.
+    """The state that `Meld.restore` takes, read straight into ``store``'s kind of blocks (the store
+    itself stays as it is) and checked.
 
-    A second thread computes the checksum meanwhile. Raises Unusable where the data are not what the header says; OSError as ``file`` does.
+    A second thread computes the checksum meanwhile. Raises Unusable where the data are not what the
+    header says; OSError as ``file`` does.
     """
     if header.evicted % BLOCK:
         raise Unusable(f"it was written with blocks of another size than {BLOCK}")
@@ -131,7 +140,10 @@ def read(header: Header, file: BinaryIO, store: WinnerStore) -> State:
         for array in header.arrays:
             room, _, name = array.name.partition(".")
             if room == "winners" and name in COLUMNS:
-                targets = [getattr(block, name)[here] for _, block, here in winners.spans(header.evicted, header.rows)]
+                targets = [
+                    getattr(block, name)[here]
+                    for _, block, here in winners.spans(header.evicted, header.rows)
+                ]
             else:
                 targets = [np.empty(array.shape, array.dtype)]
                 if room == "ledger":
@@ -152,16 +164,31 @@ def read(header: Header, file: BinaryIO, store: WinnerStore) -> State:
     if digest.hexdigest() != header.sha256:
         raise Unusable("its data are damaged: the checksum differs")
     made = {
-        partition: Ledger.from_tables(Open(partition, generation, term, start), floor, until, ledgers[partition])
+        partition: Ledger.from_tables(
+            Open(partition, generation, term, start), floor, until, ledgers[partition]
+        )
         for partition, generation, term, start, floor, until in header.ledgers
     }
-    return State(header.position, header.dataset, header.window, header.capacity, made, winners, removed, index)
+    return State(
+        header.position,
+        header.dataset,
+        header.window,
+        header.capacity,
+        made,
+        winners,
+        removed,
+        index,
+    )
 
 
 def describe(state: State) -> dict[str, Any]:
     """What of the header follows from the state."""
     assert state.dataset is not None, "this is a bug: a snapshot of nothing"
-    ledgers = tuple((*(o.partition, o.generation, o.term, o.start), x.floor, x.until) for x in state.ledgers.values() for o in [x.opened])
+    ledgers = tuple(
+        (*(o.partition, o.generation, o.term, o.start), x.floor, x.until)
+        for x in state.ledgers.values()
+        for o in [x.opened]
+    )
     return {
         "position": state.position, "dataset": state.dataset, "window": state.window, "capacity": state.capacity,
         "evicted": state.winners.first, "rows": state.winners.rows, "withdrawn": len(state.removed),
@@ -174,7 +201,10 @@ def _arrays(state: State) -> Iterator[tuple[Array, Iterable[np.ndarray]]]:
     dim, spans = view.sketch.basis.shape[0], view.spans(view.first, view.rows)
     for column in COLUMNS:
         dtype, below = ("<f2", (dim,)) if column == "vectors" else ("<i8", ())
-        yield Array(f"winners.{column}", dtype, (view.rows - view.first, *below)), (getattr(b, column)[here] for _, b, here in spans)
+        yield (
+            Array(f"winners.{column}", dtype, (view.rows - view.first, *below)),
+            (getattr(b, column)[here] for _, b, here in spans),
+        )
     yield _single("winners.removed", state.removed)
     for partition, ledger in state.ledgers.items():
         for table, array in ledger.tables(dim).items():

@@ -1,8 +1,9 @@
-"""Every winner's fp16 vector, position and origin: append-only, the truth that indexes only point into.
+"""Every winner's fp16 vector, position and origin: append-only, the truth that indexes only point
+into.
 
-Rows are in position order. Readers take one `Winners` view and keep it; growth adds blocks and never moves a row, eviction drops the
-oldest blocks and never renumbers one.
-Beside each vector lies its code (`streamer.dedup.sketch`), so that whoever compares computes it once.
+Rows are in position order. Readers take one `Winners` view and keep it; growth adds blocks and
+never moves a row, eviction drops the oldest blocks and never renumbers one. Beside each vector lies
+its code (`streamer.dedup.sketch`), so that whoever compares computes it once.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from streamer.records import F16, F32, I64, Bools
 BLOCK = 4096
 """Rows per block: 4 MB of vectors at 512 dimensions."""
 FIRST_FIT = 1024
-"""Winners at which codes are fitted to them for the first time; again whenever there are four times as many."""
+"""Winners at which codes are fitted to them for the first time; again whenever there are four times
+as many."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """`BLOCK` rows; those at or beyond a view's ``rows`` are not yet written. Written rows never change, but for ``removed``."""
+    """`BLOCK` rows; those at or beyond a view's ``rows`` are not yet written. Written rows never
+    change, but for ``removed``."""
 
     vectors: F16
     """(BLOCK, d) float16"""
@@ -56,7 +59,8 @@ class Winners(NamedTuple):
         return block
 
     def first_at(self, position: int) -> int:
-        """The lowest row, of those not evicted, whose position is at least ``position``; ``rows`` where there is none."""
+        """The lowest row, of those not evicted, whose position is at least ``position``; ``rows``
+        where there is none."""
         begin = self.first // BLOCK
         at = bisect_right(self.blocks, position - 1, lo=begin, key=_first_position) - 1
         if at < begin:
@@ -65,7 +69,8 @@ class Winners(NamedTuple):
         return at * BLOCK + int(np.searchsorted(self.block(at * BLOCK).positions[:used], position))
 
     def row_of(self, position: int) -> int:
-        """The row of the winner at ``position``. Raises KeyError if no winner has it, or it was evicted."""
+        """The row of the winner at ``position``. Raises KeyError if no winner has it, or it was
+        evicted."""
         row = self.first_at(position)
         if row == self.rows or self.position(row) != position:
             raise KeyError(position)
@@ -90,7 +95,11 @@ class Winners(NamedTuple):
     def spans(self, low: int, high: int) -> list[tuple[int, Block, slice]]:
         """Rows ``low`` to ``high`` as (first row, block, rows inside it), in order."""
         return [
-            (max(low, at * BLOCK), self.block(at * BLOCK), slice(max(low - at * BLOCK, 0), min(high - at * BLOCK, BLOCK)))
+            (
+                max(low, at * BLOCK),
+                self.block(at * BLOCK),
+                slice(max(low - at * BLOCK, 0), min(high - at * BLOCK, BLOCK)),
+            )
             for at in range(low // BLOCK, -(-high // BLOCK))
         ]
 
@@ -107,7 +116,10 @@ class Winners(NamedTuple):
 
     def removed(self, low: int, high: int) -> I64:
         """The withdrawn ones of rows ``low`` to ``high``, ascending."""
-        found = [np.flatnonzero(block.removed[here]) + first for first, block, here in self.spans(low, high)]
+        found = [
+            np.flatnonzero(block.removed[here]) + first
+            for first, block, here in self.spans(low, high)
+        ]
         return np.concatenate([*found, np.empty(0, np.int64)])
 
 
@@ -121,13 +133,18 @@ class WinnerStore:
 
     @property
     def view(self) -> Winners:
-        """Everything appended so far. Reading it is atomic: vectors, codes, positions and origins belong together."""
+        """Everything appended so far. Reading it is atomic: vectors, codes, positions and origins
+        belong together."""
         return self._view
 
-    def append(self, vectors: F16, codes: F32, positions: I64, partition: int, offsets: I64) -> None:
-        """n winners of one partition, in position order and above every position before. Claims thread.
+    def append(
+        self, vectors: F16, codes: F32, positions: I64, partition: int, offsets: I64
+    ) -> None:
+        """n winners of one partition, in position order and above every position before. Claims
+        thread.
 
-        ``codes``: theirs under the current view's sketch. A view taken afterwards has the rows; earlier views stay as they were.
+        ``codes``: theirs under the current view's sketch. A view taken afterwards has the rows;
+        earlier views stay as they were.
         """
         blocks, first, rows, sketch = self._view
         done = 0
@@ -156,9 +173,12 @@ class WinnerStore:
         self._view.block(row).removed[row % BLOCK] = True
 
     def evict(self, first: int) -> None:
-        """Drops the rows below ``first``, a multiple of `BLOCK`. Views taken before keep them. Claims thread."""
+        """Drops the rows below ``first``, a multiple of `BLOCK`. Views taken before keep them.
+        Claims thread."""
         blocks, _, rows, sketch = self._view
-        self._view = Winners((*[None] * (first // BLOCK), *blocks[first // BLOCK :]), first, rows, sketch)
+        self._view = Winners(
+            (*[None] * (first // BLOCK), *blocks[first // BLOCK :]), first, rows, sketch
+        )
 
     def forget_codes(self, below: int) -> None:
         """Frees the codes of all blocks that end at or below the row ``below``. Claims thread."""
@@ -166,40 +186,63 @@ class WinnerStore:
         block = self._view.blocks[at] if at < len(self._view.blocks) else None
         if below < BLOCK or block is None or not len(block.codes):
             return
-        blocks = (*(b and replace(b, codes=b.codes[:0].copy()) for b in self._view.blocks[: at + 1]), *self._view.blocks[at + 1 :])
+        blocks = (
+            *(b and replace(b, codes=b.codes[:0].copy()) for b in self._view.blocks[: at + 1]),
+            *self._view.blocks[at + 1 :],
+        )
         self._view = self._view._replace(blocks=blocks)
 
     def room(self, first: int, rows: int) -> Winners:
-        """Zeros in place of rows ``first`` to ``rows``, to be filled in and then given to `restore`. Any thread."""
+        """Zeros in place of rows ``first`` to ``rows``, to be filled in and then given to
+        `restore`. Any thread."""
         begin, end = first // BLOCK, -(-rows // BLOCK)
         blocks = (*[None] * begin, *(self._new_block(0) for _ in range(begin, end)))
         return Winners(blocks, first, rows, whole(self.dim))
 
     def restore(self, winners: Winners, removed: I64) -> None:
-        """Takes over what `room` gave, in place of what it holds; ``removed``: the withdrawn rows. It has no codes until `make_codes`."""
+        """Takes over what `room` gave, in place of what it holds; ``removed``: the withdrawn rows.
+        It has no codes until `make_codes`."""
         self._view = winners
         for row in removed.tolist():
             self.remove(row)
         if winners.rows >= FIRST_FIT:
             self._next_fit = 4 * winners.rows
-        self._view = winners._replace(blocks=tuple(b and replace(b, codes=b.codes[:0]) for b in winners.blocks))
+        self._view = winners._replace(
+            blocks=tuple(b and replace(b, codes=b.codes[:0]) for b in winners.blocks)
+        )
 
     def make_codes(self, first: int) -> None:
-        """After `restore`: codes for the rows from ``first`` on, and for those that share its block."""
+        """After `restore`: codes for the rows from ``first`` on, and for those that share its
+        block."""
         begin = first // BLOCK
         blocks = tuple(
-            b and replace(b, codes=np.empty((BLOCK if at >= begin else 0, 0), np.float32)) for at, b in enumerate(self._view.blocks)
+            b and replace(b, codes=np.empty((BLOCK if at >= begin else 0, 0), np.float32))
+            for at, b in enumerate(self._view.blocks)
         )
         self._view = self._view._replace(blocks=blocks)
-        self._fit(None if self._view.rows >= FIRST_FIT and width_for(self.dim) < self.dim else whole(self.dim))
+        self._fit(
+            None
+            if self._view.rows >= FIRST_FIT and width_for(self.dim) < self.dim
+            else whole(self.dim)
+        )
 
     def _fit(self, sketch: Sketch | None = None) -> None:
-        """New codes for all rows that have any: 1 to 2 µs each, and as the store grows 1.3 times each in all. None: a sketch fitted to them."""
+        """New codes for all rows that have any: 1 to 2 µs each, and as the store grows 1.3 times
+        each in all. None: a sketch fitted to them."""
         blocks, first, rows, _ = self._view
         if sketch is None:
-            sketch = fitted(widen(self._view.vectors(np.unique(np.linspace(first, rows - 1, SAMPLE).astype(np.int64)))))
+            sketch = fitted(
+                widen(
+                    self._view.vectors(
+                        np.unique(np.linspace(first, rows - 1, SAMPLE).astype(np.int64))
+                    )
+                )
+            )
         coded = tuple(
-            None if block is None else replace(block, codes=sketch.codes(widen(block.vectors[: len(block.codes)]))) for block in blocks
+            None
+            if block is None
+            else replace(block, codes=sketch.codes(widen(block.vectors[: len(block.codes)])))
+            for block in blocks
         )
         self._view = Winners(coded, first, rows, sketch)
 

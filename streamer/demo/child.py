@@ -1,4 +1,5 @@
-"""``streamer run`` as a child process, as somebody would deploy it, and what its HTTP port says meanwhile."""
+"""``streamer run`` as a child process, as somebody would deploy it, and what its HTTP port says
+meanwhile."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from streamer.errors import StreamerError, TemporaryError
 
 STOP_S = 30.0
 STILL_S = 240.0
-"""A replica that shows no progress for so long is taken for stuck. Loading the model on a busy machine takes a minute."""
+"""A replica that shows no progress for so long is taken for stuck. Loading the model on a busy
+machine takes a minute."""
 _POLL_S = 0.25
 
 # Asks the kernel to be told when this process dies, however it dies, then becomes the replica.
@@ -41,7 +43,8 @@ class Glance(NamedTuple):
 
 
 class Replica:
-    """Started by ``with``, stopped at its end: SIGTERM (it drains and commits), after 30 s SIGKILL. Main thread only."""
+    """Started by ``with``, stopped at its end: SIGTERM (it drains and commits), after 30 s SIGKILL.
+    Main thread only."""
 
     def __init__(self, config: Path, log: Path, port: int) -> None:
         self._config = config
@@ -49,16 +52,37 @@ class Replica:
         self._port = port
 
     def __enter__(self) -> Replica:
-        command = [sys.executable, "-c", _LAUNCH, str(os.getpid()), "run", "-c", str(self._config), "--until", "end"]
+        command = [
+            sys.executable,
+            "-c",
+            _LAUNCH,
+            str(os.getpid()),
+            "run",
+            "-c",
+            str(self._config),
+            "--until",
+            "end",
+        ]
         environ = {**os.environ, "STREAMER_LOG": "text"}
         with self._log.open("wb") as log:
-            # A session of its own: Ctrl-C in the terminal comes to the demo, which passes on one signal and not two.
+            # A session of its own: Ctrl-C in the terminal comes to the demo, which passes on one
+            # signal and not two.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environ
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environ,
             )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -76,7 +100,11 @@ class Replica:
             metrics = self._get("/metrics").decode()
         except (OSError, http.client.HTTPException, ValueError, KeyError):
             return None
-        numbers = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line and not line.startswith("#"))
+        numbers = dict(
+            line.rsplit(" ", 1)
+            for line in metrics.splitlines()
+            if line and not line.startswith("#")
+        )
 
         def count(name: str) -> int:
             return round(float(numbers.get(name, "0")))
@@ -92,7 +120,9 @@ class Replica:
             return True
         if status:
             error = TemporaryError if status == TemporaryError.exit_code else StreamerError
-            raise error(f"the replica ended with exit code {status}; its log is {self._log} and ends with:\n{self.log_tail()}")
+            raise error(
+                f"the replica ended with exit code {status}; its log is {self._log} and ends with:\n{self.log_tail()}"
+            )
         return False
 
     def log_tail(self, lines: int = 12) -> str:
@@ -119,4 +149,6 @@ class Patience:
         if glance != self._last:
             self._last, self._since = glance, time.monotonic()
         elif time.monotonic() - self._since > STILL_S:
-            raise TemporaryError(f"the replica made no progress for {STILL_S:.0f} s; its log is {self._log}")
+            raise TemporaryError(
+                f"the replica made no progress for {STILL_S:.0f} s; its log is {self._log}"
+            )

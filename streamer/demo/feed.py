@@ -1,4 +1,5 @@
-"""Where the records come from: the demo's own photographs, or a folder of the user; and how they get into the topic."""
+"""Where the records come from: the demo's own photographs, or a folder of the user; and how they
+get into the topic."""
 
 from __future__ import annotations
 
@@ -31,18 +32,25 @@ class Feed:
 
 
 def own_feed() -> Feed:
-    """The demo's own records. Takes seconds. Raises ConfigError when the photographs are not installed."""
+    """The demo's own records. Takes seconds. Raises ConfigError when the photographs are not
+    installed."""
     made = records(photographs())
-    parts = tuple((partition, [record for record in made if record.partition == partition]) for partition in range(PARTITIONS))
+    parts = tuple(
+        (partition, [record for record in made if record.partition == partition])
+        for partition in range(PARTITIONS)
+    )
     return Feed(True, parts, len(made), [])
 
 
 def folder_feed(folder: Path) -> Feed:
-    """Every image of ``folder``, with the captions beside them; read while they are sent. Raises ConfigError if there is none."""
+    """Every image of ``folder``, with the captions beside them; read while they are sent. Raises
+    ConfigError if there is none."""
     if not folder.is_dir():
         raise ConfigError(f"--images {folder}: there is no such folder")
     unreadable: list[str] = []
-    entries = Sources(Columns(), None, all_files=False, limit=MESSAGE_BYTES - _HEADROOM).entries(folder)
+    entries = Sources(Columns(), None, all_files=False, limit=MESSAGE_BYTES - _HEADROOM).entries(
+        folder
+    )
     first = next(entries, None)  # a folder without images is found out before anything is started
 
     def found() -> Iterator[DemoRecord]:
@@ -52,7 +60,18 @@ def folder_feed(folder: Path) -> Feed:
                 headers: dict[str, str | bytes | None] = dict(entry.headers)
                 text = headers.get("text") or b""
                 caption = text.decode() if isinstance(text, bytes) else text
-                yield DemoRecord(entry.id, "original", "", "", caption, "", folder / entry.id, entry.value, headers, -1)
+                yield DemoRecord(
+                    entry.id,
+                    "original",
+                    "",
+                    "",
+                    caption,
+                    "",
+                    folder / entry.id,
+                    entry.value,
+                    headers,
+                    -1,
+                )
             elif isinstance(entry, Unsendable):
                 unreadable.append(f"{entry.id}: {entry.reason}")
             entry = next(entries, None)
@@ -60,7 +79,9 @@ def folder_feed(folder: Path) -> Feed:
     return Feed(False, ((-1, found()),), 0, unreadable)
 
 
-def send(feed: Feed, servers: str, topic: str, tell: Callable[[int], None]) -> Mapping[tuple[int, int], DemoRecord]:
+def send(
+    feed: Feed, servers: str, topic: str, tell: Callable[[int], None]
+) -> Mapping[tuple[int, int], DemoRecord]:
     """Writes all records and waits for their acknowledgements; ``tell`` gets the number so far.
 
     Returns origin → record, without its value. Raises DependencyError.

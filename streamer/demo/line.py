@@ -44,7 +44,8 @@ class Done:
 
 
 def run(story: Story, place: Place, images: Path | None) -> Done:
-    """Blocks for about a minute. Raises StreamerError; whatever happens, no child process is left behind."""
+    """Blocks for about a minute. Raises StreamerError; whatever happens, no child process is left
+    behind."""
     broker = Broker(data=place.broker)
     with ThreadPoolExecutor(1, "demo") as pool:
         feed_later = pool.submit(own_feed) if images is None else pool.submit(folder_feed, images)
@@ -56,11 +57,21 @@ def run(story: Story, place: Place, images: Path | None) -> Done:
             with story.step("photographs and weights") as step:
                 feed = feed_later.result()
                 weights_later.result()
-                made = f"{feed.total} records from {len(photographs())} photographs" if feed.own_photographs else f"images of {images}"
+                made = (
+                    f"{feed.total} records from {len(photographs())} photographs"
+                    if feed.own_photographs
+                    else f"images of {images}"
+                )
                 step.outcome = f"{made}; {MODEL}"
             port = free_port()
             threads = max(2, min(6, os.cpu_count() or 2))
-            write_config(place, servers=broker.bootstrap_servers, http_port=port, threads=threads, own_photographs=feed.own_photographs)
+            write_config(
+                place,
+                servers=broker.bootstrap_servers,
+                http_port=port,
+                threads=threads,
+                own_photographs=feed.own_photographs,
+            )
             sent = _send(story, broker, feed)
             _consume(story, place, port, len(sent))
         except BaseException:
@@ -81,13 +92,21 @@ def _start(story: Story, broker: Broker) -> None:
 def _send(story: Story, broker: Broker, feed: Feed) -> Mapping[tuple[int, int], DemoRecord]:
     with story.step("writing records to Kafka", feed.total) as step:
         create_topic(broker.bootstrap_servers, TOPIC, PARTITIONS, max_message_bytes=MESSAGE_BYTES)
-        sent = send(feed, broker.bootstrap_servers, TOPIC, lambda count: step.at(count, "writing records to Kafka"))
+        sent = send(
+            feed,
+            broker.bootstrap_servers,
+            TOPIC,
+            lambda count: step.at(count, "writing records to Kafka"),
+        )
         step.outcome = f"{len(sent)} records in topic {TOPIC}, {PARTITIONS} partitions"
     return sent
 
 
 def _consume(story: Story, place: Place, port: int, total: int) -> None:
-    with story.step("streamer run: starting", total) as step, Replica(place.config, place.log, port) as replica:
+    with (
+        story.step("streamer run: starting", total) as step,
+        Replica(place.config, place.log, port) as replica,
+    ):
         patience = Patience(place.log)
         epochs = 0
         while replica.running():
@@ -100,7 +119,9 @@ def _consume(story: Story, place: Place, port: int, total: int) -> None:
         step.outcome = f"streamer run --until end: {total} records decided and committed"
 
 
-def _show(story: Story, place: Place, feed: Feed, sent: Mapping[tuple[int, int], DemoRecord]) -> Done:
+def _show(
+    story: Story, place: Place, feed: Feed, sent: Mapping[tuple[int, int], DemoRecord]
+) -> Done:
     with story.step("streamer dataset verify") as step:
         verdict = verify(place.dataset)
         if not verdict["ok"]:
@@ -111,23 +132,41 @@ def _show(story: Story, place: Place, feed: Feed, sent: Mapping[tuple[int, int],
         step.outcome = f"streamer dataset verify: {verdict['records']} records, offsets tile, counts and checksums match"
     with story.step("contact sheet") as step:
         result = read_result(place.dataset, sent)
-        credits = [(photo.name, photo.credit) for photo in photographs()] if feed.own_photographs else []
+        credits = (
+            [(photo.name, photo.credit) for photo in photographs()] if feed.own_photographs else []
+        )
         title = "streamer demo: every record and its decision"
-        write_sheet(place.sheet, result, Facts(title, MODEL, THRESHOLD, rules_in_words(place.config), verified, credits))
+        write_sheet(
+            place.sheet,
+            result,
+            Facts(title, MODEL, THRESHOLD, rules_in_words(place.config), verified, credits),
+        )
         step.outcome = f"contact sheet of {len(result.rows)} records"
     return Done(place, result, verdict, tuple(feed.unreadable))
 
 
 def verify(dataset: Path) -> dict[str, Any]:
-    """``streamer dataset verify --json``, as a user would call it. Raises DependencyError if it cannot do its work."""
+    """``streamer dataset verify --json``, as a user would call it. Raises DependencyError if it
+    cannot do its work."""
     command = [sys.executable, "-m", "streamer", "dataset", "verify", "--json", str(dataset)]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=VERIFY_S, check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=VERIFY_S,
+            check=False,
+        )
         verdict: dict[str, Any] = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        raise DependencyError(f"streamer dataset verify {dataset} did not end within {VERIFY_S:.0f} s") from None
+        raise DependencyError(
+            f"streamer dataset verify {dataset} did not end within {VERIFY_S:.0f} s"
+        ) from None
     except ValueError:
-        raise DependencyError(f"streamer dataset verify {dataset} failed: {done.stderr.strip()}") from None
+        raise DependencyError(
+            f"streamer dataset verify {dataset} failed: {done.stderr.strip()}"
+        ) from None
     return verdict
 
 
@@ -143,7 +182,11 @@ def rules_in_words(config: Path) -> dict[str, str]:
 
 
 def _test(rule: FieldRule) -> str:
-    bounds = [f"{sign} {value:g}" for sign, value in (("≥", rule.at_least), ("≤", rule.at_most)) if value is not None]
+    bounds = [
+        f"{sign} {value:g}"
+        for sign, value in (("≥", rule.at_least), ("≤", rule.at_most))
+        if value is not None
+    ]
     if bounds:
         return "must be " + " and ".join(bounds)
     if rule.in_ is not None:

@@ -49,7 +49,8 @@ class Place:
 
 
 def make_place(out: Path) -> Place:
-    """A new or empty folder ``out``; where an earlier demo left its own there, ``out/run-2`` and so on.
+    """A new or empty folder ``out``; where an earlier demo left its own there, ``out/run-2`` and so
+    on.
 
     Raises ConfigError when ``out`` holds something else, or cannot be made.
     """
@@ -57,9 +58,15 @@ def make_place(out: Path) -> Place:
         folder = out.resolve()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             if not (folder / "streamer.yaml").is_file():
-                raise ConfigError(f"--out {out}: there is something in it that is not of a demo; give a new or empty folder")
-            folder = next(path for n in range(2, 1_000_000) if not (path := folder / f"run-{n}").exists())
+                raise ConfigError(
+                    f"--out {out}: there is something in it that is not of a demo; give a new or empty folder"
+                )
+            folder = next(
+                path for n in range(2, 1_000_000) if not (path := folder / f"run-{n}").exists()
+            )
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out {out}: the folder cannot be made: {error.strerror}; give another") from None
+        raise ConfigError(
+            f"--out {out}: the folder cannot be made: {error.strerror}; give another"
+        ) from None
     return Place(folder)

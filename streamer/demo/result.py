@@ -60,10 +60,17 @@ class Result:
 
     def reasons(self, outcome: str) -> list[tuple[str, int]]:
         """(reason, records), most frequent first."""
-        return sorted(Counter(row.reason for row in self.rows if row.outcome == outcome).items(), key=lambda item: (-item[1], item[0]))
+        return sorted(
+            Counter(row.reason for row in self.rows if row.outcome == outcome).items(),
+            key=lambda item: (-item[1], item[0]),
+        )
 
     def of(self, outcome: str, reason: str = "") -> list[Row]:
-        return [row for row in self.rows if row.outcome == outcome and (not reason or row.reason == reason)]
+        return [
+            row
+            for row in self.rows
+            if row.outcome == outcome and (not reason or row.reason == reason)
+        ]
 
     def flagged(self) -> int:
         return sum(row.outcome == "accepted" and bool(row.flags) for row in self.rows)
@@ -74,11 +81,15 @@ class Result:
         found: dict[str, list[Row]] = {}
         for row in self.of("duplicate"):
             found.setdefault(row.duplicate_of, []).append(row)
-        pairs = [(by_key[key], sorted(rows, key=lambda row: -row.similarity)) for key, rows in found.items()]
+        pairs = [
+            (by_key[key], sorted(rows, key=lambda row: -row.similarity))
+            for key, rows in found.items()
+        ]
         return sorted(pairs, key=lambda pair: (-len(pair[1]), pair[0].key))
 
     def telling_pair(self) -> tuple[Row, Row] | None:
-        """(winner, duplicate): the copy least similar to what it repeats, else the least similar duplicate; None without duplicates."""
+        """(winner, duplicate): the copy least similar to what it repeats, else the least similar
+        duplicate; None without duplicates."""
         pairs = [(winner, row) for winner, rows in self.groups() for row in rows]
         copies = [(winner, row) for winner, row in pairs if row.record.copy_of == winner.record.id]
         return min(copies or pairs, key=lambda pair: pair[1].similarity, default=None)
@@ -100,14 +111,19 @@ class Result:
         return {
             "records": len(self.rows),
             "outcomes": {outcome: self.count(outcome) for outcome in OUTCOMES},
-            "reasons": {outcome: dict(self.reasons(outcome)) for outcome in OUTCOMES if outcome != "accepted"},
+            "reasons": {
+                outcome: dict(self.reasons(outcome))
+                for outcome in OUTCOMES
+                if outcome != "accepted"
+            },
             "flagged": self.flagged(),
             "copies": truth._asdict(),
         }
 
 
 def read_result(dataset: Path, sent: Mapping[Origin, DemoRecord]) -> Result:
-    """The dataset's rows joined with the records that were sent. Raises ProtocolError unless they match one to one."""
+    """The dataset's rows joined with the records that were sent. Raises ProtocolError unless they
+    match one to one."""
     import pyarrow.parquet as pq
 
     rows: dict[str, Row] = {}
@@ -118,11 +134,15 @@ def read_result(dataset: Path, sent: Mapping[Origin, DemoRecord]) -> Result:
             for values in file.read(columns=columns).to_pylist():
                 row = _row(values, records)
                 if row.key in rows:
-                    raise ProtocolError(f"{path}: record {row.key} was decided twice; this is a bug")
+                    raise ProtocolError(
+                        f"{path}: record {row.key} was decided twice; this is a bug"
+                    )
                 rows[row.key] = row
     missing = records.keys() - rows.keys()
     if missing:
-        raise ProtocolError(f"{dataset}: {len(missing)} records have no row, {min(missing)} first; this is a bug")
+        raise ProtocolError(
+            f"{dataset}: {len(missing)} records have no row, {min(missing)} first; this is a bug"
+        )
     return Result(tuple(rows[key] for key in records))
 
 
@@ -130,7 +150,11 @@ def _row(values: Mapping[str, Any], records: Mapping[str, DemoRecord]) -> Row:
     key = values["key"]
     if key not in records:
         raise ProtocolError(f"record {key} has a row but was never sent; this is a bug")
-    scores = {name.removesuffix("_score"): value for name, value in values.items() if name.endswith("_score") and value is not None}
+    scores = {
+        name.removesuffix("_score"): value
+        for name, value in values.items()
+        if name.endswith("_score") and value is not None
+    }
     return Row(
         key, values["outcome"], values["reason"] or "", tuple(values["flags"]), values["duplicate_of"] or "", values["similarity"] or 0.0,
         scores, values["format"] or "", values["width"] or 0, values["height"] or 0, values["bytes"] or 0, records[key],
@@ -147,5 +171,7 @@ def outcome_lines(result: Result) -> Iterable[tuple[str, str, int]]:
             yield "", reason, count
 
 
-def _without_repeating(outcome: str, reasons: Sequence[tuple[str, int]]) -> Sequence[tuple[str, int]]:
+def _without_repeating(
+    outcome: str, reasons: Sequence[tuple[str, int]]
+) -> Sequence[tuple[str, int]]:
     return () if outcome == "duplicate" else reasons  # there is only one reason to be a duplicate

@@ -1,4 +1,5 @@
-"""The weights and the config that the demo leaves behind, as somebody would write them for a deployment."""
+"""The weights and the config that the demo leaves behind, as somebody would write them for a
+deployment."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from pathlib import Path
 from streamer.demo.place import DATASET, TOPIC, Place
 
 THRESHOLD = 0.9
-"""Measured on the demo's own records: 161 of the 171 copies are at or above it, and no pair of different scenes: of those
-33 320 pairs the nearest has 0.555. At 0.85 it would be 166 copies, but also half of the crops, which show something else."""
+"""Measured on the demo's own records: 161 of the 171 copies are at or above it, and no pair of
+different scenes: of those 33 320 pairs the nearest has 0.555. At 0.85 it would be 166 copies, but
+also half of the crops, which show something else."""
 
 HEADS = {
     "page": (916, 918, 921, 922),  # web site, crossword puzzle, book jacket, menu
@@ -54,7 +56,8 @@ _USER_FILTERS = """\
 
 
 def write_weights(place: Place) -> None:
-    """The embedder's checkpoint and one file per head. Imports torch; takes seconds. Raises ConfigError when the package is not there."""
+    """The embedder's checkpoint and one file per head. Imports torch; takes seconds. Raises
+    ConfigError when the package is not there."""
     import numpy as np
     from safetensors.numpy import load_file, save_file
 
@@ -63,11 +66,17 @@ def write_weights(place: Place) -> None:
     rows = load_file(write_demo_checkpoint(_checkpoint(place)))["classifier.weight"]
     for name, classes in HEADS.items():
         weight = rows[list(classes)].mean(axis=0, keepdims=True) - rows.mean(axis=0, keepdims=True)
-        save_file({"weight": np.ascontiguousarray(weight), "bias": np.zeros(1, np.float32)}, _head(place, name))
+        save_file(
+            {"weight": np.ascontiguousarray(weight), "bias": np.zeros(1, np.float32)},
+            _head(place, name),
+        )
 
 
-def write_config(place: Place, *, servers: str, http_port: int, threads: int, own_photographs: bool) -> None:
-    """``own_photographs``: the demo's, which have captions and a language; a folder of a user may have neither."""
+def write_config(
+    place: Place, *, servers: str, http_port: int, threads: int, own_photographs: bool
+) -> None:
+    """``own_photographs``: the demo's, which have captions and a language; a folder of a user may
+    have neither."""
     text = _COMMON.format(
         port=servers.rpartition(":")[2], broker=_quoted(place.broker), dataset=DATASET, servers=servers, topic=TOPIC, threads=threads,
         checkpoint=_quoted(_checkpoint(place)), page=_quoted(_head(place, "page")), cup=_quoted(_head(place, "cup")),

@@ -59,7 +59,10 @@ def _page(result: Result, facts: Facts) -> Iterator[str]:
     )  # fmt: skip
     alone = [row for row in result.of("accepted") if row.key not in with_duplicates]
     yield _section(
-        "accepted", "Accepted, and like no other", "Nothing that came later was as similar to them.", _grid(alone) if alone else ""
+        "accepted",
+        "Accepted, and like no other",
+        "Nothing that came later was as similar to them.",
+        _grid(alone) if alone else "",
     )
     yield _section(
         "filtered", "Filtered", "Removed by the first rule they failed; rules on size and text run before the image is decoded.",
@@ -69,7 +72,9 @@ def _page(result: Result, facts: Facts) -> Iterator[str]:
         "invalid", "Invalid", "Each costs nobody but itself; the raw message and the reason are in the dead-letter topic.",
         "".join(_by_reason(result, "invalid", INVALID_REASONS)),
     )  # fmt: skip
-    credits = "".join(f"<li><b>{escape(name)}</b>: {escape(terms)}</li>" for name, terms in facts.credits)
+    credits = "".join(
+        f"<li><b>{escape(name)}</b>: {escape(terms)}</li>" for name, terms in facts.credits
+    )
     if credits:
         yield f"<section class=credits><h2>Photographs</h2><p>All from the Python package scikit-image.</p><ul>{credits}</ul></section>"
     yield "</body></html>\n"
@@ -144,12 +149,23 @@ def _card(row: Row, badge: str = "", why: str = "") -> str:
     caption = row.record.caption or "no caption"
     # What a copy's caption says is beside it already; what matters is how it differs.
     text = row.record.made if row.outcome == "duplicate" and row.record.made else caption
-    picture = f"<img src='{address}' alt='{escape(caption, quote=True)}' loading=lazy>" if address else _bytes(data, row.nbytes)
-    size = f"{row.width}\u00a0×\u00a0{row.height} {row.format} · {_size(row.nbytes)}" if row.width else _size(len(data))
+    picture = (
+        f"<img src='{address}' alt='{escape(caption, quote=True)}' loading=lazy>"
+        if address
+        else _bytes(data, row.nbytes)
+    )
+    size = (
+        f"{row.width}\u00a0×\u00a0{row.height} {row.format} · {_size(row.nbytes)}"
+        if row.width
+        else _size(len(data))
+    )
     scores = (
         ""
         if row.outcome == "duplicate"
-        else "".join(f" · {escape(name)}\u00a0{round(value, 2) + 0.0:.2f}" for name, value in row.scores.items())
+        else "".join(
+            f" · {escape(name)}\u00a0{round(value, 2) + 0.0:.2f}"
+            for name, value in row.scores.items()
+        )
     )
     notes = list(row.flags) if row.outcome == "accepted" else []
     if row.outcome == "accepted" and row.record.copy_of:
@@ -175,5 +191,11 @@ def _bytes(data: bytes, expected: int) -> str:
 
 
 def _size(nbytes: int) -> str:
-    number, unit = (nbytes, "B") if nbytes < 1_000 else (nbytes / 1_000, "KB") if nbytes < 1_000_000 else (nbytes / 1_000_000, "MB")
+    number, unit = (
+        (nbytes, "B")
+        if nbytes < 1_000
+        else (nbytes / 1_000, "KB")
+        if nbytes < 1_000_000
+        else (nbytes / 1_000_000, "MB")
+    )
     return f"{number:.{1 if unit == 'MB' else 0}f}\u00a0{unit}"

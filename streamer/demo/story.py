@@ -1,4 +1,5 @@
-"""What the demo tells while it works, on standard error: a live line per step on a terminal, plain lines elsewhere."""
+"""What the demo tells while it works, on standard error: a live line per step on a terminal, plain
+lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ class Step:
         self._story = story
         self._total = total
         self._began = self._told = time.monotonic()
-        self._task = story._progress.add_task(doing, total=total or None, count="") if story._live else TaskID(0)
+        self._task = (
+            story._progress.add_task(doing, total=total or None, count="")
+            if story._live
+            else TaskID(0)
+        )
 
     def at(self, done: int, doing: str) -> None:
         """``done`` of the total, and what goes on just now."""

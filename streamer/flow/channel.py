@@ -11,9 +11,11 @@ T = TypeVar("T")
 
 
 class Channel(Generic[T]):
-    """FIFO with room for ``max_items`` and ``max_bytes``; an item is let in while there is any room at all.
+    """FIFO with room for ``max_items`` and ``max_bytes``; an item is let in while there is any room
+    at all.
 
-    Safe for any number of threads. Only `put` and `get` with a positive timeout block, never for longer than that.
+    Safe for any number of threads. Only `put` and `get` with a positive timeout block, never for
+    longer than that.
     """
 
     def __init__(self, name: str, max_items: int, max_bytes: int | None = None) -> None:
@@ -35,10 +37,13 @@ class Channel(Generic[T]):
             return True
 
     def wait_room(self, timeout: float) -> bool:
-        """True if there is room, or there was within ``timeout`` seconds; it stays so while nobody else puts."""
+        """True if there is room, or there was within ``timeout`` seconds; it stays so while nobody
+        else puts."""
         deadline = time.monotonic() + timeout
         with self._changed:
-            while len(self._items) >= self._max_items or (self._max_bytes is not None and self._bytes >= self._max_bytes):
+            while len(self._items) >= self._max_items or (
+                self._max_bytes is not None and self._bytes >= self._max_bytes
+            ):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False

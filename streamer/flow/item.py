@@ -9,7 +9,18 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from streamer.records import F16, F32, I64, Bools, DecidedBatch, Decision, Decoded, Facts, Record, Term
+from streamer.records import (
+    F16,
+    F32,
+    I64,
+    Bools,
+    DecidedBatch,
+    Decision,
+    Decoded,
+    Facts,
+    Record,
+    Term,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,8 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A judged batch of n records. ``decisions`` hold if every claim is won; `claimed` lists the rows where that is open."""
+    """A judged batch of n records. ``decisions`` hold if every claim is won; `claimed` lists the
+    rows where that is open."""
 
     span: Span
     records: list[Record]
@@ -73,7 +85,8 @@ class Fence:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.cut = (-1, 0)
-        """(run number, flush request): of that run nothing more is to be embedded; the batcher answers with the flush."""
+        """(run number, flush request): of that run nothing more is to be embedded; the batcher
+        answers with the flush."""
 
     def holds(self, span: Span) -> bool:
         return span.run.number == self.run.number

@@ -33,7 +33,8 @@ class Failure:
 
 
 class Worker:
-    """One named daemon thread. ``run`` returns when ``failure.stop`` is set, or when its work is done."""
+    """One named daemon thread. ``run`` returns when ``failure.stop`` is set, or when its work is
+    done."""
 
     def __init__(self, name: str, run: Callable[[], None], failure: Failure) -> None:
         self._run = run

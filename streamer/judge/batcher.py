@@ -1,4 +1,5 @@
-"""Micro-batches: decoded chunks in, batches of at most ``batch.size`` samples out, when full or when the linger is over."""
+"""Micro-batches: decoded chunks in, batches of at most ``batch.size`` samples out, when full or
+when the linger is over."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class Batch:
 
 
 class Batcher:
-    """Device thread only. A batch is full at ``size`` samples, or at so many rows that settled ones cannot pile up."""
+    """Device thread only. A batch is full at ``size`` samples, or at so many rows that settled ones
+    cannot pile up."""
 
     def __init__(self, chunks: Channel[Chunk], size: int, linger_s: float, fence: Fence) -> None:
         self._chunks = chunks
@@ -40,7 +42,8 @@ class Batcher:
         self._cut_answered = (-1, 0)
 
     def take(self, timeout: float) -> Batch | None:
-        """The next batch; None if none was ready within ``timeout`` seconds. Raises what a decode worker raised."""
+        """The next batch; None if none was ready within ``timeout`` seconds. Raises what a decode
+        worker raised."""
         deadline = time.monotonic() + timeout
         while True:
             run, cut = self._fence.run, self._fence.cut
@@ -110,7 +113,9 @@ class Batcher:
             marks.update(span.marks)
         # The head chunk's terms are the newest: what is in hand of it is in this batch, too.
         newest = self._head[0].span if self._rest else last
-        batch = Batch(Span(newest.run, newest.terms, marks, last.flush if self._spans else 0), self._rows)
+        batch = Batch(
+            Span(newest.run, newest.terms, marks, last.flush if self._spans else 0), self._rows
+        )
         self._rows, self._samples, self._spans = [], 0, []
         self._since = time.monotonic()
         return batch

@@ -1,6 +1,8 @@
-"""Filters: the rules of the config, compiled. Header rules run before an image is decoded, score rules after the batch is scored.
+"""Filters: the rules of the config, compiled. Header rules run before an image is decoded, score
+rules after the batch is scored.
 
-A rule that fails a record either removes it or flags it; the first removing one is the reason, all known failures become flags.
+A rule that fails a record either removes it or flags it; the first removing one is the reason, all
+known failures become flags.
 """
 
 from __future__ import annotations
@@ -30,29 +32,35 @@ class FilterRow:
     """What a custom filter is asked about. Read only: the same objects travel on."""
 
     facts: Facts
-    """Id, text, url, metadata, image bytes, format, width, height, sha256. A field that was never learnt is None."""
+    """Id, text, url, metadata, image bytes, format, width, height, sha256. A field that was never
+    learnt is None."""
     scores: Mapping[str, float]
     """Head name → raw score; empty for a header filter."""
 
 
 class Filter(ABC):
-    """A rule of your own: subclass it and name it as ``type: pkg.mod:Class`` in ``filters``, with ``name`` and ``args``.
+    """A rule of your own: subclass it and name it as ``type: pkg.mod:Class`` in ``filters``, with
+    ``name`` and ``args``.
 
-    Made once at start as ``Class(**args)``; do slow things (reading lists, compiling patterns) there. What that raises ends the start
-    with exit code 2 and its words.
+    Made once at start as ``Class(**args)``; do slow things (reading lists, compiling patterns)
+    there. What that raises ends the start with exit code 2 and its words.
     """
 
     needs: Literal["header", "scores"] = "header"
-    """``header``: asked before the image is decoded, which saves the decode of what you refuse. ``scores``: after the heads."""
+    """``header``: asked before the image is decoded, which saves the decode of what you refuse.
+    ``scores``: after the heads."""
 
     @abstractmethod
     def keep(self, row: FilterRow) -> bool | tuple[bool, str]:
-        """True keeps the record, False fails the rule; ``(False, word)`` also says why, as a further flag ``NAME:word``.
+        """True keeps the record, False fails the rule; ``(False, word)`` also says why, as a
+        further flag ``NAME:word``.
 
-        A header filter is called on the decode threads, by several at once; a score filter on the device thread, between two
-        batches. It must not block (no network, no lock held for long), must not change the row, and must give the same answer
-        for the same row: records are judged again after a crash. Whatever it raises fails the rule for this record only,
-        with the flag ``NAME:error_TYPE``; a filter that raises for each of its first 100 records ends the process with exit code 1.
+        A header filter is called on the decode threads, by several at once; a score filter on the
+        device thread, between two batches. It must not block (no network, no lock held for long),
+        must not change the row, and must give the same answer for the same row: records are judged
+        again after a crash. Whatever it raises fails the rule for this record only, with the flag
+        ``NAME:error_TYPE``; a filter that raises for each of its first 100 records ends the process
+        with exit code 1.
         """
 
 
@@ -64,7 +72,8 @@ class HeaderRules:
         self._formats = frozenset(formats)
 
     def check(self, facts: Facts) -> list[FailedRule]:
-        """Every failure, in the order of the config; the first that removes is the reason. Does not block. Raises PluginError."""
+        """Every failure, in the order of the config; the first that removes is the reason. Does not
+        block. Raises PluginError."""
         failures = [] if facts.format in self._formats else [FailedRule(FORMAT_RULE, True)]
         for rule in self._rules:
             failures += rule(facts, _NO_SCORES)
@@ -72,7 +81,8 @@ class HeaderRules:
 
 
 class ScoreRules:
-    """Every rule that needs a score. Falsy where there is none, so that a whole batch can be passed over. Device thread."""
+    """Every rule that needs a score. Falsy where there is none, so that a whole batch can be passed
+    over. Device thread."""
 
     def __init__(self, rules: Sequence[_Rule]) -> None:
         self._rules = tuple(rules)
@@ -81,21 +91,27 @@ class ScoreRules:
         return bool(self._rules)
 
     def check(self, facts: Facts, scores: Mapping[str, float]) -> list[FailedRule]:
-        """Every failure, in the order of the config. ``scores``: head name → raw score. Does not block. Raises PluginError."""
+        """Every failure, in the order of the config. ``scores``: head name → raw score. Does not
+        block. Raises PluginError."""
         return [failure for rule in self._rules for failure in rule(facts, scores)]
 
 
 class Rules:
-    """The rules of a config. Raises ConfigError for a format that is none and for a custom filter that cannot be made.
+    """The rules of a config. Raises ConfigError for a format that is none and for a custom filter
+    that cannot be made.
 
     ``heads`` are the names of the heads: the field ``<head>_score`` needs that head's score.
     """
 
-    def __init__(self, filters: Sequence[RuleConfig], formats: Sequence[str], heads: Iterable[str] = ()) -> None:
+    def __init__(
+        self, filters: Sequence[RuleConfig], formats: Sequence[str], heads: Iterable[str] = ()
+    ) -> None:
         for format in formats:
             plain = format.lower().removeprefix(".")
             if _FORMAT_ALIASES.get(plain, plain) != format:
-                raise ConfigError(f"output.formats: {format!r} is written {_FORMAT_ALIASES.get(plain, plain)!r}")
+                raise ConfigError(
+                    f"output.formats: {format!r} is written {_FORMAT_ALIASES.get(plain, plain)!r}"
+                )
         score_fields = {f"{head}_score": head for head in heads}
         header: list[_Rule] = []
         scored: list[_Rule] = []
@@ -118,7 +134,13 @@ _Getter = Callable[[Facts, Mapping[str, float]], Any]
 
 
 def _field_rule(rule: FieldRule, head: str | None) -> _Rule:
-    get = _score(head) if head is not None else _metadata(rule.field) if rule.field.startswith(_METADATA) else _FIELDS[rule.field]
+    get = (
+        _score(head)
+        if head is not None
+        else _metadata(rule.field)
+        if rule.field.startswith(_METADATA)
+        else _FIELDS[rule.field]
+    )
     passes = _test(rule)
     failed = (FailedRule(rule.name, rule.action == "remove"),)
     return lambda facts, scores: () if passes(get(facts, scores)) else failed
@@ -134,8 +156,15 @@ def _custom_rule(plugin: Filter, failure: FailedRule) -> _Rule:
             keep, why = answer if isinstance(answer, tuple) else (answer, "")
             keep, why = bool(keep), _NOT_A_WORD.sub("_", why)[:40]
             answered = True
-        except Exception as error:  # one record that a plugin cannot judge must not cost the others anything
-            log.warning("filter %s raised %s: %s; the record fails it", failure.name, type(error).__name__, error)
+        except (
+            Exception
+        ) as error:  # one record that a plugin cannot judge must not cost the others anything
+            log.warning(
+                "filter %s raised %s: %s; the record fails it",
+                failure.name,
+                type(error).__name__,
+                error,
+            )
             raised += 1
             if not answered and raised >= _BROKEN_AFTER:
                 raise PluginError(
@@ -153,7 +182,9 @@ def _custom_rule(plugin: Filter, failure: FailedRule) -> _Rule:
 def _plugin(rule: CustomRule, where: str) -> Filter:
     plugin: Filter = build(rule.type, Filter, rule.args, where)  # type: ignore[type-abstract]
     if plugin.needs not in ("header", "scores"):
-        raise ConfigError(f"{where}: {rule.type}.needs is {plugin.needs!r}; make it 'header' or 'scores'")
+        raise ConfigError(
+            f"{where}: {rule.type}.needs is {plugin.needs!r}; make it 'header' or 'scores'"
+        )
     return plugin
 
 
@@ -161,7 +192,9 @@ def _plugin(rule: CustomRule, where: str) -> Filter:
 
 
 def _sides(pick: Callable[[int, int], float]) -> _Getter:
-    return lambda facts, _: None if facts.width is None or facts.height is None else pick(facts.width, facts.height)
+    return lambda facts, _: (
+        None if facts.width is None or facts.height is None else pick(facts.width, facts.height)
+    )
 
 
 _FIELDS: dict[str, _Getter] = {
@@ -204,7 +237,8 @@ def _metadata(field: str) -> _Getter:
     return get
 
 
-# Tests. Metadata from headers is always text, so where the rule names a number or a truth value, text that spells one counts as one.
+# Tests. Metadata from headers is always text, so where the rule names a number or a truth value,
+# text that spells one counts as one.
 
 
 def _test(rule: FieldRule) -> Callable[[Any], bool]:
@@ -227,7 +261,9 @@ def _test(rule: FieldRule) -> Callable[[Any], bool]:
 
 def _same(value: Any, expected: str | int | float | bool) -> bool:
     if isinstance(expected, bool):
-        return value is expected or (isinstance(value, str) and value.lower() == str(expected).lower())
+        return value is expected or (
+            isinstance(value, str) and value.lower() == str(expected).lower()
+        )
     if isinstance(expected, str):
         return isinstance(value, str) and value == expected
     return _number(value) == expected

@@ -1,6 +1,7 @@
 """The judge: embed, score, filter, pre-check. What is left undecided goes on to claim its place.
 
-The device thread. While a batch is computed on an accelerator, the one before it is filtered and pre-checked here.
+The device thread. While a batch is computed on an accelerator, the one before it is filtered and
+pre-checked here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,19 @@ from streamer.judge.batcher import Batch, Batcher
 from streamer.judge.filters import Rules
 from streamer.model.model import Embedded
 from streamer.ops.metrics import Metrics
-from streamer.records import F16, F32, I64, U8, Claim, Decision, Decoded, Facts, Record, Sample, Settled
+from streamer.records import (
+    F16,
+    F32,
+    I64,
+    U8,
+    Claim,
+    Decision,
+    Decoded,
+    Facts,
+    Record,
+    Sample,
+    Settled,
+)
 
 ACCEPTED = Decision("accepted")
 AHEAD = 1
@@ -96,7 +109,9 @@ class Judge:
 
     def _judge(self, batch: Batch, ticket: Ticket | None) -> Judged:
         n, names = len(batch.rows), self._model.score_names
-        rows = np.array([i for i, row in enumerate(batch.rows) if isinstance(row, Sample)], np.int64)
+        rows = np.array(
+            [i for i, row in enumerate(batch.rows) if isinstance(row, Sample)], np.int64
+        )
         embeddings = np.zeros((n, self._model.dim), np.float16)
         embedded = np.zeros(n, np.bool_)
         scores = {name: np.full(n, np.nan, np.float32) for name in names}
@@ -105,25 +120,52 @@ class Judge:
         if ticket is not None:
             with self._metrics.stage("embed"):
                 result = ticket.result()
-            embeddings[rows], embedded[rows], resident = result.embeddings, result.embedded, result.resident
+            embeddings[rows], embedded[rows], resident = (
+                result.embeddings,
+                result.embedded,
+                result.resident,
+            )
             failures = {int(rows[i]): error for i, error in result.failures.items()}
             for name in names:
                 scores[name][rows] = result.scores[name]
         with self._metrics.stage("filter"):
-            decisions = [self._decide(row, bool(embedded[i]), failures.get(i), i, scores) for i, row in enumerate(batch.rows)]
+            decisions = [
+                self._decide(row, bool(embedded[i]), failures.get(i), i, scores)
+                for i, row in enumerate(batch.rows)
+            ]
             for i, row in enumerate(batch.rows):
                 if row.prior is not None:
-                    decisions[i] = self._confirm(row, row.prior, decisions[i], batch.span.terms[row.record.partition].id)
+                    decisions[i] = self._confirm(
+                        row, row.prior, decisions[i], batch.span.terms[row.record.partition].id
+                    )
                     embeddings[i], embedded[i] = row.prior.vector, True
-        undecided = np.array([i for i, row in enumerate(batch.rows) if decisions[i].outcome == "accepted" and row.prior is None], np.int64)
+        undecided = np.array(
+            [
+                i
+                for i, row in enumerate(batch.rows)
+                if decisions[i].outcome == "accepted" and row.prior is None
+            ],
+            np.int64,
+        )
         with self._metrics.stage("claim"):
-            there = None if resident is None else Resident(resident, np.searchsorted(rows, undecided))
+            there = (
+                None if resident is None else Resident(resident, np.searchsorted(rows, undecided))
+            )
             claimed, seen = self._look_up(undecided, embeddings, there, decisions)
         records: list[Record] = [row.record for row in batch.rows]
         facts: list[Facts] = [row.facts for row in batch.rows]
-        return Judged(batch.span, records, facts, decisions, embeddings, embedded, scores, claimed, seen)
+        return Judged(
+            batch.span, records, facts, decisions, embeddings, embedded, scores, claimed, seen
+        )
 
-    def _decide(self, row: Decoded, is_embedded: bool, failure: InvalidRecord | None, i: int, scores: Mapping[str, F32]) -> Decision:
+    def _decide(
+        self,
+        row: Decoded,
+        is_embedded: bool,
+        failure: InvalidRecord | None,
+        i: int,
+        scores: Mapping[str, F32],
+    ) -> Decision:
         """The decision about row ``i`` if the record is nobody's duplicate."""
         if isinstance(row, Settled):
             return row.decision
@@ -133,30 +175,53 @@ class Judge:
             return Decision("invalid", "embedding_not_finite")
         failures = row.failures
         if self._rules.score_rules:
-            failures = [*failures, *self._rules.score_rules.check(row.facts, {name: float(column[i]) for name, column in scores.items()})]
+            failures = [
+                *failures,
+                *self._rules.score_rules.check(
+                    row.facts, {name: float(column[i]) for name, column in scores.items()}
+                ),
+            ]
         if not failures:
             return ACCEPTED
         flags = tuple(dict.fromkeys(f.name for f in failures))
         reason = next((f.name for f in failures if f.removes), None)
-        return Decision("accepted", None, flags) if reason is None else Decision("filtered", reason, flags)
+        return (
+            Decision("accepted", None, flags)
+            if reason is None
+            else Decision("filtered", reason, flags)
+        )
 
     def _confirm(self, row: Decoded, prior: Claim, now: Decision, term: int) -> Decision:
-        """The outcome of an earlier claim of the same origin is final; only what cannot be written down any more can no longer be accepted."""
+        """The outcome of an earlier claim of the same origin is final; only what cannot be written
+        down any more can no longer be accepted."""
         outcome = by_prior(prior, now, self._flag_duplicates)
-        if outcome.outcome != "accepted" or (row.facts.data is not None and row.facts.format is not None):
+        if outcome.outcome != "accepted" or (
+            row.facts.data is not None and row.facts.format is not None
+        ):
             return outcome
         if not prior.won:  # a flagged duplicate: nobody counts on it
             return now._replace(claim=prior.position)
         self._stage.withdraw(row.record.partition, row.record.offset, term)
-        return Decision("invalid", "withdrawn", now.flags, claim=prior.position, detail=now.reason or "")
+        return Decision(
+            "invalid", "withdrawn", now.flags, claim=prior.position, detail=now.reason or ""
+        )
 
-    def _look_up(self, undecided: I64, embeddings: F16, there: Resident | None, decisions: list[Decision]) -> tuple[I64, int]:
-        """The pre-check: against winners already applied, never against batch-mates. Returns the rows left to claim, and ``seen``."""
+    def _look_up(
+        self, undecided: I64, embeddings: F16, there: Resident | None, decisions: list[Decision]
+    ) -> tuple[I64, int]:
+        """The pre-check: against winners already applied, never against batch-mates. Returns the
+        rows left to claim, and ``seen``."""
         if self._meld is None or len(undecided) == 0:
             return undecided[:0], 0
         found = self._meld.precheck(embeddings[undecided], there)
         hits = found.winners >= 0
         for k in np.flatnonzero(hits):
             row = int(undecided[k])
-            decisions[row] = duplicate(decisions[row], found.origins[k], float(found.similarity[k]), None, self._flag_duplicates)
+            decisions[row] = duplicate(
+                decisions[row],
+                found.origins[k],
+                float(found.similarity[k]),
+                None,
+                self._flag_duplicates,
+            )
         return undecided[~hits], found.seen

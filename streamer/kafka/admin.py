@@ -1,4 +1,5 @@
-"""Questions to the cluster, and the dataset's own topics. Every call is bounded in time; errors are ours, with place and fix."""
+"""Questions to the cluster, and the dataset's own topics. Every call is bounded in time; errors are
+ours, with place and fix."""
 
 from __future__ import annotations
 
@@ -7,7 +8,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from streamer.config import Config, Kafka
@@ -19,7 +27,8 @@ T = TypeVar("T")
 LOG_SETTINGS = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 """Of the claim log and the commit log: nothing in them may ever go."""
 LOG_MESSAGE_BYTES = 8_000_000
-"""Wished for when the logs are created; what the broker gives is read back with `Admin.message_limit`."""
+"""Wished for when the logs are created; what the broker gives is read back with
+`Admin.message_limit`."""
 LEAST_MESSAGE_BYTES = 1_000_000
 """Below that a manifest or a micro-batch of claims may not fit. Kafka's default is 1 048 588."""
 DEAD_LETTER_BYTES = 16_384
@@ -46,22 +55,28 @@ class CommittedOffset:
 @dataclass(frozen=True, slots=True)
 class GroupState:
     state: str
-    """``empty``, ``stable``, ``preparing_rebalancing``, ``completing_rebalancing``, …; ``dead`` if there is no such group."""
+    """``empty``, ``stable``, ``preparing_rebalancing``, ``completing_rebalancing``, …; ``dead`` if
+    there is no such group."""
     members: int
 
 
 class Admin:
     """One admin client. Any thread; every method blocks for ``timeout_s`` at most.
 
-    Raises DependencyError naming the bootstrap servers when none answers, and otherwise what `explain` says.
+    Raises DependencyError naming the bootstrap servers when none answers, and otherwise what
+    `explain` says.
     """
 
     def __init__(self, kafka: Kafka, timeout_s: float = 10.0) -> None:
-        """Connects to nothing yet. Raises ConfigError for a property of ``kafka.client`` that is refused or wrong."""
+        """Connects to nothing yet. Raises ConfigError for a property of ``kafka.client`` that is
+        refused or wrong."""
         self._servers = kafka.bootstrap_servers
         self._timeout_s = timeout_s
         self._troubles: list[str] = []
-        own = {"log_level": 0, "error_cb": self._remember}  # the reasons go into our message instead of onto the terminal
+        own = {
+            "log_level": 0,
+            "error_cb": self._remember,
+        }  # the reasons go into our message instead of onto the terminal
         try:
             self._client = AdminClient(client_config(kafka, {}, own))
         except KafkaException as error:
@@ -73,10 +88,14 @@ class Admin:
         """None if there is no such topic."""
 
         def ask(left: float) -> TopicInfo | None:
-            described = self._client.describe_topics(TopicCollection([name]), request_timeout=left)[name].result()
+            described = self._client.describe_topics(TopicCollection([name]), request_timeout=left)[
+                name
+            ].result()
             return TopicInfo(name, str(described.topic_id), len(described.partitions))
 
-        return self._ask(ask, f"looking up the topic {name}", {KafkaError.UNKNOWN_TOPIC_OR_PART: None})
+        return self._ask(
+            ask, f"looking up the topic {name}", {KafkaError.UNKNOWN_TOPIC_OR_PART: None}
+        )
 
     def topic_id(self, name: str) -> str:
         """Raises DependencyError if there is no such topic."""
@@ -86,7 +105,8 @@ class Admin:
         return found.id
 
     def create(self, name: str, partitions: int, settings: Mapping[str, str] | None = None) -> bool:
-        """Creates a topic with the broker's default replication, and waits for its leaders. False if it was there already."""
+        """Creates a topic with the broker's default replication, and waits for its leaders. False
+        if it was there already."""
         made = self._create(name, partitions, settings or {}, {})
         self._wait_for_leaders(name)
         return made
@@ -96,20 +116,25 @@ class Admin:
         resource = ConfigResource(ResourceType.TOPIC, name)
 
         def ask(left: float) -> Mapping[str, str]:
-            entries = self._client.describe_configs([resource], request_timeout=left)[resource].result()
+            entries = self._client.describe_configs([resource], request_timeout=left)[
+                resource
+            ].result()
             return {entry.name: entry.value for entry in entries.values()}
 
         return self._ask(ask, f"reading the settings of the topic {name}")
 
     def message_limit(self, name: str) -> int:
-        """``max.message.bytes`` of a topic: the most a record batch, so a record, may have with its framing."""
+        """``max.message.bytes`` of a topic: the most a record batch, so a record, may have with its
+        framing."""
         return int(self.settings(name)["max.message.bytes"])
 
     def ensure_dataset_topics(self, config: Config) -> None:
-        """Creates the claim log, the commit log and the dead letters topic where they are missing, and checks what is there.
+        """Creates the claim log, the commit log and the dead letters topic where they are missing,
+        and checks what is there.
 
-        Several replicas may do so at once. Raises DependencyError if the input topic is missing (it is never created), or if
-        a topic's partitions or settings are wrong, naming the command that mends them.
+        Several replicas may do so at once. Raises DependencyError if the input topic is missing (it
+        is never created), or if a topic's partitions or settings are wrong, naming the command that
+        mends them.
         """
         if self.topic(config.kafka.topic) is None:
             raise DependencyError(
@@ -119,7 +144,8 @@ class Admin:
         for name in (config.claims_topic, config.commits_topic):
             self._ensure(name, {**LOG_SETTINGS, "max.message.bytes": str(LOG_MESSAGE_BYTES)})
             self._check_log(name)
-        # A record that the input topic let through must fit, with the headers that say why it is here.
+        # A record that the input topic let through must fit, with the headers that say why it is
+        # here.
         limit = min(self.message_limit(config.kafka.topic) + DEAD_LETTER_BYTES, 2**31 - 1)
         self._ensure(config.dead_topic, {"max.message.bytes": str(limit)})
         if "compact" in (policy := self.settings(config.dead_topic)["cleanup.policy"]):
@@ -128,34 +154,55 @@ class Admin:
     # Offsets
 
     def begin_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
-        return self._offsets(topic, partitions, OffsetSpec.earliest(), IsolationLevel.READ_UNCOMMITTED)
+        return self._offsets(
+            topic, partitions, OffsetSpec.earliest(), IsolationLevel.READ_UNCOMMITTED
+        )
 
-    def end_offsets(self, topic: str, partitions: Collection[int], committed: bool) -> dict[int, int]:
-        """One past the last record. ``committed``: the last stable offset, before the first open transaction; else the high watermark."""
+    def end_offsets(
+        self, topic: str, partitions: Collection[int], committed: bool
+    ) -> dict[int, int]:
+        """One past the last record. ``committed``: the last stable offset, before the first open
+        transaction; else the high watermark."""
         isolation = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
         return self._offsets(topic, partitions, OffsetSpec.latest(), isolation)
 
-    def offsets_at(self, topic: str, partitions: Collection[int], timestamp_ms: int) -> dict[int, int]:
-        """The first offset with a timestamp (UTC milliseconds) at or after the given one; the high watermark where there is none."""
-        # The watermarks first: a record that comes between the two questions must not be passed over.
+    def offsets_at(
+        self, topic: str, partitions: Collection[int], timestamp_ms: int
+    ) -> dict[int, int]:
+        """The first offset with a timestamp (UTC milliseconds) at or after the given one; the high
+        watermark where there is none."""
+        # The watermarks first: a record that comes between the two questions must not be passed
+        # over.
         ends = self.end_offsets(topic, partitions, committed=False)
-        spec = OffsetSpec.for_timestamp(max(timestamp_ms, 0))  # negative ones are words to Kafka: -1 the end, -2 the beginning
+        spec = OffsetSpec.for_timestamp(
+            max(timestamp_ms, 0)
+        )  # negative ones are words to Kafka: -1 the end, -2 the beginning
         found = self._offsets(topic, partitions, spec, IsolationLevel.READ_UNCOMMITTED)
         return {p: offset if offset >= 0 else ends[p] for p, offset in found.items()}
 
-    def _offsets(self, topic: str, partitions: Collection[int], spec: OffsetSpec, isolation: IsolationLevel) -> dict[int, int]:
+    def _offsets(
+        self, topic: str, partitions: Collection[int], spec: OffsetSpec, isolation: IsolationLevel
+    ) -> dict[int, int]:
         if not partitions:
             return {}
 
         def ask(left: float) -> dict[int, int]:
             wanted = {TopicPartition(topic, p): spec for p in partitions}
-            futures = self._client.list_offsets(wanted, isolation_level=isolation, request_timeout=left)
+            futures = self._client.list_offsets(
+                wanted, isolation_level=isolation, request_timeout=left
+            )
             try:
                 return {tp.partition: future.result().offset for tp, future in futures.items()}
             except KafkaException as error:
-                if error.args[0].code() in (KafkaError._NOENT, KafkaError._UNKNOWN_PARTITION):  # or only no leader for now
+                if error.args[0].code() in (
+                    KafkaError._NOENT,
+                    KafkaError._UNKNOWN_PARTITION,
+                ):  # or only no leader for now
                     self._check_partitions(topic, partitions)
-                if error.args[0].code() in (KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH):
+                if error.args[0].code() in (
+                    KafkaError.FENCED_LEADER_EPOCH,
+                    KafkaError.UNKNOWN_LEADER_EPOCH,
+                ):
                     self._client.list_topics(
                         topic, timeout=left
                     )  # a broker was restarted: the client asks with the old leader's epoch until it looks
@@ -165,32 +212,52 @@ class Admin:
 
     # Groups
 
-    def committed(self, group: str, topic: str, partitions: Collection[int]) -> dict[int, CommittedOffset]:
+    def committed(
+        self, group: str, topic: str, partitions: Collection[int]
+    ) -> dict[int, CommittedOffset]:
         """The group's stable committed offsets; a partition without one is left out.
 
         Raises TemporaryError while an open transaction hides them: unknown is not none.
         """
         if not partitions:
             return {}
-        request = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, p) for p in partitions])
+        request = ConsumerGroupTopicPartitions(
+            group, [TopicPartition(topic, p) for p in partitions]
+        )
 
         def ask(left: float) -> dict[int, CommittedOffset]:
-            futures = self._client.list_consumer_group_offsets([request], require_stable=True, request_timeout=left)
+            futures = self._client.list_consumer_group_offsets(
+                [request], require_stable=True, request_timeout=left
+            )
             answer = futures[group].result().topic_partitions
             for tp in answer:
                 if tp.error is not None:
                     raise KafkaException(tp.error)
-            return {tp.partition: CommittedOffset(tp.offset, tp.metadata or "") for tp in answer if tp.offset >= 0}
+            return {
+                tp.partition: CommittedOffset(tp.offset, tp.metadata or "")
+                for tp in answer
+                if tp.offset >= 0
+            }
 
         nothing: dict[int, CommittedOffset] = {}
-        return self._ask(ask, f"reading the committed offsets of the group {group}", {KafkaError.GROUP_ID_NOT_FOUND: nothing})
+        return self._ask(
+            ask,
+            f"reading the committed offsets of the group {group}",
+            {KafkaError.GROUP_ID_NOT_FOUND: nothing},
+        )
 
     def group_state(self, group: str) -> GroupState:
         def ask(left: float) -> GroupState:
-            described = self._client.describe_consumer_groups([group], request_timeout=left)[group].result()
+            described = self._client.describe_consumer_groups([group], request_timeout=left)[
+                group
+            ].result()
             return GroupState(described.state.name.lower(), len(described.members))
 
-        return self._ask(ask, f"describing the group {group}", {KafkaError.GROUP_ID_NOT_FOUND: GroupState("dead", 0)})
+        return self._ask(
+            ask,
+            f"describing the group {group}",
+            {KafkaError.GROUP_ID_NOT_FOUND: GroupState("dead", 0)},
+        )
 
     # Inside
 
@@ -199,7 +266,8 @@ class Admin:
             self._troubles = [*self._troubles, plain(error)][-1:]
 
     def _ask(self, ask: Callable[[float], T], doing: str, answers: Mapping[int, T] = {}) -> T:
-        """``ask(seconds left)``, again while the broker says *later*; ``answers``: error codes that are an answer."""
+        """``ask(seconds left)``, again while the broker says *later*; ``answers``: error codes that
+        are an answer."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
@@ -213,8 +281,15 @@ class Admin:
                     if time.monotonic() < deadline - _PAUSE_S:
                         time.sleep(_PAUSE_S)
                         continue
-                    raise TemporaryError(f"{doing}: not within {self._timeout_s:.0f} s: {plain(error)}. Try again.") from None
-                if error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE):
+                    raise TemporaryError(
+                        f"{doing}: not within {self._timeout_s:.0f} s: {plain(error)}. Try again."
+                    ) from None
+                if error.code() in (
+                    KafkaError._TIMED_OUT,
+                    KafkaError._TRANSPORT,
+                    KafkaError._ALL_BROKERS_DOWN,
+                    KafkaError._RESOLVE,
+                ):
                     raise self._unreachable(doing, error) from None
                 raise explain(error, f"{doing} at {self._servers}") from None
 
@@ -230,27 +305,46 @@ class Admin:
         info = self.topic(topic)
         if info is None or max(partitions) >= info.partitions:
             there = (
-                f"the topic {topic} has {info.partitions} partitions, not {max(partitions) + 1}" if info else f"there is no topic {topic}"
+                f"the topic {topic} has {info.partitions} partitions, not {max(partitions) + 1}"
+                if info
+                else f"there is no topic {topic}"
             )
-            raise DependencyError(f"reading the offsets of the topic {topic}: {there} at {self._servers}. Was it made again?")
+            raise DependencyError(
+                f"reading the offsets of the topic {topic}: {there} at {self._servers}. Was it made again?"
+            )
 
     def _wait_for_leaders(self, name: str) -> None:
         deadline = time.monotonic() + self._timeout_s
         while time.monotonic() < deadline:
-            found = self._ask(lambda left: self._client.list_topics(name, timeout=left), f"looking up the topic {name}").topics[name]
-            if found.error is None and found.partitions and all(p.leader >= 0 for p in found.partitions.values()):
+            found = self._ask(
+                lambda left: self._client.list_topics(name, timeout=left),
+                f"looking up the topic {name}",
+            ).topics[name]
+            if (
+                found.error is None
+                and found.partitions
+                and all(p.leader >= 0 for p in found.partitions.values())
+            ):
                 return
             time.sleep(_PAUSE_S)
-        raise TemporaryError(f"the topic {name} at {self._servers} has no leader after {self._timeout_s:.0f} s. Start again.")
+        raise TemporaryError(
+            f"the topic {name} at {self._servers} has no leader after {self._timeout_s:.0f} s. Start again."
+        )
 
-    def _create(self, name: str, partitions: int, settings: Mapping[str, str], answers: Mapping[int, bool]) -> bool:
+    def _create(
+        self, name: str, partitions: int, settings: Mapping[str, str], answers: Mapping[int, bool]
+    ) -> bool:
         new = NewTopic(name, partitions, -1, config=dict(settings))
 
         def ask(left: float) -> bool:
-            self._client.create_topics([new], request_timeout=left, operation_timeout=left)[name].result()
+            self._client.create_topics([new], request_timeout=left, operation_timeout=left)[
+                name
+            ].result()
             return True
 
-        return self._ask(ask, f"creating the topic {name}", {KafkaError.TOPIC_ALREADY_EXISTS: False, **answers})
+        return self._ask(
+            ask, f"creating the topic {name}", {KafkaError.TOPIC_ALREADY_EXISTS: False, **answers}
+        )
 
     def _ensure(self, name: str, settings: Mapping[str, str]) -> None:
         if self.topic(name) is not None:
@@ -258,7 +352,12 @@ class Admin:
         refused = {KafkaError.POLICY_VIOLATION: False, KafkaError.INVALID_CONFIG: False}
         if not self._create(name, 1, settings, refused) and self.topic(name) is None:
             # Managed clusters cap max.message.bytes: then their default must do.
-            self._create(name, 1, {key: value for key, value in settings.items() if key != "max.message.bytes"}, {})
+            self._create(
+                name,
+                1,
+                {key: value for key, value in settings.items() if key != "max.message.bytes"},
+                {},
+            )
         self._wait_for_leaders(name)
 
     def _check_log(self, name: str) -> None:
@@ -273,7 +372,9 @@ class Admin:
             if actual[setting] != value:
                 raise self._wrong(name, setting, actual[setting], value)
         if int(actual["max.message.bytes"]) < LEAST_MESSAGE_BYTES:
-            raise self._wrong(name, "max.message.bytes", actual["max.message.bytes"], str(LOG_MESSAGE_BYTES))
+            raise self._wrong(
+                name, "max.message.bytes", actual["max.message.bytes"], str(LOG_MESSAGE_BYTES)
+            )
 
     def _wrong(self, name: str, setting: str, actual: str, needed: str) -> DependencyError:
         return DependencyError(
@@ -282,7 +383,11 @@ class Admin:
         )
 
 
-_LATER = {KafkaError.UNSTABLE_OFFSET_COMMIT, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE}
+_LATER = {
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+}
 _LATER |= {
     KafkaError._NOENT,
     KafkaError.NOT_COORDINATOR,

@@ -1,4 +1,5 @@
-"""The claim log's topic (section 6.1): append, tail, apply. See `streamer.kafka.claims` for the stage of the line on top of it."""
+"""The claim log's topic (section 6.1): append, tail, apply. See `streamer.kafka.claims` for the
+stage of the line on top of it."""
 
 from __future__ import annotations
 
@@ -23,9 +24,12 @@ _FRAME = 2_000
 
 
 class ClaimLog:
-    """NAME.claims: appended by an idempotent, non-transactional producer, tailed from its beginning, or a snapshot, and melded in its order."""
+    """NAME.claims: appended by an idempotent, non-transactional producer, tailed from its
+    beginning, or a snapshot, and melded in its order."""
 
-    def __init__(self, config: Config, meld: Meld, binding: DatasetEntry, message_limit: int) -> None:
+    def __init__(
+        self, config: Config, meld: Meld, binding: DatasetEntry, message_limit: int
+    ) -> None:
         """``message_limit``: the topic's max.message.bytes. Connects to nothing yet."""
         self.meld = meld
         self._config = config
@@ -33,7 +37,11 @@ class ClaimLog:
         self._binding = binding
         self._limit = message_limit - _FRAME
         self._producer = Producer(producer_config(config))
-        self._consumer = Consumer(consumer_config(config, f"{config.group}.claim-log-reader", isolation="read_uncommitted"))
+        self._consumer = Consumer(
+            consumer_config(
+                config, f"{config.group}.claim-log-reader", isolation="read_uncommitted"
+            )
+        )
         self._consumer.assign([TopicPartition(self.topic, 0, 0)])
         self.offset = 0
         """Of the next entry to apply."""
@@ -66,9 +74,11 @@ class ClaimLog:
         self._consumer.assign([TopicPartition(self.topic, 0, header.offset)])
 
     def restore(self, admin: Admin, progress: Callable[[int, int], None]) -> None:
-        """Reads the log, or what `resume` left of it, to its end, and binds the dataset if nobody did. Main thread, before `tail` runs.
+        """Reads the log, or what `resume` left of it, to its end, and binds the dataset if nobody
+        did. Main thread, before `tail` runs.
 
-        Raises DatasetMismatch (another topic, model, dimension, threshold or meld version), ProtocolError, DependencyError.
+        Raises DatasetMismatch (another topic, model, dimension, threshold or meld version),
+        ProtocolError, DependencyError.
         """
         begin = admin.begin_offsets(self.topic, [0])[0]
         if begin > 0:
@@ -79,25 +89,32 @@ class ClaimLog:
             self.flush(ENTRY_DEADLINE_S)
             self.read_to(admin.end_offsets(self.topic, [0], committed=False)[0], progress)
         if self._bound is None:
-            raise TemporaryError(f"{self.topic}: the first entry could not be written within {ENTRY_DEADLINE_S:.0f} s. Start again.")
+            raise TemporaryError(
+                f"{self.topic}: the first entry could not be written within {ENTRY_DEADLINE_S:.0f} s. Start again."
+            )
         if self._bound != self._binding:
             raise DatasetMismatch(_mismatch(self._config.dataset, self._bound, self._binding))
 
     def read_to(self, end: int, progress: Callable[[int, int], None]) -> None:
-        """Applies the entries below offset ``end`` and no other; ``progress`` receives the offset and ``end``."""
+        """Applies the entries below offset ``end`` and no other; ``progress`` receives the offset
+        and ``end``."""
         waited = time.monotonic()
         while self.offset < end:
             if self.tail(0.2, end):
                 waited = time.monotonic()
                 progress(self.offset, end)
             elif time.monotonic() - waited > ENTRY_DEADLINE_S:
-                raise TemporaryError(f"{self.topic}: no answer from the broker at offset {self.offset} of {end}. Start again.")
+                raise TemporaryError(
+                    f"{self.topic}: no answer from the broker at offset {self.offset} of {end}. Start again."
+                )
 
     def append(self, entry: Entry) -> None:
         """Any thread; blocks only while the producer's queue is full."""
         while True:
             try:
-                self._producer.produce(self.topic, encode(entry), partition=0, on_delivery=self._delivered)
+                self._producer.produce(
+                    self.topic, encode(entry), partition=0, on_delivery=self._delivered
+                )
                 return
             except BufferError:
                 self._producer.poll(0.05)
@@ -114,7 +131,8 @@ class ClaimLog:
         return parts
 
     def tail(self, timeout: float, end: int | None = None) -> list[tuple[Entry, Applied]]:
-        """Applies what is there, below offset ``end`` if that is given, waiting at most ``timeout`` seconds for the first entry. One thread at a time."""
+        """Applies what is there, below offset ``end`` if that is given, waiting at most ``timeout``
+        seconds for the first entry. One thread at a time."""
         self._producer.poll(0)
         if self._failed:
             raise explain(self._failed[0], f"appending to {self.topic}")
@@ -129,7 +147,9 @@ class ClaimLog:
                     if entry != self._binding:
                         raise DatasetMismatch(_mismatch(self._config.dataset, entry, self._binding))
                 elif self._bound is None:
-                    raise ProtocolError(f"{self.topic}: the first entry is not the dataset's; this topic is no claim log")
+                    raise ProtocolError(
+                        f"{self.topic}: the first entry is not the dataset's; this topic is no claim log"
+                    )
                 applied.append((entry, self.meld.apply(entry)))
                 self.offset = message.offset() + 1
             elif is_final(error):
@@ -151,18 +171,27 @@ class ClaimLog:
 
 
 def bound_to(config: Config, admin: Admin) -> DatasetEntry:
-    """What the first entry of the claim log binds the dataset to, whatever the config says. Joins no group, appends nothing.
+    """What the first entry of the claim log binds the dataset to, whatever the config says. Joins
+    no group, appends nothing.
 
-    Raises DependencyError where there is no log, or nothing in it; ProtocolError where it is none, or its beginning is gone.
+    Raises DependencyError where there is no log, or nothing in it; ProtocolError where it is none,
+    or its beginning is gone.
     """
     topic = config.claims_topic
     admin.topic_id(topic)
-    begin, end = admin.begin_offsets(topic, [0])[0], admin.end_offsets(topic, [0], committed=False)[0]
+    begin, end = (
+        admin.begin_offsets(topic, [0])[0],
+        admin.end_offsets(topic, [0], committed=False)[0],
+    )
     if begin > 0:
         raise _beheaded(topic, begin)
     if end == 0:
-        raise DependencyError(f"{topic}: the claim log is empty: no replica of the dataset {config.dataset!r} has run yet")
-    consumer = Consumer(consumer_config(config, f"{config.group}.claim-log-reader", isolation="read_uncommitted"))
+        raise DependencyError(
+            f"{topic}: the claim log is empty: no replica of the dataset {config.dataset!r} has run yet"
+        )
+    consumer = Consumer(
+        consumer_config(config, f"{config.group}.claim-log-reader", isolation="read_uncommitted")
+    )
     try:
         consumer.assign([TopicPartition(topic, 0, 0)])
         deadline = time.monotonic() + ENTRY_DEADLINE_S
@@ -174,11 +203,15 @@ def bound_to(config: Config, admin: Admin) -> DatasetEntry:
                 raise explain(error, f"reading {topic}")
             entry = decode(message.value() or b"")
             if not isinstance(entry, DatasetEntry):
-                raise ProtocolError(f"{topic}: the first entry is not the dataset's; this topic is no claim log")
+                raise ProtocolError(
+                    f"{topic}: the first entry is not the dataset's; this topic is no claim log"
+                )
             return entry
     finally:
         consumer.close()
-    raise TemporaryError(f"{topic}: no answer from the broker within {ENTRY_DEADLINE_S:.0f} s. Try again.")
+    raise TemporaryError(
+        f"{topic}: no answer from the broker within {ENTRY_DEADLINE_S:.0f} s. Try again."
+    )
 
 
 def _beheaded(topic: str, begin: int) -> ProtocolError:
@@ -197,7 +230,9 @@ def _mismatch(dataset: str, bound: DatasetEntry, ours: DatasetEntry) -> str:
         "meld_version": "meld version",
     }
     differences = [
-        f"{names[f]} is {getattr(bound, f)!r} there and {getattr(ours, f)!r} here" for f in names if getattr(bound, f) != getattr(ours, f)
+        f"{names[f]} is {getattr(bound, f)!r} there and {getattr(ours, f)!r} here"
+        for f in names
+        if getattr(bound, f) != getattr(ours, f)
     ]
     return (
         f"dataset {dataset!r} exists with another setting: {'; '.join(differences)}. One dataset has one answer: set it back, or replay the backlog "

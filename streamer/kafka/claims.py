@@ -1,5 +1,6 @@
-"""The line's stage on the claim log, where replicas agree on who was first: judged batches go in, decided batches come out in the
-same order, as soon as their own claims came back and were melded."""
+"""The line's stage on the claim log, where replicas agree on who was first: judged batches go in,
+decided batches come out in the same order, as soon as their own claims came back and were melded.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +27,18 @@ from streamer.wire.claim import Claims, Open, Withdraw
 MAX_IN_FLIGHT = 4
 """Batches whose claims are on their way: enough to hide the round trip (section 6.1)."""
 MAX_ROWS = W // 8
-"""Claims on their way, and of batches that wait for a verdict, unless one batch alone has more: a claim is void when W others come between
-its search and itself. Of a larger batch so many are claimed at a time."""
+"""Claims on their way, and of batches that wait for a verdict, unless one batch alone has more: a
+claim is void when W others come between its search and itself. Of a larger batch so many are
+claimed at a time."""
 RENEW_AFTER = 50_000
-"""Claims of a partition after which its owner appends a renewed open, which lets every replica forget older losers."""
+"""Claims of a partition after which its owner appends a renewed open, which lets every replica
+forget older losers."""
 
 
 @dataclass(slots=True)
 class _Pending:
-    """A judged batch in the queue. ``missing`` rows of it have no verdict yet, of which ``unclaimed`` wait for the others; the first claims
-    were written at ``started``."""
+    """A judged batch in the queue. ``missing`` rows of it have no verdict yet, of which
+    ``unclaimed`` wait for the others; the first claims were written at ``started``."""
 
     judged: Judged
     missing: int
@@ -44,8 +47,8 @@ class _Pending:
 
 
 class ClaimStage:
-    """Turns judged batches into decided ones. `submit` and `withdraw` belong to the device thread, `run` to the claims thread,
-    `prior` and `position` to any, the rest to the Kafka thread."""
+    """Turns judged batches into decided ones. `submit` and `withdraw` belong to the device thread,
+    `run` to the claims thread, `prior` and `position` to any, the rest to the Kafka thread."""
 
     def __init__(
         self, config: Config, log: ClaimLog, decided: Channel[Decided], fence: Fence, failure: Failure, metrics: Metrics,
@@ -64,7 +67,9 @@ class ClaimStage:
         self._changed = threading.Condition()
         """Guards all that follows, but for ``_emitting``, and tells whoever waits."""
         self._queue: deque[_Pending] = deque()
-        self._in_flight: dict[tuple[int, int], tuple[_Pending, np.ndarray]] = {}  # (term, first offset) of an entry → rows
+        self._in_flight: dict[
+            tuple[int, int], tuple[_Pending, np.ndarray]
+        ] = {}  # (term, first offset) of an entry → rows
         self._terms: dict[int, int] = {}
         self._opened: dict[int, int] = {}
         self._claimed: dict[int, int] = {}
@@ -75,10 +80,12 @@ class ClaimStage:
     # The Kafka thread
 
     def open(self, terms: Sequence[Term], serve: Callable[[], None]) -> None:
-        """Appends ``open`` entries and waits until they are read back; from then on every earlier owner's claims are applied.
+        """Appends ``open`` entries and waits until they are read back; from then on every earlier
+        owner's claims are applied.
 
-        Raises TemporaryError when a newer owner's open is found, or none is read back within `ENTRY_DEADLINE_S`; ProtocolError when an
-        open of somebody else begins beyond our start: no claim of what lies between could ever count.
+        Raises TemporaryError when a newer owner's open is found, or none is read back within
+        `ENTRY_DEADLINE_S`; ProtocolError when an open of somebody else begins beyond our start: no
+        claim of what lies between could ever count.
         """
         with self._changed:
             for term in terms:
@@ -105,7 +112,9 @@ class ClaimStage:
                         f"partition {term.partition} was taken over by another replica while it was being opened. Start again."
                     )
                 if time.monotonic() > deadline:
-                    raise TemporaryError(f"{self._log.topic}: an entry was not read back within {ENTRY_DEADLINE_S:.0f} s. Start again.")
+                    raise TemporaryError(
+                        f"{self._log.topic}: an entry was not read back within {ENTRY_DEADLINE_S:.0f} s. Start again."
+                    )
                 self._failure.raise_if_any()
                 serve()
                 with self._changed:
@@ -119,7 +128,8 @@ class ClaimStage:
             self.superseded = self.superseded - set(partitions)
 
     def renew(self, committed: Mapping[int, int], terms: Mapping[int, Term]) -> None:
-        """After a commit: lets all replicas forget the losers below the committed offsets, once they are many."""
+        """After a commit: lets all replicas forget the losers below the committed offsets, once
+        they are many."""
         with self._changed:
             for partition, offset in committed.items():
                 if partition in terms and self._claimed.get(partition, 0) >= RENEW_AFTER:
@@ -151,9 +161,11 @@ class ClaimStage:
     # The device thread
 
     def submit(self, judged: Judged) -> None:
-        """Claims what needs a claim. Blocks while `MAX_IN_FLIGHT` batches wait, or `MAX_ROWS` claims of them.
+        """Claims what needs a claim. Blocks while `MAX_IN_FLIGHT` batches wait, or `MAX_ROWS`
+        claims of them.
 
-        Where the log went on by half of W meanwhile, it is searched again first: the claims would soon be void.
+        Where the log went on by half of W meanwhile, it is searched again first: the claims would
+        soon be void.
         """
         rows, waited = judged.claimed, False
         with self._changed:
@@ -174,13 +186,17 @@ class ClaimStage:
         return len(self._queue) >= MAX_IN_FLIGHT or (waiting > 0 and waiting + more > MAX_ROWS)
 
     def withdraw(self, partition: int, offset: int, term: int) -> None:
-        """A winner that can never be delivered. Blocks until the entry is in the log, which is before any commit that skips the record."""
+        """A winner that can never be delivered. Blocks until the entry is in the log, which is
+        before any commit that skips the record."""
         self._log.append(Withdraw(partition, offset, term))
         if self._log.flush(ENTRY_DEADLINE_S):
-            raise TemporaryError(f"{self._log.topic}: an entry could not be written within {ENTRY_DEADLINE_S:.0f} s. Start again.")
+            raise TemporaryError(
+                f"{self._log.topic}: an entry could not be written within {ENTRY_DEADLINE_S:.0f} s. Start again."
+            )
 
     def _claim_next(self, pending: _Pending, waited: bool) -> None:
-        """Claims `MAX_ROWS` of a batch that has none on their way. ``waited``: perhaps for so long that they are searched for again first."""
+        """Claims `MAX_ROWS` of a batch that has none on their way. ``waited``: perhaps for so long
+        that they are searched for again first."""
         while len(pending.unclaimed) and pending.missing == len(pending.unclaimed):
             rows, pending.unclaimed = pending.unclaimed[:MAX_ROWS], pending.unclaimed[MAX_ROWS:]
             seen = pending.judged.seen
@@ -200,7 +216,9 @@ class ClaimStage:
             mine = partitions == partition
             term = judged.span.terms[int(partition)].id
             entry = Claims(int(partition), term, seen, offsets[mine], judged.embeddings[rows[mine]])
-            self._claimed[int(partition)] = self._claimed.get(int(partition), 0) + len(entry.offsets)
+            self._claimed[int(partition)] = self._claimed.get(int(partition), 0) + len(
+                entry.offsets
+            )
             at = 0
             for part in self._log.append_claims(entry):
                 n = len(part.offsets)
@@ -226,7 +244,12 @@ class ClaimStage:
     def _watch(self, entry: Open) -> None:
         latest = self._meld.open_of(entry.partition)
         ours = self._terms.get(entry.partition)
-        if ours is not None and latest is not None and latest.term == entry.term != ours and self._held(entry.partition, ours):
+        if (
+            ours is not None
+            and latest is not None
+            and latest.term == entry.term != ours
+            and self._held(entry.partition, ours)
+        ):
             self.superseded = self.superseded | {entry.partition}
 
     def _held(self, partition: int, term: int) -> bool:
@@ -243,10 +266,18 @@ class ClaimStage:
         for k, row in enumerate(rows):
             status = int(outcome.status[k])
             if status == WON:
-                judged.decisions[row] = judged.decisions[row]._replace(claim=int(outcome.positions[k]))
+                judged.decisions[row] = judged.decisions[row]._replace(
+                    claim=int(outcome.positions[k])
+                )
             elif status == LOST:
                 winner, similarity = outcome.origins[k], float(outcome.similarity[k])
-                judged.decisions[row] = duplicate(judged.decisions[row], winner, similarity, int(outcome.positions[k]), self._flags)
+                judged.decisions[row] = duplicate(
+                    judged.decisions[row],
+                    winner,
+                    similarity,
+                    int(outcome.positions[k]),
+                    self._flags,
+                )
             elif status == VOID_STALE:
                 again.append(int(row))
             elif status == VOID_TERM:
@@ -254,7 +285,9 @@ class ClaimStage:
             elif status == VOID_VECTOR:
                 raise ProtocolError("this is a bug: a claim's vector is not a unit vector")
             else:
-                raise ProtocolError(f"this is a bug: {key_of(entry.partition, int(entry.offsets[k]))} was claimed twice under one term")
+                raise ProtocolError(
+                    f"this is a bug: {key_of(entry.partition, int(entry.offsets[k]))} was claimed twice under one term"
+                )
         pending.missing -= len(rows) - len(again)
         if again:
             self._metrics.claims_void.inc(len(again))
@@ -264,19 +297,27 @@ class ClaimStage:
             self._metrics.claim_round_trip.observe(time.monotonic() - pending.started)
 
     def _claim_again(self, pending: _Pending, rows: np.ndarray) -> int:
-        """A search that is older than W counts for nothing: search again, then claim. Returns how many were found duplicates at once."""
+        """A search that is older than W counts for nothing: search again, then claim. Returns how
+        many were found duplicates at once."""
         judged = pending.judged
         found = self._meld.precheck(judged.embeddings[rows])
         hits = found.winners >= 0
         for k in np.flatnonzero(hits):
             row = int(rows[k])
-            judged.decisions[row] = duplicate(judged.decisions[row], found.origins[k], float(found.similarity[k]), None, self._flags)
+            judged.decisions[row] = duplicate(
+                judged.decisions[row],
+                found.origins[k],
+                float(found.similarity[k]),
+                None,
+                self._flags,
+            )
         self._claim(pending, rows[~hits], found.seen)
         return int(hits.sum())
 
     def _emit(self) -> None:
-        """Hands on every batch at the head of the queue that has all its verdicts, as far as the epoch writer has room. Does not block:
-        the writer may be waiting for the Kafka thread, and that one in `open` for the claims thread."""
+        """Hands on every batch at the head of the queue that has all its verdicts, as far as the
+        epoch writer has room. Does not block: the writer may be waiting for the Kafka thread, and
+        that one in `open` for the claims thread."""
         if not self._emitting.acquire(blocking=False):
             return  # the other thread is at it; the claims thread comes again at its next turn
         try:
@@ -288,7 +329,9 @@ class ClaimStage:
                 if not hand_on(pending.judged, self._decided, timeout=0.0):
                     return
                 with self._changed:
-                    if self._queue and self._queue[0] is pending:  # unless a new run began meanwhile
+                    if (
+                        self._queue and self._queue[0] is pending
+                    ):  # unless a new run began meanwhile
                         self._queue.popleft()
                         self._changed.notify_all()
         finally:
@@ -296,8 +339,16 @@ class ClaimStage:
 
 
 def hand_on(judged: Judged, decided: Channel[Decided], timeout: float) -> bool:
-    """Puts a batch whose every decision holds into the writer's channel. False if it had no room for ``timeout`` seconds."""
-    batch = DecidedBatch(judged.records, judged.facts, judged.decisions, judged.embeddings, judged.embedded, judged.scores)
+    """Puts a batch whose every decision holds into the writer's channel. False if it had no room
+    for ``timeout`` seconds."""
+    batch = DecidedBatch(
+        judged.records,
+        judged.facts,
+        judged.decisions,
+        judged.embeddings,
+        judged.embedded,
+        judged.scores,
+    )
     nbytes = sum(len(f.data) for f in judged.facts if f.data is not None)
     return decided.put(Decided(judged.span, batch), nbytes, timeout)
 

@@ -1,7 +1,8 @@
 """What every Kafka client of ours is configured with, and what the broker's errors mean to a user.
 
-Three layers, each over the one before: values that measured well (``tuned``), the user's ``kafka.client``, and what the
-commit protocol rests on (``fixed``: a user's value for one of those is refused, see `PROTOCOL`).
+Three layers, each over the one before: values that measured well (``tuned``), the user's
+``kafka.client``, and what the commit protocol rests on (``fixed``: a user's value for one of those
+is refused, see `PROTOCOL`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from streamer.errors import ConfigError, DependencyError, Fenced, StreamerError,
 from streamer.ops.logs import LIBRDKAFKA
 
 TRANSACTION_TIMEOUT_S = 30.0
-"""After so long without its owner the broker aborts an open transaction; until then it hides the commit log's end."""
+"""After so long without its owner the broker aborts an open transaction; until then it hides the
+commit log's end."""
 MAX_POLL_INTERVAL_MS = 300_000
 SESSION_TIMEOUT_MS = 45_000
 MESSAGE_BYTES = 100_000_000
@@ -46,12 +48,22 @@ PROTOCOL: dict[str, str] = {
 """Properties that ``kafka.client`` may not set, and what to do instead."""
 
 
-def client_config(kafka: Kafka, tuned: Mapping[str, Any] = {}, fixed: Mapping[str, Any] = {}) -> dict[str, Any]:
-    """``tuned``, then ``kafka.client``, then ``fixed``. Raises ConfigError for a property in `PROTOCOL`."""
-    refused = [f"kafka.client.{name}: cannot be set: {PROTOCOL[name]}" for name in kafka.client if name in PROTOCOL]
+def client_config(
+    kafka: Kafka, tuned: Mapping[str, Any] = {}, fixed: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """``tuned``, then ``kafka.client``, then ``fixed``. Raises ConfigError for a property in
+    `PROTOCOL`."""
+    refused = [
+        f"kafka.client.{name}: cannot be set: {PROTOCOL[name]}"
+        for name in kafka.client
+        if name in PROTOCOL
+    ]
     if refused:
         raise ConfigError("\n".join(refused))
-    users = {name: str(value).lower() if isinstance(value, bool) else value for name, value in kafka.client.items()}
+    users = {
+        name: str(value).lower() if isinstance(value, bool) else value
+        for name, value in kafka.client.items()
+    }
     return {
         "client.id": "streamer",
         "reconnect.backoff.max.ms": 2_000,
@@ -63,17 +75,23 @@ def client_config(kafka: Kafka, tuned: Mapping[str, Any] = {}, fixed: Mapping[st
 
 
 def consumer_config(
-    config: Config, group: str, isolation: Isolation = "read_committed", group_instance_id: str | None = None
+    config: Config,
+    group: str,
+    isolation: Isolation = "read_committed",
+    group_instance_id: str | None = None,
 ) -> dict[str, Any]:
-    """For a member of ``group``, or for a reader that assigns itself partitions (``group`` is then only a label).
+    """For a member of ``group``, or for a reader that assigns itself partitions (``group`` is then
+    only a label).
 
-    Where to start is always told by us: an offset that is not there is an error, never a silent jump. Raises ConfigError.
+    Where to start is always told by us: an offset that is not there is an error, never a silent
+    jump. Raises ConfigError.
     """
     tuned = {
         "fetch.queue.backoff.ms": 10,  # 113 → 295 MB/s with a small queue
         "queued.min.messages": 1_000,  # image-sized records
         "queued.max.messages.kbytes": 65_536,  # resident memory
-        # A partition's share of one fetch, and there is one fetch a round trip: with the default of 1 MB, ten images in 50 ms.
+        # A partition's share of one fetch, and there is one fetch a round trip: with the default of
+        # 1 MB, ten images in 50 ms.
         "fetch.message.max.bytes": 8_000_000,
         "check.crcs": True,
         "max.poll.interval.ms": MAX_POLL_INTERVAL_MS,
@@ -109,25 +127,48 @@ def _integer(properties: Mapping[str, Any], name: str) -> int:
 
 
 def poll_interval_s(config: Config) -> float:
-    """``max.poll.interval.ms`` in seconds: what the deadlines of drip polling and of a revoke are fractions of."""
-    return _integer({"max.poll.interval.ms": MAX_POLL_INTERVAL_MS, **config.kafka.client}, "max.poll.interval.ms") / 1000
+    """``max.poll.interval.ms`` in seconds: what the deadlines of drip polling and of a revoke are
+    fractions of."""
+    return (
+        _integer(
+            {"max.poll.interval.ms": MAX_POLL_INTERVAL_MS, **config.kafka.client},
+            "max.poll.interval.ms",
+        )
+        / 1000
+    )
 
 
 def producer_config(config: Config) -> dict[str, Any]:
-    """For the claim log: idempotent, never transactional (others must see each entry at once), one entry per micro-batch. Raises ConfigError."""
-    return client_config(config.kafka, {"message.timeout.ms": 60_000, **_PRODUCER}, {"enable.idempotence": True, **_OURS})
+    """For the claim log: idempotent, never transactional (others must see each entry at once), one
+    entry per micro-batch. Raises ConfigError."""
+    return client_config(
+        config.kafka,
+        {"message.timeout.ms": 60_000, **_PRODUCER},
+        {"enable.idempotence": True, **_OURS},
+    )
 
 
 def transactional_config(config: Config, batch_bytes: int = 1_000_000) -> dict[str, Any]:
-    """For manifests, dead letters and offsets, under the writer's stable transactional id. Raises ConfigError."""
+    """For manifests, dead letters and offsets, under the writer's stable transactional id. Raises
+    ConfigError."""
     limit_ms = round(TRANSACTION_TIMEOUT_S * 1000)
-    fixed = {"transactional.id": config.transactional_id, "transaction.timeout.ms": limit_ms, **_OURS}
-    # A batch over the topic's limit is refused whole, the small records in it too.
-    # librdkafka keeps the group's coordinator for so long after its last use. One that left the cluster (a broker that is restarted)
-    # hangs send_offsets_to_transaction until then, whatever its time-out (librdkafka#5511): 15 min by default.
+    fixed = {
+        "transactional.id": config.transactional_id,
+        "transaction.timeout.ms": limit_ms,
+        **_OURS,
+    }
+    # A batch over the topic's limit is refused whole, the small records in it too. librdkafka keeps
+    # the group's coordinator for so long after its last use. One that left the cluster (a broker
+    # that is restarted) hangs send_offsets_to_transaction until then, whatever its time-out
+    # (librdkafka#5511): 15 min by default.
     fixed["metadata.max.age.ms"] = 1_000
-    merged = client_config(config.kafka, _PRODUCER, {**fixed, "batch.size": min(batch_bytes, 1_000_000)})
-    for name in ("message.timeout.ms", "delivery.timeout.ms"):  # librdkafka refuses more than the transaction's
+    merged = client_config(
+        config.kafka, _PRODUCER, {**fixed, "batch.size": min(batch_bytes, 1_000_000)}
+    )
+    for name in (
+        "message.timeout.ms",
+        "delivery.timeout.ms",
+    ):  # librdkafka refuses more than the transaction's
         if name in merged:
             merged[name] = min(_integer(merged, name), limit_ms)
     return merged
@@ -137,36 +178,91 @@ _PRODUCER = {"linger.ms": 0, "compression.type": "none"}  # fp16 vectors and ima
 _OURS = {"acks": "all", "message.max.bytes": MESSAGE_BYTES, "logger": _LOGGER}
 
 _FENCED = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
-_FORGOTTEN = {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError._ASSIGNMENT_LOST}
-_FORGOTTEN |= {KafkaError._MAX_POLL_EXCEEDED, KafkaError.INVALID_PRODUCER_ID_MAPPING, KafkaError.UNKNOWN_PRODUCER_ID}
-_MISSING = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_ID}
+_FORGOTTEN = {
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError._ASSIGNMENT_LOST,
+}
+_FORGOTTEN |= {
+    KafkaError._MAX_POLL_EXCEEDED,
+    KafkaError.INVALID_PRODUCER_ID_MAPPING,
+    KafkaError.UNKNOWN_PRODUCER_ID,
+}
+_MISSING = {
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_ID,
+}
 _FORBIDDEN = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
     KafkaError.GROUP_AUTHORIZATION_FAILED: "group",
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "cluster",
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "transactional id",
 }
-_FINAL = {KafkaError._FATAL, KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError.UNKNOWN_TOPIC_OR_PART, *_FORBIDDEN}
-_LOGIN = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM, KafkaError._SSL}
+_FINAL = {
+    KafkaError._FATAL,
+    KafkaError._AUTO_OFFSET_RESET,
+    KafkaError.OFFSET_OUT_OF_RANGE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    *_FORBIDDEN,
+}
+_LOGIN = {
+    KafkaError._AUTHENTICATION,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.UNSUPPORTED_SASL_MECHANISM,
+    KafkaError._SSL,
+}
 _TOO_BIG = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}
-_AWAY = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT, KafkaError._RESOLVE}
-_AWAY |= {KafkaError._TIMED_OUT_QUEUE, KafkaError._WAIT_COORD, KafkaError.REQUEST_TIMED_OUT, KafkaError.NETWORK_EXCEPTION}
-_AWAY |= {KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.NOT_COORDINATOR}
-_AWAY |= {KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.BROKER_NOT_AVAILABLE}
-_AWAY |= {KafkaError.NOT_ENOUGH_REPLICAS, KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND, KafkaError.UNSTABLE_OFFSET_COMMIT}
-_AWAY |= {KafkaError.CONCURRENT_TRANSACTIONS, KafkaError.NOT_CONTROLLER, KafkaError.REBALANCE_IN_PROGRESS}
+_AWAY = {
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._MSG_TIMED_OUT,
+    KafkaError._RESOLVE,
+}
+_AWAY |= {
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError._WAIT_COORD,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.NETWORK_EXCEPTION,
+}
+_AWAY |= {
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+}
+_AWAY |= {
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.BROKER_NOT_AVAILABLE,
+}
+_AWAY |= {
+    KafkaError.NOT_ENOUGH_REPLICAS,
+    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+}
+_AWAY |= {
+    KafkaError.CONCURRENT_TRANSACTIONS,
+    KafkaError.NOT_CONTROLLER,
+    KafkaError.REBALANCE_IN_PROGRESS,
+}
 
 
 def explain(error: KafkaError | KafkaException, doing: str) -> StreamerError:
-    """What to raise for ``error``, met while ``doing`` ("reading cats.claims"): the place, the broker's words, the fix.
+    """What to raise for ``error``, met while ``doing`` ("reading cats.claims"): the place, the
+    broker's words, the fix.
 
-    Fenced for another process under our name or a membership that ended; TemporaryError for what may pass by itself;
-    ConfigError for a property that the client refuses; DependencyError for everything else.
+    Fenced for another process under our name or a membership that ended; TemporaryError for what
+    may pass by itself; ConfigError for a property that the client refuses; DependencyError for
+    everything else.
     """
     if isinstance(error, KafkaException):
         error = error.args[0]
     code, words = error.code(), plain(error)
-    if code == KafkaError.FENCED_INSTANCE_ID or (code == KafkaError._FATAL and "fenced" in words):  # a consumer says why only in words
+    if code == KafkaError.FENCED_INSTANCE_ID or (
+        code == KafkaError._FATAL and "fenced" in words
+    ):  # a consumer says why only in words
         return Fenced(
             f"{doing}: another process runs under this writer's name and took over, or this one was without a broker for longer than its session "
             f"and joined again ({words}). Give each replica a `writer` of its own; if no other has this one's, just start it again."
@@ -181,7 +277,9 @@ def explain(error: KafkaError | KafkaException, doing: str) -> StreamerError:
             f"{doing}: the broker no longer counts this replica in: it was away, busy or idle for too long ({words}). Start it again."
         )
     if code in _MISSING:
-        return DependencyError(f"{doing}: there is no such topic or partition ({words}). Create it, or correct its name.")
+        return DependencyError(
+            f"{doing}: there is no such topic or partition ({words}). Create it, or correct its name."
+        )
     if code in _FORBIDDEN:
         return DependencyError(
             f"{doing}: access to the {_FORBIDDEN[code]} is denied ({words}). Grant it on the broker, or change kafka.client."
@@ -191,16 +289,25 @@ def explain(error: KafkaError | KafkaException, doing: str) -> StreamerError:
             f"{doing}: the broker does not let us in ({words}). Check the security, SASL and SSL properties in kafka.client."
         )
     if code in _TOO_BIG:
-        return DependencyError(f"{doing}: too big for the topic ({words}). Raise the topic's max.message.bytes.")
-    if code in (KafkaError._INVALID_ARG, KafkaError._NOT_CONFIGURED, KafkaError._UNSUPPORTED_FEATURE):
+        return DependencyError(
+            f"{doing}: too big for the topic ({words}). Raise the topic's max.message.bytes."
+        )
+    if code in (
+        KafkaError._INVALID_ARG,
+        KafkaError._NOT_CONFIGURED,
+        KafkaError._UNSUPPORTED_FEATURE,
+    ):
         return ConfigError(f"kafka.client: {words}{_hint(words)}")
     if code in _AWAY or error.retriable():
-        return TemporaryError(f"{doing}: the broker is away or slow ({words}). Start again when it is back.")
+        return TemporaryError(
+            f"{doing}: the broker is away or slow ({words}). Start again when it is back."
+        )
     return DependencyError(f"{doing}: {words} [{error.name()}]")
 
 
 def is_final(error: KafkaError) -> bool:
-    """True for an error of a reader that waiting does not mend: the topic is gone or forbidden, or its offsets are."""
+    """True for an error of a reader that waiting does not mend: the topic is gone or forbidden, or
+    its offsets are."""
     return bool(error.fatal()) or error.code() in _FINAL
 
 

@@ -1,6 +1,8 @@
-"""The Kafka port of the commit engine: one transaction an epoch, the commit log, offsets and their bounds.
+"""The Kafka port of the commit engine: one transaction an epoch, the commit log, offsets and their
+bounds.
 
-Main thread only. Every call blocks, none for longer than its deadline; what hangs inside the client is ended by the watchdog.
+Main thread only. Every call blocks, none for longer than its deadline; what hangs inside the client
+is ended by the watchdog.
 """
 
 from __future__ import annotations
@@ -13,7 +15,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from streamer.config import Config
 from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import TRANSACTION_TIMEOUT_S, consumer_config, explain, is_final, transactional_config
+from streamer.kafka.client import (
+    TRANSACTION_TIMEOUT_S,
+    consumer_config,
+    explain,
+    is_final,
+    transactional_config,
+)
 from streamer.sink.engine import DeadLetter
 from streamer.wire import manifest as wire
 from streamer.wire.manifest import Manifest
@@ -39,7 +47,8 @@ class KafkaTransactions:
         starts: Callable[[Collection[int]], Mapping[int, int]],
         refresh: Callable[[], None],
     ) -> None:
-        """``dead_letter_limit``: the dead letter topic's max.message.bytes. ``starts``: where a new dataset begins. ``refresh`` tells the health page that a long wait is alive."""
+        """``dead_letter_limit``: the dead letter topic's max.message.bytes. ``starts``: where a new
+        dataset begins. ``refresh`` tells the health page that a long wait is alive."""
         self._config = config
         self._admin = admin
         self._consumer = consumer
@@ -62,20 +71,27 @@ class KafkaTransactions:
                 return
             except KafkaException as error:
                 if not error.args[0].retriable() or time.monotonic() > deadline:
-                    raise explain(error, f"opening the transactional id {self._config.transactional_id}") from None
+                    raise explain(
+                        error, f"opening the transactional id {self._config.transactional_id}"
+                    ) from None
             self._refresh()
 
     def confirm(self) -> None:
-        """Leaves an aborted entry in the commit log: only the broker knows whether our producer epoch is still the newest."""
+        """Leaves an aborted entry in the commit log: only the broker knows whether our producer
+        epoch is still the newest."""
         doing = f"confirming the transactional id {self._config.transactional_id}"
         try:
             self._producer.begin_transaction()
             self._producer.produce(self._config.commits_topic, b"")
-            unsent = self._producer.flush(CALL_TIMEOUT_S)  # an abort forgets what was not sent, and then asks nobody
+            unsent = self._producer.flush(
+                CALL_TIMEOUT_S
+            )  # an abort forgets what was not sent, and then asks nobody
         except KafkaException as error:
             raise explain(error, doing) from None
         if unsent:  # and an abort would wait for it for ever
-            raise TemporaryError(f"{doing}: no answer from the broker within {CALL_TIMEOUT_S:.0f} s. Start again.")
+            raise TemporaryError(
+                f"{doing}: no answer from the broker within {CALL_TIMEOUT_S:.0f} s. Start again."
+            )
         self._abort(doing)
 
     # The commit log
@@ -135,7 +151,8 @@ class KafkaTransactions:
                 error = failed
             except KafkaException as raised:
                 error = raised.args[0]
-            # A time-out means unknown, never none: another writer's open transaction hides the offset until it ends.
+            # A time-out means unknown, never none: another writer's open transaction hides the
+            # offset until it ends.
             if time.monotonic() > deadline:
                 raise TemporaryError(
                     f"the group {self._config.group}'s committed offsets cannot be read: {error.str()}. Start again. If it stays so while the brokers are "
@@ -163,7 +180,13 @@ class KafkaTransactions:
         membership: object = self._consumer.consumer_group_metadata()
         return membership
 
-    def commit(self, manifest: Manifest, dead_letters: Sequence[DeadLetter], offsets: Mapping[int, int], membership: object) -> bool:
+    def commit(
+        self,
+        manifest: Manifest,
+        dead_letters: Sequence[DeadLetter],
+        offsets: Mapping[int, int],
+        membership: object,
+    ) -> bool:
         doing = f"committing epoch {manifest.epoch} of {manifest.writer}"
         producer, topic = self._producer, self._config.kafka.topic
         failed: list[KafkaError] = []
@@ -178,8 +201,14 @@ class KafkaTransactions:
             for letter in dead_letters:
                 self._produce_dead_letter(letter, delivered)
             if offsets:
-                positions = [TopicPartition(topic, p, o, manifest.uuid) for p, o in sorted(offsets.items())]
-                _again(lambda: producer.send_offsets_to_transaction(positions, membership, CALL_TIMEOUT_S))
+                positions = [
+                    TopicPartition(topic, p, o, manifest.uuid) for p, o in sorted(offsets.items())
+                ]
+                _again(
+                    lambda: producer.send_offsets_to_transaction(
+                        positions, membership, CALL_TIMEOUT_S
+                    )
+                )
             _again(lambda: producer.commit_transaction(CALL_TIMEOUT_S))
         except KafkaException as raised:
             error = raised.args[0]
@@ -197,7 +226,13 @@ class KafkaTransactions:
         except KafkaException as error:
             raise explain(error, f"aborting after {doing}") from None
 
-    def _produce(self, topic: str, value: bytes | None, headers: list[tuple[str, bytes | None]], delivered: Delivered) -> None:
+    def _produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        headers: list[tuple[str, bytes | None]],
+        delivered: Delivered,
+    ) -> None:
         while True:
             try:
                 self._producer.produce(topic, value, headers=headers, on_delivery=delivered)
@@ -208,7 +243,10 @@ class KafkaTransactions:
     def _produce_dead_letter(self, letter: DeadLetter, delivered: Delivered) -> None:
         origin: list[tuple[str, bytes | None]] = [
             ("streamer-reason", letter.reason.encode()),
-            ("streamer-detail", letter.detail.encode(errors="replace")[:500].decode(errors="ignore").encode()),
+            (
+                "streamer-detail",
+                letter.detail.encode(errors="replace")[:500].decode(errors="ignore").encode(),
+            ),
             ("streamer-topic", self._config.kafka.topic.encode()),
             ("streamer-partition", str(letter.partition).encode()),
             ("streamer-offset", str(letter.offset).encode()),
@@ -224,7 +262,8 @@ class KafkaTransactions:
 
 
 def founding_manifest(config: Config, admin: Admin) -> Manifest | None:
-    """The first manifest of the dataset; None if nobody founded it so far. Joins no group and fences nobody.
+    """The first manifest of the dataset; None if nobody founded it so far. Joins no group and
+    fences nobody.
 
     Blocks for `CALL_TIMEOUT_S` at most. Raises TemporaryError, DependencyError, ProtocolError.
     """
@@ -246,7 +285,9 @@ def founding_manifest(config: Config, admin: Admin) -> Manifest | None:
                 raise explain(error, f"reading {topic}")
     finally:
         consumer.close()
-    raise TemporaryError(f"{topic}: its first entry was not read within {CALL_TIMEOUT_S:.0f} s. Start again.")
+    raise TemporaryError(
+        f"{topic}: its first entry was not read within {CALL_TIMEOUT_S:.0f} s. Start again."
+    )
 
 
 def _manifest(message: Message) -> Manifest:
@@ -257,12 +298,17 @@ def _manifest(message: Message) -> Manifest:
 
 
 def _again(call: Callable[[], object]) -> None:
-    """The same call until it is not retriable any more; the watchdog bounds it from outside (FACTS: librdkafka#5456)."""
+    """The same call until it is not retriable any more; the watchdog bounds it from outside (FACTS:
+    librdkafka#5456)."""
     while True:
         try:
             call()
             return
         except KafkaException as error:
-            if not error.args[0].retriable() or error.args[0].txn_requires_abort() or error.args[0].fatal():
+            if (
+                not error.args[0].retriable()
+                or error.args[0].txn_requires_abort()
+                or error.args[0].fatal()
+            ):
                 raise
             time.sleep(0.05)

@@ -27,7 +27,8 @@ class PartitionLag:
     end: int
     """One past the last record that a reader of committed records can see."""
     records: int
-    """Offsets from the committed one (or from where the dataset would start) to the end: control records are counted, too."""
+    """Offsets from the committed one (or from where the dataset would start) to the end: control
+    records are counted, too."""
     seconds: float
     """Age of the first record that is not committed; 0 if there is none."""
     note: str
@@ -35,14 +36,17 @@ class PartitionLag:
 
 
 def measure(config: Config, admin: Admin) -> list[PartitionLag]:
-    """One row per partition of the input topic. Blocks for `DEADLINE_S` and a few calls of ``admin`` at most.
+    """One row per partition of the input topic. Blocks for `DEADLINE_S` and a few calls of
+    ``admin`` at most.
 
     Raises DependencyError, TemporaryError, ProtocolError.
     """
     topic = config.kafka.topic
     found = input_topic(admin, config)
     partitions = range(found.partitions)
-    committed = {p: group.offset for p, group in admin.committed(config.group, topic, partitions).items()}
+    committed = {
+        p: group.offset for p, group in admin.committed(config.group, topic, partitions).items()
+    }
     if len(committed) < len(partitions):
         # A group's offsets expire a week after it was last seen; what the commit log says holds.
         committed = {**_tile_ends(config, admin), **committed}
@@ -51,11 +55,19 @@ def measure(config: Config, admin: Admin) -> list[PartitionLag]:
     begins = admin.begin_offsets(topic, partitions)
     ends = admin.end_offsets(topic, partitions, committed=True)
     notes = dict.fromkeys(partitions, "")
-    notes |= {p: f"{begins[p] - at} offsets expired before they were processed" for p, at in committed.items() if at < begins[p]}
-    if _bound_topic(config, admin) not in (None, found.id) or any(at > ends[p] for p, at in committed.items()):
+    notes |= {
+        p: f"{begins[p] - at} offsets expired before they were processed"
+        for p, at in committed.items()
+        if at < begins[p]
+    }
+    if _bound_topic(config, admin) not in (None, found.id) or any(
+        at > ends[p] for p, at in committed.items()
+    ):
         notes = dict.fromkeys(partitions, "the topic was made again: nothing of it is processed")
         starts = begins
-    behind = {p: max(starts[p], begins[p]) for p in partitions if ends[p] > max(starts[p], begins[p])}
+    behind = {
+        p: max(starts[p], begins[p]) for p in partitions if ends[p] > max(starts[p], begins[p])
+    }
     oldest = _first_timestamps(config, behind)
     now = time.time()
     return [
@@ -63,7 +75,9 @@ def measure(config: Config, admin: Admin) -> list[PartitionLag]:
             partition=p,
             committed=committed.get(p),
             end=ends[p],
-            records=ends[p] - behind[p] if p in oldest else 0,  # only control records are left: nothing to do
+            records=ends[p] - behind[p]
+            if p in oldest
+            else 0,  # only control records are left: nothing to do
             seconds=round(max(0.0, now - oldest[p] / 1000), 3) if p in oldest else 0.0,
             note=notes[p],
         )
@@ -92,7 +106,10 @@ def _values(config: Config, admin: Admin, topic: str) -> Iterator[bytes]:
     """The values of the one partition of ``topic``, if there is such a topic, up to its end."""
     if admin.topic(topic) is None:
         return
-    begin, end = admin.begin_offsets(topic, [0])[0], admin.end_offsets(topic, [0], committed=True)[0]
+    begin, end = (
+        admin.begin_offsets(topic, [0])[0],
+        admin.end_offsets(topic, [0], committed=True)[0],
+    )
     if begin == end:
         return
     consumer = Consumer(consumer_config(config, f"{config.group}.lag"))
@@ -118,13 +135,18 @@ def _values(config: Config, admin: Admin, topic: str) -> Iterator[bytes]:
 
 
 def _first_timestamps(config: Config, positions: Mapping[int, int]) -> dict[int, int]:
-    """Partition → timestamp (ms) of the first record at or after the position; partitions with none are left out."""
+    """Partition → timestamp (ms) of the first record at or after the position; partitions with none
+    are left out."""
     topic = config.kafka.topic
     found: dict[int, int] = {}
     if not positions:
         return found
     # One batch a partition is all that is wanted.
-    small = {"queued.min.messages": 1, "fetch.message.max.bytes": 1, "queued.max.messages.kbytes": 1024}
+    small = {
+        "queued.min.messages": 1,
+        "fetch.message.max.bytes": 1,
+        "queued.max.messages.kbytes": 1024,
+    }
     consumer = Consumer({**consumer_config(config, f"{config.group}.lag"), **small})
     try:
         consumer.assign([TopicPartition(topic, p, o) for p, o in positions.items()])
@@ -157,4 +179,6 @@ def _done(consumer: Consumer, topic: str, partition: int, waiting: set[int]) -> 
 
 def _check_deadline(deadline: float, topic: str) -> None:
     if time.monotonic() > deadline:
-        raise TemporaryError(f"reading {topic}: the broker did not answer within {DEADLINE_S:.0f} s. Try again.")
+        raise TemporaryError(
+            f"reading {topic}: the broker did not answer within {DEADLINE_S:.0f} s. Try again."
+        )

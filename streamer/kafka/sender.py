@@ -18,7 +18,12 @@ BATCH_BYTES = 1_000_000
 ACK_TIMEOUT_S = 60.0
 
 # Only the record is at fault; the next one may be fine.
-_ITS_OWN_FAULT = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError.INVALID_MSG}
+_ITS_OWN_FAULT = {
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.RECORD_LIST_TOO_LARGE,
+    KafkaError.INVALID_RECORD,
+    KafkaError.INVALID_MSG,
+}
 _ITS_OWN_FAULT |= {KafkaError.INVALID_MSG_SIZE, KafkaError.INVALID_TIMESTAMP}
 
 
@@ -59,10 +64,14 @@ class Sender:
         self._broken: StreamerError | None = None
         self.tally = Tally()
 
-    def send(self, id: str, value: bytes, headers: list[tuple[str, bytes]], key: bytes | None = None) -> None:
-        """Queues the record; blocks while the queue is full. ``tally`` says later what became of it.
+    def send(
+        self, id: str, value: bytes, headers: list[tuple[str, bytes]], key: bytes | None = None
+    ) -> None:
+        """Queues the record; blocks while the queue is full. ``tally`` says later what became of
+        it.
 
-        Raises what stops all records: TemporaryError if the broker does not acknowledge for 60 s, DependencyError if it refuses.
+        Raises what stops all records: TemporaryError if the broker does not acknowledge for 60 s,
+        DependencyError if it refuses.
         """
 
         def delivered(error: KafkaError | None, _message: Message) -> None:
@@ -71,7 +80,9 @@ class Sender:
         while True:
             self._raise_if_broken()
             try:
-                self._producer.produce(self._topic, value, key=key, headers=list(headers), on_delivery=delivered)
+                self._producer.produce(
+                    self._topic, value, key=key, headers=list(headers), on_delivery=delivered
+                )
                 break
             except BufferError:
                 self._producer.poll(0.1)
@@ -81,7 +92,8 @@ class Sender:
         self._producer.poll(0)
 
     def finish(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Waits until every record is acknowledged or refused, calling ``tick`` now and then. Raises as `send` does."""
+        """Waits until every record is acknowledged or refused, calling ``tick`` now and then.
+        Raises as `send` does."""
         deadline = time.monotonic() + ACK_TIMEOUT_S + 10
         while self._producer.flush(0.2):
             self._raise_if_broken()

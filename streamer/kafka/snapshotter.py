@@ -16,19 +16,23 @@ from streamer.sink.snapshots import Snapshots
 log = logging.getLogger("streamer")
 
 SHARE = 10
-"""A snapshot is due after a tenth of the winners, if that is more than ``dedup.snapshot_every``: reading them again takes about as long
-as applying that many entries, and whatever the size, all snapshots together write about eleven times the last one's bytes."""
+"""A snapshot is due after a tenth of the winners, if that is more than ``dedup.snapshot_every``:
+reading them again takes about as long as applying that many entries, and whatever the size, all
+snapshots together write about eleven times the last one's bytes."""
 PAUSE_S = 60.0
 """At least so long from one write to the next."""
 
 
 class Snapshotter:
-    """`offer` belongs to the claims thread, `run` to its own, `finish` to the main thread once the claims thread has ended.
+    """`offer` belongs to the claims thread, `run` to its own, `finish` to the main thread once the
+    claims thread has ended.
 
     A write that fails costs a warning: the claim log has it all.
     """
 
-    def __init__(self, snapshots: Snapshots, log: ClaimLog, every: int, metrics: Metrics, last: Header | None) -> None:
+    def __init__(
+        self, snapshots: Snapshots, log: ClaimLog, every: int, metrics: Metrics, last: Header | None
+    ) -> None:
         """``last``: the one that the start used."""
         self._snapshots = snapshots
         self._log = log
@@ -45,7 +49,8 @@ class Snapshotter:
         self._closed = False
 
     def offer(self) -> None:
-        """Takes the state if a snapshot is due and none is being written. Does not wait; 0.03 s for a million verdicts still held."""
+        """Takes the state if a snapshot is due and none is being written. Does not wait; 0.03 s for
+        a million verdicts still held."""
         if not self._busy and self._behind() >= 1 and time.monotonic() >= self._not_before:
             self._take()
 
@@ -64,7 +69,8 @@ class Snapshotter:
             self._busy = False
 
     def finish(self) -> None:
-        """A clean end: what is being written is finished, and half of what makes one due is worth another. Join the thread after it."""
+        """A clean end: what is being written is finished, and half of what makes one due is worth
+        another. Join the thread after it."""
         if not self._busy and self._behind() >= 0.5:
             self._take()
         with self._changed:
@@ -73,7 +79,9 @@ class Snapshotter:
 
     def _behind(self) -> float:
         """1 and above: a snapshot is due."""
-        return (self._log.meld.position - self._last) / max(self._every, len(self._log.meld) // SHARE)
+        return (self._log.meld.position - self._last) / max(
+            self._every, len(self._log.meld) // SHARE
+        )
 
     def _take(self) -> None:
         began = time.perf_counter()
@@ -91,7 +99,10 @@ class Snapshotter:
             header = self._snapshots.write(state, offset)
         except DependencyError as error:
             self._metrics.snapshot_failed()
-            log.warning("no snapshot of the dedup state could be written; a start reads more of the claim log instead: %s", error)
+            log.warning(
+                "no snapshot of the dedup state could be written; a start reads more of the claim log instead: %s",
+                error,
+            )
             return
         seconds = time.monotonic() - began
         self._metrics.snapshot_known(header.position, header.bytes, header.created, seconds)

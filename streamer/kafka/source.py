@@ -1,4 +1,5 @@
-"""The source: polls the input topic and keeps what was polled until the line has room. Kafka thread only."""
+"""The source: polls the input topic and keeps what was polled until the line has room. Kafka thread
+only."""
 
 from __future__ import annotations
 
@@ -17,13 +18,15 @@ CHUNK_RECORDS = 64
 CHUNK_BYTES = 8_000_000
 NO_TARGET = 1 << 62
 REFERENCE_BYTES = 4_000_000
-"""What a record that may be a reference counts for: its image's bytes are known only once they are fetched."""
+"""What a record that may be a reference counts for: its image's bytes are known only once they are
+fetched."""
 SMALL_BYTES = 4_096
 """A value of at most so many bytes may be a reference."""
 
 
 class Listener(Protocol):
-    """Told of the group's decisions, inside `Source.poll` and `Source.serve`; may block within the poll interval."""
+    """Told of the group's decisions, inside `Source.poll` and `Source.serve`; may block within the
+    poll interval."""
 
     def assigned(self, partitions: Collection[int]) -> Mapping[int, int]:
         """Returns where each of the new partitions starts. Records follow from there."""
@@ -36,14 +39,19 @@ class Listener(Protocol):
 
 
 class Source:
-    """One consumer of the group. Never calls ``pause()`` (FACTS: it throws prefetched messages away): while the line is full the
-    caller keeps the last chunk in hand and calls `serve` now and then, which keeps the membership alive."""
+    """One consumer of the group. Never calls ``pause()`` (FACTS: it throws prefetched messages
+    away): while the line is full the caller keeps the last chunk in hand and calls `serve` now and
+    then, which keeps the membership alive."""
 
     def __init__(self, config: Config) -> None:
         """Connects to nothing until `subscribe`."""
-        self.consumer = Consumer(consumer_config(config, config.group, group_instance_id=config.group_instance_id))
+        self.consumer = Consumer(
+            consumer_config(config, config.group, group_instance_id=config.group_instance_id)
+        )
         self._topic = config.kafka.topic
-        self._reference_bytes = min(config.fetch.max_bytes, REFERENCE_BYTES) if config.fetch.schemes else 0
+        self._reference_bytes = (
+            min(config.fetch.max_bytes, REFERENCE_BYTES) if config.fetch.schemes else 0
+        )
         self._listener: Listener = _Nobody()
         self._error: BaseException | None = None
         self._records: list[Record] = []
@@ -51,16 +59,23 @@ class Source:
         self._marks: dict[int, int] = {}
         self._targets: dict[int, int] = {}
         self.owned: set[int] = set()
-        """Partitions whose records are taken; of others, what is still in the client's queue is ignored."""
+        """Partitions whose records are taken; of others, what is still in the client's queue is
+        ignored."""
         self.reached: dict[int, int] = {}
         """Partition → offset up to which everything was polled."""
         self.joined = False
-        """True after an assignment, an empty one too, until partitions are taken away: then the group has another one coming."""
+        """True after an assignment, an empty one too, until partitions are taken away: then the
+        group has another one coming."""
 
     def subscribe(self, listener: Listener) -> None:
         """Joins the group; ``listener`` is called from the next poll on."""
         self._listener = listener
-        self.consumer.subscribe([self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        self.consumer.subscribe(
+            [self._topic],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
 
     def close(self) -> None:
         """Leaves the group. Seal before: what is unsealed is forgotten."""
@@ -68,7 +83,8 @@ class Source:
         self.consumer.close()
 
     def generation(self) -> int:
-        """The group's generation, from librdkafka's serialised metadata (``CGMDv2:`` + little-endian int32)."""
+        """The group's generation, from librdkafka's serialised metadata (``CGMDv2:`` +
+        little-endian int32)."""
         data: bytes = self.consumer.consumer_group_metadata()
         magic = b"CGMDv2:"
         if not data.startswith(magic):
@@ -78,9 +94,13 @@ class Source:
         return int(struct.unpack_from("<i", data, len(magic))[0])
 
     def is_member(self, starts: Mapping[int, int]) -> bool:
-        """Asks the coordinator whether our generation holds, by committing offsets that are true already. Blocks on the round trip."""
+        """Asks the coordinator whether our generation holds, by committing offsets that are true
+        already. Blocks on the round trip."""
         try:
-            self.consumer.commit(offsets=[TopicPartition(self._topic, p, o) for p, o in starts.items()], asynchronous=False)
+            self.consumer.commit(
+                offsets=[TopicPartition(self._topic, p, o) for p, o in starts.items()],
+                asynchronous=False,
+            )
         except KafkaException:
             return False
         return True
@@ -88,7 +108,8 @@ class Source:
     # Polling
 
     def poll(self, timeout: float) -> None:
-        """Fills the hand until it is a whole chunk or nothing more is there; waits at most ``timeout`` seconds for the first message.
+        """Fills the hand until it is a whole chunk or nothing more is there; waits at most
+        ``timeout`` seconds for the first message.
 
         Raises what a callback raised, and the broker's final errors.
         """
@@ -121,7 +142,8 @@ class Source:
         return hand
 
     def forget(self, partitions: Collection[int]) -> None:
-        """They are taken away, or about to be: drops what is in hand of them and ignores what still comes."""
+        """They are taken away, or about to be: drops what is in hand of them and ignores what still
+        comes."""
         self.joined = False
         self.owned.difference_update(partitions)
         self._records = [r for r in self._records if r.partition in self.owned]
@@ -144,14 +166,21 @@ class Source:
         self._targets.update(targets)
 
     def is_done(self) -> bool:
-        """True when every owned partition reached its target (`stop_at`) and nothing is in hand any more."""
-        return self.joined and not self.has_any and all(self.reached.get(p, -1) >= self._targets.get(p, NO_TARGET) for p in self.owned)
+        """True when every owned partition reached its target (`stop_at`) and nothing is in hand any
+        more."""
+        return (
+            self.joined
+            and not self.has_any
+            and all(self.reached.get(p, -1) >= self._targets.get(p, NO_TARGET) for p in self.owned)
+        )
 
     def ends(self) -> dict[int, int]:
         """The owned partitions' end offsets as the client last heard of them; does not block."""
         ends = {}
         for partition in self.owned:
-            _, high = self.consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
+            _, high = self.consumer.get_watermark_offsets(
+                TopicPartition(self._topic, partition), cached=True
+            )
             ends[partition] = max(high, self.reached.get(partition, 0))
         return ends
 
@@ -174,12 +203,15 @@ class Source:
                 self._mark(partition, target)
                 return
             value = message.value()
-            self._records.append(Record(partition, offset, max(message.timestamp()[1], 0), value, _headers(message)))
+            self._records.append(
+                Record(partition, offset, max(message.timestamp()[1], 0), value, _headers(message))
+            )
             self._bytes += self._weight(value)
             self.reached[partition] = offset + 1
 
     def _weight(self, value: bytes | None) -> int:
-        """Bytes that the record counts for in the line, with those of the image that it may refer to."""
+        """Bytes that the record counts for in the line, with those of the image that it may refer
+        to."""
         nbytes = len(value) if value is not None else 0
         return nbytes if nbytes > SMALL_BYTES else max(nbytes, self._reference_bytes)
 
@@ -205,7 +237,9 @@ class Source:
         with _Kept(self):
             self.joined = True
             starts = self._listener.assigned([tp.partition for tp in assigned]) if assigned else {}
-            consumer.incremental_assign([TopicPartition(self._topic, p, o) for p, o in sorted(starts.items())])
+            consumer.incremental_assign(
+                [TopicPartition(self._topic, p, o) for p, o in sorted(starts.items())]
+            )
             self.owned.update(starts)
             self.reached.update(starts)
 
@@ -225,12 +259,16 @@ class Source:
 def _headers(message: Message) -> Headers:
     try:
         return message.headers() or ()
-    except (SystemError, UnicodeDecodeError):  # how the client says that a name is not UTF-8; anybody may write such a record
+    except (
+        SystemError,
+        UnicodeDecodeError,
+    ):  # how the client says that a name is not UTF-8; anybody may write such a record
         return UNREADABLE_HEADERS
 
 
 class _Kept:
-    """An exception in a callback would still be followed by the client's default assignment: keep it, and leave at the next step."""
+    """An exception in a callback would still be followed by the client's default assignment: keep
+    it, and leave at the next step."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

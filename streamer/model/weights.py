@@ -4,7 +4,8 @@
     hf://ORG/REPO/FILE[@REVISION][#sha256=HEX] the Hugging Face hub, kept in its own cache (HF_HOME)
     https://HOST/FILE#sha256=HEX               any server; http:// only from this machine
 
-What came over https is kept in ``$STREAMER_CACHE``, else ``$XDG_CACHE_HOME/streamer``, else ``~/.cache/streamer``.
+What came over https is kept in ``$STREAMER_CACHE``, else ``$XDG_CACHE_HOME/streamer``, else
+``~/.cache/streamer``.
 """
 
 from __future__ import annotations
@@ -47,10 +48,12 @@ _OFFLINE = "Where there is no network, fetch the file elsewhere and give its pat
 
 
 def resolve(reference: str, where: str) -> Path:
-    """A path, ``hf://…`` or ``https://…#sha256=…`` → a local file, checked against its sha256. Blocks while it downloads.
+    """A path, ``hf://…`` or ``https://…#sha256=…`` → a local file, checked against its sha256.
+    Blocks while it downloads.
 
-    ``where`` is the place in the config, for messages. Raises ConfigError (wrong reference, no such file, wrong sha256),
-    TemporaryError (the server cannot be reached, stalls or breaks off) or DependencyError (the cache cannot be written).
+    ``where`` is the place in the config, for messages. Raises ConfigError (wrong reference, no such
+    file, wrong sha256), TemporaryError (the server cannot be reached, stalls or breaks off) or
+    DependencyError (the cache cannot be written).
     """
     scheme = urlsplit(reference).scheme if "://" in reference else ""
     if scheme == "hf":
@@ -58,7 +61,9 @@ def resolve(reference: str, where: str) -> Path:
     if scheme in ("http", "https"):
         return _from_web(reference, where)
     if scheme:
-        raise ConfigError(f"{where}: {reference}: unknown scheme {scheme!r}; use a path, hf:// or https://")
+        raise ConfigError(
+            f"{where}: {reference}: unknown scheme {scheme!r}; use a path, hf:// or https://"
+        )
     path = Path(reference).expanduser()
     if not path.is_file():
         raise ConfigError(
@@ -84,9 +89,11 @@ def file_sha256(path: Path) -> str:
 
 
 def read_state(path: Path, where: str) -> dict[str, torch.Tensor]:
-    """A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file → name → CPU tensor. Raises ConfigError; runs no code of the file.
+    """A ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file → name → CPU tensor. Raises
+    ConfigError; runs no code of the file.
 
-    A checkpoint of a training run is opened at ``state_dict_ema``, ``state_dict`` or ``model``; the prefix ``module.`` is dropped.
+    A checkpoint of a training run is opened at ``state_dict_ema``, ``state_dict`` or ``model``; the
+    prefix ``module.`` is dropped.
     """
     import torch
 
@@ -113,7 +120,8 @@ def read_state(path: Path, where: str) -> dict[str, torch.Tensor]:
 
 
 def digest(tensors: Mapping[str, torch.Tensor], *facts: str) -> str:
-    """``sha256:…`` over ``facts``, names, dtypes, shapes and bytes, in the order of the names. About 0.7 s/GB on one core."""
+    """``sha256:…`` over ``facts``, names, dtypes, shapes and bytes, in the order of the names.
+    About 0.7 s/GB on one core."""
     import torch
 
     def one(item: tuple[str, torch.Tensor]) -> bytes:
@@ -136,8 +144,14 @@ def _unwrapped(loaded: Any, path: Path, where: str) -> dict[str, torch.Tensor]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
             break
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
-        raise ConfigError(f"{where}: {path}: holds no state_dict (a mapping of names to tensors); save model.state_dict()")
+    if (
+        not isinstance(loaded, Mapping)
+        or not loaded
+        or not all(isinstance(v, torch.Tensor) for v in loaded.values())
+    ):
+        raise ConfigError(
+            f"{where}: {path}: holds no state_dict (a mapping of names to tensors); save model.state_dict()"
+        )
     state = {str(k): v for k, v in loaded.items()}
     if all(k.startswith("module.") for k in state):
         state = {k.removeprefix("module."): v for k, v in state.items()}
@@ -153,17 +167,25 @@ def _from_hub(reference: str, where: str) -> Path:
     expected = _sha256_of(reference, where) if match[4] is not None else ""
     path = hub_file(match[1], match[2], match[3], where)
     if expected and (found := file_sha256(path)) != expected:
-        raise ConfigError(f"{where}: {reference}: the file's sha256 is {found}; somebody changed it, or the reference is wrong")
+        raise ConfigError(
+            f"{where}: {reference}: the file's sha256 is {found}; somebody changed it, or the reference is wrong"
+        )
     return path
 
 
 def hub_file(repo: str, filename: str, revision: str | None, where: str) -> Path:
-    """A file of a Hugging Face repository. One that is in the cache is taken without asking the network; else it is downloaded.
+    """A file of a Hugging Face repository. One that is in the cache is taken without asking the
+    network; else it is downloaded.
 
     Raises ConfigError (no such file, or no access) and TemporaryError (no network).
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     name = f"hf://{repo}/{filename}"
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
@@ -171,25 +193,38 @@ def hub_file(repo: str, filename: str, revision: str | None, where: str) -> Path
         cached = try_to_load_from_cache(repo, filename, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
-        _require_answer(f"{endpoint}/{repo}/resolve/{revision or 'main'}/{filename}", f"{where}: {name}")
+        _require_answer(
+            f"{endpoint}/{repo}/resolve/{revision or 'main'}/{filename}", f"{where}: {name}"
+        )
         return Path(hf_hub_download(repo, filename, revision=revision, endpoint=endpoint))
     except LocalEntryNotFoundError as error:
-        raise TemporaryError(f"{where}: {name}: cannot be fetched from {endpoint}: {_first_line(error)} {_OFFLINE}") from None
+        raise TemporaryError(
+            f"{where}: {name}: cannot be fetched from {endpoint}: {_first_line(error)} {_OFFLINE}"
+        ) from None
     except (EntryNotFoundError, HFValidationError) as error:
         raise ConfigError(f"{where}: {name}: no such file: {_first_line(error)}") from None
     except HfHubHTTPError as error:
-        raise ConfigError(f"{where}: {name}: the hub refuses it: {_first_line(error)} Check the name, or log in (HF_TOKEN).") from None
+        raise ConfigError(
+            f"{where}: {name}: the hub refuses it: {_first_line(error)} Check the name, or log in (HF_TOKEN)."
+        ) from None
     except OSError as error:
-        raise TemporaryError(f"{where}: {name}: cannot be fetched from {endpoint}: {_first_line(error)} {_OFFLINE}") from None
+        raise TemporaryError(
+            f"{where}: {name}: cannot be fetched from {endpoint}: {_first_line(error)} {_OFFLINE}"
+        ) from None
 
 
 def _require_answer(url: str, what: str) -> None:
-    """One short question first: the hub's own client retries for half a minute where nobody answers."""
+    """One short question first: the hub's own client retries for half a minute where nobody
+    answers."""
     try:
         with _pool(url) as pool:
-            status = pool.request("HEAD", url, retries=False, redirect=False, timeout=CONNECT_S).status
+            status = pool.request(
+                "HEAD", url, retries=False, redirect=False, timeout=CONNECT_S
+            ).status
     except urllib3.exceptions.HTTPError as error:
-        raise TemporaryError(f"{what}: {url} cannot be reached: {_first_line(error)}. {_OFFLINE}") from None
+        raise TemporaryError(
+            f"{what}: {url} cannot be reached: {_first_line(error)}. {_OFFLINE}"
+        ) from None
     if _is_temporary(status):
         raise TemporaryError(f"{what}: {url}: the server answers {status}. {_OFFLINE}")
 
@@ -197,7 +232,9 @@ def _require_answer(url: str, what: str) -> None:
 def _from_web(reference: str, where: str) -> Path:
     parts = urlsplit(reference)
     if parts.scheme == "http" and parts.hostname not in _LOCAL:
-        raise ConfigError(f"{where}: {reference}: http:// is for this machine only (localhost); use https://")
+        raise ConfigError(
+            f"{where}: {reference}: http:// is for this machine only (localhost); use https://"
+        )
     expected = _sha256_of(reference, where)
     url = reference.partition("#")[0]
     name = re.sub(r"[^\w.+-]", "_", unquote(parts.path).rsplit("/", 1)[-1]) or "weights"
@@ -238,12 +275,16 @@ def _download(url: str, part: Path, where: str) -> str:
     deadline = time.monotonic() + DEADLINE_S
     with _response(url, where) as response, part.open("xb") as file:
         progress = _Progress(url, int(response.headers.get("content-length") or 0))
-        while chunk := response.read1(_CHUNK):  # what has come, so that a trickle does not outlast the deadline
+        while chunk := response.read1(
+            _CHUNK
+        ):  # what has come, so that a trickle does not outlast the deadline
             whole.update(chunk)
             file.write(chunk)
             progress.add(len(chunk))
             if time.monotonic() > deadline:
-                raise TemporaryError(f"{where}: {url}: took longer than {DEADLINE_S:.0f} s. {_OFFLINE}")
+                raise TemporaryError(
+                    f"{where}: {url}: took longer than {DEADLINE_S:.0f} s. {_OFFLINE}"
+                )
         file.flush()
         os.fsync(file.fileno())
     return whole.hexdigest()
@@ -255,7 +296,11 @@ def _response(url: str, where: str) -> Iterator[urllib3.BaseHTTPResponse]:
     try:
         with _pool(url) as pool:
             response = pool.request(
-                "GET", url, preload_content=False, retries=retries, timeout=urllib3.Timeout(connect=CONNECT_S, read=STALL_S)
+                "GET",
+                url,
+                preload_content=False,
+                retries=retries,
+                timeout=urllib3.Timeout(connect=CONNECT_S, read=STALL_S),
             )
             try:
                 _require_success(response.status, url, where)
@@ -263,7 +308,9 @@ def _response(url: str, where: str) -> Iterator[urllib3.BaseHTTPResponse]:
             finally:
                 response.close()
     except urllib3.exceptions.HTTPError as error:
-        raise TemporaryError(f"{where}: {url}: cannot be fetched: {_first_line(error)}. {_OFFLINE}") from None
+        raise TemporaryError(
+            f"{where}: {url}: cannot be fetched: {_first_line(error)}. {_OFFLINE}"
+        ) from None
 
 
 def _require_success(status: int, url: str, where: str) -> None:
@@ -271,7 +318,9 @@ def _require_success(status: int, url: str, where: str) -> None:
         return
     if _is_temporary(status):
         raise TemporaryError(f"{where}: {url}: the server answers {status}. {_OFFLINE}")
-    raise ConfigError(f"{where}: {url}: the server answers {status}; correct the address, or give a path")
+    raise ConfigError(
+        f"{where}: {url}: the server answers {status}; correct the address, or give a path"
+    )
 
 
 def _is_temporary(status: int) -> bool:
@@ -300,8 +349,14 @@ class _Progress:
         self._done += nbytes
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + 5.0
-            share = f" of {self._total / 1e6:.0f} MB ({self._done / self._total:.0%})" if self._total else " MB"
-            print(f"fetching {self._name}: {self._done / 1e6:.0f}{share}", file=sys.stderr, flush=True)
+            share = (
+                f" of {self._total / 1e6:.0f} MB ({self._done / self._total:.0%})"
+                if self._total
+                else " MB"
+            )
+            print(
+                f"fetching {self._name}: {self._done / 1e6:.0f}{share}", file=sys.stderr, flush=True
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -22,7 +22,12 @@ class Report:
     """Thread name → seconds since its last beat."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"ok": self.ok, "phase": self.phase, "reason": self.reason, "heartbeats": self.heartbeats}
+        return {
+            "ok": self.ok,
+            "phase": self.phase,
+            "reason": self.reason,
+            "heartbeats": self.heartbeats,
+        }
 
 
 class Heartbeat:
@@ -45,8 +50,9 @@ class Heartbeat:
 class Health:
     """The state behind the probes. Safe for any thread; nothing blocks.
 
-    *Live* until a thread has failed or a heartbeat is older than its limit: only a restart helps then. *Ready* while live and in a
-    phase that was entered with ``ready=True``: the dedup state is restored, and the group's partitions are polled.
+    *Live* until a thread has failed or a heartbeat is older than its limit: only a restart helps
+    then. *Ready* while live and in a phase that was entered with ``ready=True``: the dedup state is
+    restored, and the group's partitions are polled.
     """
 
     def __init__(self, failure: Failure, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,11 +63,13 @@ class Health:
         self._beats: dict[str, Heartbeat] = {}
 
     def enter(self, phase: str, ready: bool = False) -> None:
-        """Names what the process does now, in words for a person: ``loading the model``, ``polling``, ``draining``."""
+        """Names what the process does now, in words for a person: ``loading the model``,
+        ``polling``, ``draining``."""
         self._phase = (phase, ready)
 
     def heartbeat(self, name: str, limit_s: float) -> Heartbeat:
-        """Watches a thread from now on; it must beat at least every ``limit_s`` seconds until `forget`."""
+        """Watches a thread from now on; it must beat at least every ``limit_s`` seconds until
+        `forget`."""
         beat = Heartbeat(name, limit_s, self._clock)
         with self._lock:
             self._beats[name] = beat
@@ -76,7 +84,11 @@ class Health:
         with self._lock:
             beats = tuple(self._beats.values())
         ages = {beat.name: round(beat.age_s, 3) for beat in beats}
-        late = [f"thread {b.name} gave no sign for {ages[b.name]:.0f} s (limit {b.limit_s:g} s)" for b in beats if ages[b.name] > b.limit_s]
+        late = [
+            f"thread {b.name} gave no sign for {ages[b.name]:.0f} s (limit {b.limit_s:g} s)"
+            for b in beats
+            if ages[b.name] > b.limit_s
+        ]
         if self._failure.thread:
             late.insert(0, f"thread {self._failure.thread} failed; its error is in the log")
         return Report(not late, self._phase[0], "; ".join(late), ages)

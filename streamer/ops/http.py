@@ -1,4 +1,5 @@
-"""`/metrics`, `/livez` and `/readyz` on one port, from one daemon thread of the standard library's server."""
+"""`/metrics`, `/livez` and `/readyz` on one port, from one daemon thread of the standard library's
+server."""
 
 from __future__ import annotations
 
@@ -22,20 +23,27 @@ from streamer.ops.metrics import Metrics
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 16
-"""Requests answered at the same time; more are closed unanswered, so that a scanner cannot fill the process with threads."""
+"""Requests answered at the same time; more are closed unanswered, so that a scanner cannot fill the
+process with threads."""
 _REQUEST_S = 5.0
 """A client that sends or reads nothing for this long is dropped."""
 
 
 class OpsServer:
-    """Serves until `close`. Binds in the constructor, so that a port in use ends the start: DependencyError naming ``http.port``."""
+    """Serves until `close`. Binds in the constructor, so that a port in use ends the start:
+    DependencyError naming ``http.port``."""
 
     def __init__(self, config: Http, metrics: Metrics, health: Health) -> None:
         try:
             self._server = _Server(config.host, config.port, metrics, health)
         except OSError as error:
             raise DependencyError(_explain(config, error)) from None
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever,
+            kwargs={"poll_interval": 0.2},
+            name="http",
+            daemon=True,
+        )
 
     @property
     def port(self) -> int:
@@ -65,15 +73,21 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's, which asks the name service for this machine's full name: without one that takes many seconds.
+        # Not HTTPServer's, which asks the name service for this machine's full name: without one
+        # that takes many seconds.
         TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.server_name, self.server_port = (
+            str(self.server_address[0]),
+            int(self.server_address[1]),
+        )
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        threading.Thread(target=self._answer, args=(request, client_address), name="http", daemon=True).start()
+        threading.Thread(
+            target=self._answer, args=(request, client_address), name="http", daemon=True
+        ).start()
 
     def _answer(self, request: Any, client_address: Any) -> None:
         try:

@@ -1,7 +1,9 @@
-"""What the process says, on standard error: lines for people on a terminal, one JSON object a line for machines elsewhere.
+"""What the process says, on standard error: lines for people on a terminal, one JSON object a line
+for machines elsewhere.
 
-``STREAMER_LOG=text|json`` and ``STREAMER_LOG_LEVEL=debug|info|warning|error`` override. Values for machines go into
-``extra``: ``log.info("committed epoch", extra={"epoch": 12, "records": 5000})``; a text line ends with them.
+``STREAMER_LOG=text|json`` and ``STREAMER_LOG_LEVEL=debug|info|warning|error`` override. Values for
+machines go into ``extra``: ``log.info("committed epoch", extra={"epoch": 12, "records": 5000})``; a
+text line ends with them.
 """
 
 from __future__ import annotations
@@ -27,13 +29,16 @@ _LEVELS = ("debug", "info", "warning", "error")
 _FORMS = ("text", "json")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _USER_INFO = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")
-_SECRET_KEY = re.compile(r"password|secret|token|key\.pem|oauthbearer\.config|basic\.auth", re.IGNORECASE)
+_SECRET_KEY = re.compile(
+    r"password|secret|token|key\.pem|oauthbearer\.config|basic\.auth", re.IGNORECASE
+)
 _SECRET_ENV = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 _REPEAT_S = 30.0
 
 
 def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None) -> None:
-    """Replaces the root logger's handlers. Call it once, before the first thread. Raises ConfigError for an unknown level or form."""
+    """Replaces the root logger's handlers. Call it once, before the first thread. Raises
+    ConfigError for an unknown level or form."""
     env = os.environ if environ is None else environ
     out = sys.stderr if stream is None else stream
     level = _choice(env, "STREAMER_LOG_LEVEL", _LEVELS, "info")
@@ -42,7 +47,9 @@ def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None
     handler = logging.StreamHandler(out)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.getLogger().handlers[:] = [handler]
-    logging.getLogger().setLevel(logging.WARNING)  # other libraries speak only when something is wrong
+    logging.getLogger().setLevel(
+        logging.WARNING
+    )  # other libraries speak only when something is wrong
     logging.getLogger("streamer").setLevel(level.upper())
     librdkafka = logging.getLogger(LIBRDKAFKA)
     librdkafka.filters[:] = [_is_told, Repeats(_REPEAT_S)]
@@ -51,7 +58,8 @@ def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None
 
 
 def _is_told(record: logging.LogRecord) -> bool:
-    """False for librdkafka's remark that a consumer has no use for a producer's property: ``kafka.client`` is for both."""
+    """False for librdkafka's remark that a consumer has no use for a producer's property:
+    ``kafka.client`` is for both."""
     return "property and will be ignored by this" not in record.getMessage()
 
 
@@ -64,21 +72,31 @@ def hide(client: Mapping[str, object]) -> None:
 
 
 def say_now(message: str, level: int = logging.ERROR) -> None:
-    """One line straight to the file descriptor, for a process that may be stuck in any lock, logging's own included."""
-    record = logging.makeLogRecord({"name": "streamer", "levelno": level, "levelname": logging.getLevelName(level), "msg": message})
+    """One line straight to the file descriptor, for a process that may be stuck in any lock,
+    logging's own included."""
+    record = logging.makeLogRecord(
+        {
+            "name": "streamer",
+            "levelno": level,
+            "levelname": logging.getLevelName(level),
+            "msg": message,
+        }
+    )
     handlers = logging.getLogger().handlers
     formatter = handlers[0].formatter if handlers else None
     os.write(2, (formatter or TextLines()).format(record).encode("utf-8", "replace") + b"\n")
 
 
 class _Secrets:
-    """What must never be printed. Shared by all formatters, as the libraries that might print it are."""
+    """What must never be printed. Shared by all formatters, as the libraries that might print it
+    are."""
 
     def __init__(self) -> None:
         self._values: tuple[str, ...] = ()
 
     def add(self, values: Iterable[str]) -> None:
-        # Shorter ones would blank out words that are no secrets; longest first, in case one holds another.
+        # Shorter ones would blank out words that are no secrets; longest first, in case one holds
+        # another.
         plain = {value for value in values if len(value) >= 4}
         fresh = plain | {json.dumps(value, ensure_ascii=False)[1:-1] for value in plain}
         self._values = tuple(sorted(fresh.union(self._values), key=len, reverse=True))
@@ -105,10 +123,15 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """``{"time": "2025-01-31T12:00:31.042Z", "level": "info", "logger": …, "thread": …, "message": …, "epoch": 12}``"""
+    """``{"time": "2025-01-31T12:00:31.042Z", "level": "info", "logger": …, "thread": …, "message":
+    …, "epoch": 12}``"""
 
     def format(self, record: logging.LogRecord) -> str:
-        when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        when = (
+            datetime.fromtimestamp(record.created, timezone.utc)
+            .isoformat(timespec="milliseconds")
+            .replace("+00:00", "Z")
+        )
         line: dict[str, object] = {
             "time": when,
             "level": record.levelname.lower(),
@@ -123,8 +146,8 @@ class JsonLines(logging.Formatter):
 
 
 class Repeats(logging.Filter):
-    """Lets one line through per text and ``seconds``: librdkafka repeats itself every second while a broker is away, and
-    a plug-in may fail for each record. Numbers make no difference."""
+    """Lets one line through per text and ``seconds``: librdkafka repeats itself every second while
+    a broker is away, and a plug-in may fail for each record. Numbers make no difference."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -138,7 +161,9 @@ class Repeats(logging.Filter):
         with self._lock:
             if now - self._said.get(text, -self._seconds) < self._seconds:
                 return False
-            self._said = {said: at for said, at in self._said.items() if now - at < self._seconds} | {text: now}
+            self._said = {
+                said: at for said, at in self._said.items() if now - at < self._seconds
+            } | {text: now}
         return True
 
 
@@ -150,4 +175,8 @@ def _choice(environ: Mapping[str, str], name: str, known: tuple[str, ...], defau
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD and not name.startswith("_")}
+    return {
+        name: value
+        for name, value in vars(record).items()
+        if name not in _STANDARD and not name.startswith("_")
+    }

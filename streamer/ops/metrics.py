@@ -1,8 +1,9 @@
-"""What Prometheus sees. Everything that claims a result is counted after the commit that made it true.
+"""What Prometheus sees. Everything that claims a result is counted after the commit that made it
+true.
 
-One registry of our own, so that a plugin's metrics and ours never collide. Label values come from closed lists or from
-the config; whatever else arrives is counted as ``other``, so that no record can create a series. Each metric's help
-text says what a rise means.
+One registry of our own, so that a plugin's metrics and ours never collide. Label values come from
+closed lists or from the config; whatever else arrives is counted as ``other``, so that no record
+can create a series. Each metric's help text says what a rise means.
 """
 
 from __future__ import annotations
@@ -25,10 +26,19 @@ from streamer.records import FORMAT_RULE, NEAR_DUPLICATE
 
 STAGES = ("decode", "embed", "filter", "claim", "write", "seal", "commit", "project")
 DROP_CAUSES = ("revoked", "shutdown", "lost", "aborted", "stale")
-"""Why an open epoch was forgotten: the deadline of a revoke or of a shutdown passed, its partitions were lost, every attempt of its
-transaction was aborted, or its term or first offset was no longer the current one."""
+"""Why an open epoch was forgotten: the deadline of a revoke or of a shutdown passed, its partitions
+were lost, every attempt of its transaction was aborted, or its term or first offset was no longer
+the current one."""
 REBALANCES = ("assigned", "revoked", "lost")
-FETCH_ERRORS = ("uri_not_allowed", "not_found", "fetch_refused", "length_mismatch", "sha256_mismatch", "too_many_bytes", "temporary")
+FETCH_ERRORS = (
+    "uri_not_allowed",
+    "not_found",
+    "fetch_refused",
+    "length_mismatch",
+    "sha256_mismatch",
+    "too_many_bytes",
+    "temporary",
+)
 """The reasons of `INVALID_REASONS` that a fetch can have, and what is tried again."""
 INDEX = {
     "vectors": "Vectors in the near-duplicate index; memory and search time rise with it.",
@@ -45,14 +55,34 @@ INDEX = {
 """Gauges of the near-duplicate index, each named ``streamer_index_…``, and what they say."""
 OTHER = "other"
 
-_LATENCY_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 90, 120, 300, 600, 1800, 3600, 21600, 86400)
+_LATENCY_S = (
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    20,
+    30,
+    60,
+    90,
+    120,
+    300,
+    600,
+    1800,
+    3600,
+    21600,
+    86400,
+)
 _CLAIM_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _FETCH_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class Queue(Protocol):
-    """What a queue shows, as `streamer.flow.channel.Channel` does. Read at scrape time, from the HTTP thread."""
+    """What a queue shows, as `streamer.flow.channel.Channel` does. Read at scrape time, from the
+    HTTP thread."""
 
     name: str
 
@@ -64,12 +94,14 @@ class Queue(Protocol):
 class Metrics:
     """The metrics of one process. Every method is safe to call from any thread, and none blocks.
 
-    ``rules``: the names of the configured filters; with `INVALID_REASONS`, ``format`` and ``near_duplicate`` they are all the
-    values that the label ``reason`` can take (an accepted record's is empty).
+    ``rules``: the names of the configured filters; with `INVALID_REASONS`, ``format`` and
+    ``near_duplicate`` they are all the values that the label ``reason`` can take (an accepted
+    record's is empty).
     """
 
     def __init__(self, rules: Iterable[str] = ()) -> None:
-        # The library has no narrower switch than this one for the whole process; each counter's `_created` would double our series.
+        # The library has no narrower switch than this one for the whole process; each counter's
+        # `_created` would double our series.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=True)
         self._queues: tuple[Queue, ...] = ()
@@ -80,7 +112,10 @@ class Metrics:
         self._index: Callable[[], Mapping[str, float]] = dict
         self._snapshot_created = 0.0
         self._make_line()
-        self._make_commit({("accepted", ""), ("duplicate", NEAR_DUPLICATE)} | {("filtered", rule) for rule in (FORMAT_RULE, *rules)})
+        self._make_commit(
+            {("accepted", ""), ("duplicate", NEAR_DUPLICATE)}
+            | {("filtered", rule) for rule in (FORMAT_RULE, *rules)}
+        )
         self._make_rebalance()
         self._make_dependencies()
         self._make_process()
@@ -105,9 +140,13 @@ class Metrics:
             "Claim log position of the newest snapshot of the dedup state; a start reads what comes after it.",
             registry=self.registry,
         )
-        self._snapshot_bytes = Gauge("streamer_snapshot_bytes", "Bytes of the newest snapshot.", registry=self.registry)
+        self._snapshot_bytes = Gauge(
+            "streamer_snapshot_bytes", "Bytes of the newest snapshot.", registry=self.registry
+        )
         self._snapshot_seconds = Gauge(
-            "streamer_snapshot_seconds", "Seconds that writing the newest snapshot took; a rise is the storage's.", registry=self.registry
+            "streamer_snapshot_seconds",
+            "Seconds that writing the newest snapshot took; a rise is the storage's.",
+            registry=self.registry,
         )
         self._snapshot_failures = Counter(
             "streamer_snapshot_failures",
@@ -128,9 +167,11 @@ class Metrics:
             ["outcome", "reason"],
             registry=self.registry,
         )
-        # All known series from the start: a rate never sees the first step of one that appears with its first record.
+        # All known series from the start: a rate never sees the first step of one that appears with
+        # its first record.
         self._decision = {
-            key: self._decisions.labels(*key) for key in sorted(decisions | {("invalid", reason) for reason in INVALID_REASONS})
+            key: self._decisions.labels(*key)
+            for key in sorted(decisions | {("invalid", reason) for reason in INVALID_REASONS})
         }
         self._epochs_committed = Counter(
             "streamer_epochs_committed",
@@ -173,7 +214,9 @@ class Metrics:
             ["cause"],
             registry=self.registry,
         )
-        self._drop = {cause: (dropped.labels(cause), rewinds.labels(cause)) for cause in (*DROP_CAUSES, OTHER)}
+        self._drop = {
+            cause: (dropped.labels(cause), rewinds.labels(cause)) for cause in (*DROP_CAUSES, OTHER)
+        }
         rebalances = Counter(
             "streamer_rebalances",
             "Partitions gained and given up; a rise without a deployment means that members time out.",
@@ -221,7 +264,9 @@ class Metrics:
             code = version("streamer")
         except PackageNotFoundError:  # run from a source tree that was never installed
             code = "unknown"
-        Info("streamer_build", "The code that runs here.", registry=self.registry).info({"version": code})
+        Info("streamer_build", "The code that runs here.", registry=self.registry).info(
+            {"version": code}
+        )
 
     # The line
 
@@ -239,15 +284,20 @@ class Metrics:
         self._queues += queues
 
     def watch_device_memory(self, read: Callable[[], Mapping[str, float]]) -> None:
-        """``read`` gives bytes by kind (``allocated``, ``free``, …); called at each scrape in the HTTP thread, must not block."""
+        """``read`` gives bytes by kind (``allocated``, ``free``, …); called at each scrape in the
+        HTTP thread, must not block."""
         self._device_memory = read
 
     def watch_index(self, read: Callable[[], Mapping[str, float]]) -> None:
-        """``read`` gives values by the names in `INDEX`, 0 for a missing one; called at each scrape in the HTTP thread, must not block."""
+        """``read`` gives values by the names in `INDEX`, 0 for a missing one; called at each scrape
+        in the HTTP thread, must not block."""
         self._index = read
 
-    def snapshot_known(self, position: int, nbytes: int, created: float, seconds: float = 0.0) -> None:
-        """The newest snapshot that this process wrote, or started from; ``created`` is UTC, seconds."""
+    def snapshot_known(
+        self, position: int, nbytes: int, created: float, seconds: float = 0.0
+    ) -> None:
+        """The newest snapshot that this process wrote, or started from; ``created`` is UTC,
+        seconds."""
         self._snapshot_position.set(position)
         self._snapshot_bytes.set(nbytes)
         self._snapshot_seconds.set(seconds)
@@ -259,16 +309,20 @@ class Metrics:
     # The commit
 
     def epoch_open(self, records: int, nbytes: int, opened_at: float) -> None:
-        """The open epoch's size; ``opened_at`` (UTC, seconds) is when it took its first record, 0 while it has none."""
+        """The open epoch's size; ``opened_at`` (UTC, seconds) is when it took its first record, 0
+        while it has none."""
         self._epoch_records.set(records)
         self._epoch_bytes.set(nbytes)
         self._opened_at = opened_at
 
     def epoch_committed(self, tally: EpochTally, dead_letters: int) -> None:
-        """Counts an epoch whose transaction is committed: the only place that counts records, decisions and epochs."""
+        """Counts an epoch whose transaction is committed: the only place that counts records,
+        decisions and epochs."""
         self._records_consumed.inc(tally.records)
         for (outcome, reason), n in tally.decisions.items():
-            counter = self._decision.get((outcome, reason)) or self._decisions.labels(outcome, self._known(reason))
+            counter = self._decision.get((outcome, reason)) or self._decisions.labels(
+                outcome, self._known(reason)
+            )
             counter.inc(n)
         self._dead_letters.inc(dead_letters)
         self._end_to_end.observe(tally.ages(time.time()))
@@ -278,17 +332,19 @@ class Metrics:
         return reason if any(reason == known for _, known in self._decision) else OTHER
 
     def lag(self, records: Mapping[int, int], oldest_ms: int) -> None:
-        """Lag of the partitions owned now (all others are forgotten) and the timestamp of the oldest uncommitted record.
+        """Lag of the partitions owned now (all others are forgotten) and the timestamp of the
+        oldest uncommitted record.
 
-        ``oldest_ms``: UTC milliseconds, 0 when nothing is behind. Its age grows between the calls, too, so that a process that
-        hangs shows it.
+        ``oldest_ms``: UTC milliseconds, 0 when nothing is behind. Its age grows between the calls,
+        too, so that a process that hangs shows it.
         """
         self._lag, self._oldest_ms = dict(records), oldest_ms
 
     # Rebalances and dependencies
 
     def epoch_dropped(self, cause: str, rewound: int) -> None:
-        """An uncommitted epoch was forgotten for one of `DROP_CAUSES`, and ``rewound`` retained partitions were rewound."""
+        """An uncommitted epoch was forgotten for one of `DROP_CAUSES`, and ``rewound`` retained
+        partitions were rewound."""
         dropped, rewinds = self._drop.get(cause, self._drop[OTHER])
         dropped.inc()
         rewinds.inc(rewound)
@@ -307,7 +363,9 @@ class Metrics:
     def _scrape_index(self) -> Iterator[Metric]:
         values = self._index()
         for name, documentation in INDEX.items():
-            yield GaugeMetricFamily(f"streamer_index_{name}", documentation, value=values.get(name, 0.0))
+            yield GaugeMetricFamily(
+                f"streamer_index_{name}", documentation, value=values.get(name, 0.0)
+            )
         created = self._snapshot_created
         yield GaugeMetricFamily(
             "streamer_snapshot_age_seconds",
@@ -322,7 +380,9 @@ class Metrics:
             labels=["queue"],
         )
         nbytes = GaugeMetricFamily(
-            "streamer_queue_bytes", "Bytes waiting in each queue; memory rises with it, up to its bound.", labels=["queue"]
+            "streamer_queue_bytes",
+            "Bytes waiting in each queue; memory rises with it, up to its bound.",
+            labels=["queue"],
         )
         for queue in self._queues:
             items.add_metric([queue.name], len(queue))
@@ -353,7 +413,9 @@ class Metrics:
 
     def _scrape_device(self) -> Iterator[Metric]:
         memory = GaugeMetricFamily(
-            "streamer_device_memory_bytes", "Memory of the accelerator by kind; free near 0 makes batches halve.", labels=["kind"]
+            "streamer_device_memory_bytes",
+            "Memory of the accelerator by kind; free near 0 makes batches halve.",
+            labels=["kind"],
         )
         for kind, nbytes in self._device_memory().items():
             memory.add_metric([kind], nbytes)

@@ -1,4 +1,5 @@
-"""CPU seconds of each thread, from the kernel: Python's threads by their name, native ones by the name they gave themselves."""
+"""CPU seconds of each thread, from the kernel: Python's threads by their name, native ones by the
+name they gave themselves."""
 
 from __future__ import annotations
 
@@ -16,14 +17,15 @@ _TASKS = Path("/proc/self/task")
 _NUMBERS = re.compile(r"[-_ ]?\d+")
 _LIBRDKAFKA = "rdk:"
 _SCHED_PER_THREAD = 0b110
-"""The low bits of a thread's CPU clock (Linux, include/linux/posix-timers.h). /proc has the same time in ticks of 10 ms, in which a
-thread that wakes up often and briefly may have used none."""
+"""The low bits of a thread's CPU clock (Linux, include/linux/posix-timers.h). /proc has the same
+time in ticks of 10 ms, in which a thread that wakes up often and briefly may have used none."""
 NATIVE = "native"
 """The pools of BLAS, Arrow and CUDA: threads that neither Python nor librdkafka named."""
 
 
 class ThreadCpu(Collector):
-    """Sums by thread name that never fall: what a thread used before it ended stays counted, as far as it was seen.
+    """Sums by thread name that never fall: what a thread used before it ended stays counted, as far
+    as it was seen.
 
     Empty where there is no /proc (macOS). Safe for any number of threads.
     """
@@ -35,11 +37,13 @@ class ThreadCpu(Collector):
         self._ended: defaultdict[str, float] = defaultdict(float)
 
     def read(self) -> dict[str, float]:
-        """Thread name → CPU seconds (user and system) since the process began. Numbers in names are dropped: decode-3 is decode."""
+        """Thread name → CPU seconds (user and system) since the process began. Numbers in names are
+        dropped: decode-3 is decode."""
         with self._lock:
             now = {}
             for key, name, seconds in _tasks():
-                # Python forgets a thread a moment before the kernel does: it keeps the name it was last seen with.
+                # Python forgets a thread a moment before the kernel does: it keeps the name it was
+                # last seen with.
                 known = self._seen.get(key, (name, 0.0))[0] if name == NATIVE else name
                 now[key] = (known, seconds)
             for key in self._seen.keys() - now.keys():
@@ -74,10 +78,15 @@ def _tasks() -> Iterator[tuple[tuple[int, int], str, float]]:
             seconds = time.clock_gettime(~tid << 3 | _SCHED_PER_THREAD)
         except OSError:  # it ended between the two calls
             continue
-        # proc(5): "pid (comm) state ppid …"; comm may hold spaces and parentheses. Field 22 is the start time.
+        # proc(5): "pid (comm) state ppid …"; comm may hold spaces and parentheses. Field 22 is the
+        # start time.
         comm, rest = stat[stat.index(b"(") + 1 :].rsplit(b")", 1)
         fields = rest.split()
-        yield (tid, int(fields[19])), _name(names.get(tid), comm.decode("utf-8", "replace")), seconds
+        yield (
+            (tid, int(fields[19])),
+            _name(names.get(tid), comm.decode("utf-8", "replace")),
+            seconds,
+        )
 
 
 def _name(python_name: str | None, comm: str) -> str:

@@ -1,7 +1,8 @@
 """Ends the process when something that cannot be interrupted takes too long.
 
-A commit can hang inside the client library for longer than any time-out it was given. What it did is then unknown; the next
-start resolves it. So the process ends at once, without waiting for anybody: exit code 75, try again.
+A commit can hang inside the client library for longer than any time-out it was given. What it did
+is then unknown; the next start resolves it. So the process ends at once, without waiting for
+anybody: exit code 75, try again.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ class _Limit:
 
 
 class Watchdog:
-    """One daemon thread that waits for the nearest deadline. Any number of threads may hold limits, and limits may nest.
+    """One daemon thread that waits for the nearest deadline. Any number of threads may hold limits,
+    and limits may nest.
 
-    It needs the interpreter to run: a C call that hangs *while holding the GIL* is not seen (the Kafka client releases it).
+    It needs the interpreter to run: a C call that hangs *while holding the GIL* is not seen (the
+    Kafka client releases it).
     """
 
     def __init__(self) -> None:
@@ -41,7 +44,8 @@ class Watchdog:
 
     @contextmanager
     def limit(self, what: str, seconds: float) -> Iterator[None]:
-        """Ends the process with exit code 75 unless the body ends within ``seconds``; ``what`` is named in its last line."""
+        """Ends the process with exit code 75 unless the body ends within ``seconds``; ``what`` is
+        named in its last line."""
         limit = _Limit(what, seconds, time.monotonic() + seconds, threading.get_ident())
         with self._changed:
             self._limits.add(limit)
@@ -79,4 +83,8 @@ def _end(limit: _Limit) -> None:
 
 def _where(thread: int) -> str:
     frame = sys._current_frames().get(thread)
-    return "" if frame is None else f", it hangs in {frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
+    return (
+        ""
+        if frame is None
+        else f", it hangs in {frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
+    )

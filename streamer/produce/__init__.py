@@ -1,1 +1,2 @@
-"""Where `streamer produce` takes records from: folders of images, WebDataset tars, Parquet and img2dataset's outputs."""
+"""Where `streamer produce` takes records from: folders of images, WebDataset tars, Parquet and
+img2dataset's outputs."""

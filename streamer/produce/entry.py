@@ -16,7 +16,8 @@ IMAGE_TYPES: dict[str, str] = {
     "psd": "image/vnd.adobe.photoshop", "qoi": "image/qoi", "svg": "image/svg+xml", "tga": "image/x-tga", "tif": "image/tiff",
     "tiff": "image/tiff", "webp": "image/webp",
 }  # fmt: skip
-"""File extensions that make a file an image, whatever is in it, and the content type that is sent with them."""
+"""File extensions that make a file an image, whatever is in it, and the content type that is sent
+with them."""
 
 UNKNOWN_TYPE = "image/*"
 """The consumer sniffs the bytes anyway."""
@@ -41,7 +42,8 @@ class Unsendable:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """Something that the source itself says it does not have (img2dataset's failed downloads): counted, no failure."""
+    """Something that the source itself says it does not have (img2dataset's failed downloads):
+    counted, no failure."""
 
     id: str
 
@@ -60,7 +62,8 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of columns, for captions files and Parquet; empty: found by `TEXT_COLUMNS` and the like."""
+    """Names of columns, for captions files and Parquet; empty: found by `TEXT_COLUMNS` and the
+    like."""
 
     path: str = ""
     text: str = ""
@@ -87,7 +90,8 @@ def is_image(name: str) -> bool:
 
 
 def item(id: str, value: bytes, name: str, caption: Caption) -> Entry:
-    """The record; ``name``: the file's name, for the content type. `Unsendable` if a text cannot be written as UTF-8."""
+    """The record; ``name``: the file's name, for the content type. `Unsendable` if a text cannot be
+    written as UTF-8."""
     texts = {"content-type": IMAGE_TYPES.get(extension(name), UNKNOWN_TYPE), "id": id}
     if caption.text:
         texts["text"] = caption.text
@@ -95,7 +99,11 @@ def item(id: str, value: bytes, name: str, caption: Caption) -> Entry:
         texts["url"] = caption.url
     for key, known in caption.metadata.items():
         if known is not None and not (isinstance(known, float) and math.isnan(known)):
-            texts[f"meta-{key}"] = known if isinstance(known, str) else json.dumps(known, ensure_ascii=False, default=str)
+            texts[f"meta-{key}"] = (
+                known
+                if isinstance(known, str)
+                else json.dumps(known, ensure_ascii=False, default=str)
+            )
     try:
         for header in texts:
             header.encode()
@@ -110,17 +118,32 @@ def printable(name: str) -> str:
 
 
 def too_big(id: str, nbytes: int, limit: int) -> Unsendable:
-    return Unsendable(id, f"{nbytes} bytes; the topic takes at most {limit} (its max.message.bytes)")
+    return Unsendable(
+        id, f"{nbytes} bytes; the topic takes at most {limit} (its max.message.bytes)"
+    )
 
 
-def caption_of(row: Mapping[str, Any], text: str | None, url: str | None, separator: str, without: frozenset[str]) -> Caption:
-    """A caption from a row or a JSON object: the columns ``text`` and ``url``, everything else but ``without`` is metadata.
+def caption_of(
+    row: Mapping[str, Any],
+    text: str | None,
+    url: str | None,
+    separator: str,
+    without: frozenset[str],
+) -> Caption:
+    """A caption from a row or a JSON object: the columns ``text`` and ``url``, everything else but
+    ``without`` is metadata.
 
-    With ``separator`` the first part of the text is the caption, and all of them are the metadata ``captions``.
+    With ``separator`` the first part of the text is the caption, and all of them are the metadata
+    ``captions``.
     """
     written = row.get(text) if text is not None else None
     metadata = {
-        k: v for k, v in row.items() if k not in (text, url) and k not in without and v not in (None, "") and not isinstance(v, bytes)
+        k: v
+        for k, v in row.items()
+        if k not in (text, url)
+        and k not in without
+        and v not in (None, "")
+        and not isinstance(v, bytes)
     }
     if isinstance(written, list):
         parts = [str(part).strip() for part in written]
@@ -135,5 +158,7 @@ def caption_of(row: Mapping[str, Any], text: str | None, url: str | None, separa
     return Caption(parts[0] if parts else "", str(link) if link else None, metadata)
 
 
-def first(names: tuple[str, ...], there: Mapping[str, object] | tuple[str, ...] | list[str]) -> str | None:
+def first(
+    names: tuple[str, ...], there: Mapping[str, object] | tuple[str, ...] | list[str]
+) -> str | None:
     return next((name for name in names if name in there), None)

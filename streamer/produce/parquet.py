@@ -23,7 +23,18 @@ from streamer.produce.entry import (
     too_big,
 )
 
-BYTES_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "img", "content", "data")
+BYTES_COLUMNS = (
+    "image",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "bytes",
+    "image_bytes",
+    "img",
+    "content",
+    "data",
+)
 _BATCH_ROWS = 32
 
 
@@ -41,10 +52,12 @@ class _Roles:
 
 
 def rows(file: Path, name: str, columns: Columns, limit: int) -> Iterator[Entry]:
-    """One record a row. Ids: the id column, else ``name/KEY`` where img2dataset's ``key`` is there, else the path, else ``name/ROW``.
+    """One record a row. Ids: the id column, else ``name/KEY`` where img2dataset's ``key`` is there,
+    else the path, else ``name/ROW``.
 
-    Paths are relative to the Parquet file's folder. Columns that are neither image, path, text, url nor id are metadata. A few
-    dozen rows are in memory at a time. Raises ConfigError if no column has images.
+    Paths are relative to the Parquet file's folder. Columns that are neither image, path, text, url
+    nor id are metadata. A few dozen rows are in memory at a time. Raises ConfigError if no column
+    has images.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -74,21 +87,43 @@ def _roles(file: Path, schema: Any, columns: Columns) -> _Roles:
     for option, chosen in (("--image-column", columns.image), ("--path-column", columns.path), ("--text-column", columns.text),
                            ("--id-column", columns.id), ("--url-column", columns.url)):  # fmt: skip
         if chosen and chosen not in names:
-            raise ConfigError(f"{file}: {option}: there is no column {chosen!r}; its columns are: {', '.join(names)}")
+            raise ConfigError(
+                f"{file}: {option}: there is no column {chosen!r}; its columns are: {', '.join(names)}"
+            )
     binary = [n for n in names if holds_bytes(schema.field(n).type)]
-    image = columns.image or (None if columns.path else first(BYTES_COLUMNS, binary) or (binary[0] if len(binary) == 1 else None))
-    textual = [n for n in names if pa.types.is_string(schema.field(n).type) or pa.types.is_large_string(schema.field(n).type)]
+    image = columns.image or (
+        None
+        if columns.path
+        else first(BYTES_COLUMNS, binary) or (binary[0] if len(binary) == 1 else None)
+    )
+    textual = [
+        n
+        for n in names
+        if pa.types.is_string(schema.field(n).type)
+        or pa.types.is_large_string(schema.field(n).type)
+    ]
     path = columns.path or (None if image else first(PATH_COLUMNS, textual))
     if image is None and path is None:
         raise ConfigError(
             f"{file}: no column has images or their paths; name one with --image-column or --path-column. Its columns are: {', '.join(names)}"
         )
     key = "key" if "key" in names else None
-    text, url = columns.text or first(TEXT_COLUMNS, names), columns.url or first(URL_COLUMNS, textual)
+    text, url = (
+        columns.text or first(TEXT_COLUMNS, names),
+        columns.url or first(URL_COLUMNS, textual),
+    )
     return _Roles(image, path, text, columns.id or key, url, frozenset(binary) - {image})
 
 
-def _entry(file: Path, name: str, number: int, row: Mapping[str, Any], roles: _Roles, separator: str, limit: int) -> Entry:
+def _entry(
+    file: Path,
+    name: str,
+    number: int,
+    row: Mapping[str, Any],
+    roles: _Roles,
+    separator: str,
+    limit: int,
+) -> Entry:
     path = row[roles.path] if roles.path is not None else None
     own = row[roles.id] if roles.id is not None else None
     id = f"{name}/{number}"
@@ -114,6 +149,10 @@ def _entry(file: Path, name: str, number: int, row: Mapping[str, Any], roles: _R
 def _file(id: str, path: Path, caption: Caption, limit: int) -> Entry:
     try:
         nbytes = path.stat().st_size
-        return too_big(id, nbytes, limit) if nbytes > limit else item(id, path.read_bytes(), path.name, caption)
+        return (
+            too_big(id, nbytes, limit)
+            if nbytes > limit
+            else item(id, path.read_bytes(), path.name, caption)
+        )
     except OSError as error:
         return Unsendable(id, f"{error.strerror or error} ({path})")

@@ -24,16 +24,20 @@ class Sources:
     all_files: bool
     limit: int
     left_out: list[str] = field(default_factory=list)
-    """Ids of the files in folders that are neither sent nor beside one that is (`.txt`, `.json`, the captions)."""
+    """Ids of the files in folders that are neither sent nor beside one that is (`.txt`, `.json`,
+    the captions)."""
 
     def entries(self, source: Path) -> Iterator[Entry]:
-        """Records of one source, in a fixed order. Raises ConfigError if it is nothing that can be sent.
+        """Records of one source, in a fixed order. Raises ConfigError if it is nothing that can be
+        sent.
 
-        * a folder: its images (by extension) with their sidecars, and its tars; its Parquet files only if it has neither,
-          because img2dataset writes Parquet beside tars and images about the same samples;
+        * a folder: its images (by extension) with their sidecars, and its tars; its Parquet files
+          only if it has neither, because img2dataset writes Parquet beside tars and images about
+          the same samples;
         * a tar, a Parquet file, an image.
 
-        ``all_files`` makes every file, and every member of a tar given by itself, a record, sidecars and archives too.
+        ``all_files`` makes every file, and every member of a tar given by itself, a record,
+        sidecars and archives too.
         """
         try:
             if source.is_dir():
@@ -48,7 +52,9 @@ class Sources:
             return self._parquet(source, source.parent)
         if is_image(source.name) or self.all_files:
             return iter([self._file(source, source.parent)])
-        raise ConfigError(f"{source}: is neither a folder, a tar, a Parquet file nor an image; --all-files sends it as it is")
+        raise ConfigError(
+            f"{source}: is neither a folder, a tar, a Parquet file nor an image; --all-files sends it as it is"
+        )
 
     def _folder(self, root: Path) -> Iterator[Entry]:
         empty = True
@@ -68,7 +74,9 @@ class Sources:
         self.left_out.extend(folder.id_of(path, root) for path in others if path not in tables)
         if empty:
             if not tables:
-                raise ConfigError(f"{root}: has no images, tars or Parquet files; --all-files sends whatever is in it")
+                raise ConfigError(
+                    f"{root}: has no images, tars or Parquet files; --all-files sends whatever is in it"
+                )
             for path in tables:
                 yield from self._parquet(path, root)
 
@@ -78,10 +86,16 @@ class Sources:
     def _tar(self, path: Path, root: Path) -> Iterator[Entry]:
         id = folder.id_of(path, root)
         name = id[: -len(next(suffix for suffix in _TARS if id.lower().endswith(suffix)))]
-        return tar.members(path, name, self.limit) if self.all_files else tar.samples(path, name, self.limit)
+        return (
+            tar.members(path, name, self.limit)
+            if self.all_files
+            else tar.samples(path, name, self.limit)
+        )
 
     def _parquet(self, path: Path, root: Path) -> Iterator[Entry]:
-        return parquet.rows(path, folder.id_of(path, root)[: -len(".parquet")], self.columns, self.limit)
+        return parquet.rows(
+            path, folder.id_of(path, root)[: -len(".parquet")], self.columns, self.limit
+        )
 
 
 def _is_tar(path: Path) -> bool:

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from streamer.produce.entry import Caption, Entry, Unsendable, extension, is_image, item, printable, too_big
+from streamer.produce.entry import (
+    Caption,
+    Entry,
+    Unsendable,
+    extension,
+    is_image,
+    item,
+    printable,
+    too_big,
+)
 from streamer.produce.folder import json_caption, text_of
 
 _TEXTS = ("txt", "text", "caption")
@@ -29,9 +38,11 @@ class _Sample:
 
 
 def samples(path: Path, name: str, limit: int) -> Iterator[Entry]:
-    """One record per image; ids are ``name/key``, or ``name/key.ext`` where a sample has several images.
+    """One record per image; ids are ``name/key``, or ``name/key.ext`` where a sample has several
+    images.
 
-    Members that are neither image, text nor ``.json`` are left out. One sample is in memory at a time.
+    Members that are neither image, text nor ``.json`` are left out. One sample is in memory at a
+    time.
     """
     sample = _Sample()
     try:
@@ -48,7 +59,10 @@ def samples(path: Path, name: str, limit: int) -> Iterator[Entry]:
             yield from _entries(sample, name)
             _check_end(archive)
     except _DAMAGE as error:
-        yield Unsendable(name, f"the archive cannot be read{f' after {sample.key}' if sample.key else ''}: {error}")
+        yield Unsendable(
+            name,
+            f"the archive cannot be read{f' after {sample.key}' if sample.key else ''}: {error}",
+        )
 
 
 def members(path: Path, name: str, limit: int) -> Iterator[Entry]:
@@ -60,7 +74,11 @@ def members(path: Path, name: str, limit: int) -> Iterator[Entry]:
                 if not member.isfile():
                     continue
                 id = f"{name}/{printable(member.name)}"
-                yield too_big(id, member.size, limit) if member.size > limit else item(id, _read(archive, member), member.name, Caption())
+                yield (
+                    too_big(id, member.size, limit)
+                    if member.size > limit
+                    else item(id, _read(archive, member), member.name, Caption())
+                )
             _check_end(archive)
     except _DAMAGE as error:
         yield Unsendable(name, f"the archive cannot be read to its end: {error}")
@@ -73,7 +91,9 @@ def split(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", extensions
 
 
-def _add(sample: _Sample, archive: tarfile.TarFile, member: tarfile.TarInfo, extensions: str, limit: int) -> None:
+def _add(
+    sample: _Sample, archive: tarfile.TarFile, member: tarfile.TarInfo, extensions: str, limit: int
+) -> None:
     sample.members += 1
     kind = extension(f"x.{extensions}")
     is_picture = is_image(f"x.{extensions}")
@@ -112,11 +132,17 @@ def _entries(sample: _Sample, name: str) -> Iterator[Entry]:
     known = sample.caption
     caption = Caption(known.text if sample.text is None else sample.text, known.url, known.metadata)
     for extensions, data in sample.images:
-        yield item(id if len(sample.images) == 1 else f"{id}.{extensions}", data, f"x.{extensions}", caption)
+        yield item(
+            id if len(sample.images) == 1 else f"{id}.{extensions}",
+            data,
+            f"x.{extensions}",
+            caption,
+        )
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """Python's tarfile takes a damaged header for the end: the block after the last member must be empty, or the file's end."""
+    """Python's tarfile takes a damaged header for the end: the block after the last member must be
+    empty, or the file's end."""
     if not isinstance(archive.fileobj, io.BufferedReader):
         return  # compressed: a checksum covers it
     archive.fileobj.seek(archive.offset)

@@ -1,7 +1,7 @@
 """The dataset card: ``README.md`` with the front matter that makes ``load_dataset(folder)`` work.
 
-Its ``configs`` follow from the folders in ``shards/`` alone, so any replica can write it at any time. It is written only
-when a format is new, and then whatever else a person put into it stays.
+Its ``configs`` follow from the folders in ``shards/`` alone, so any replica can write it at any
+time. It is written only when a format is new, and then whatever else a person put into it stays.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ reads all the others (name them with `columns=`).
 def update_card(folder: Folder, dataset: str, scratch: str) -> None:
     """Names every format in ``shards/`` in README.md. Idempotent; safe when others do the same.
 
-    It looks again after writing: two replicas that each bring a new format end with both in the card.
+    It looks again after writing: two replicas that each bring a new format end with both in the
+    card.
     """
     while formats := folder.folders("shards"):
         current = _read(folder)
@@ -70,15 +71,35 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
 
 def _named(card: str) -> set[str]:
     configs = _split(card)[0].get("configs")
-    return {str(c.get("config_name")) for c in configs if isinstance(c, dict)} if isinstance(configs, list) else set()
+    return (
+        {str(c.get("config_name")) for c in configs if isinstance(c, dict)}
+        if isinstance(configs, list)
+        else set()
+    )
 
 
 def _written(card: str, dataset: str, formats: list[str]) -> str:
     """One config per format; jpg is the default where it exists, the first one elsewhere."""
     first = "jpg" if "jpg" in formats else formats[0]
-    configs = [{"config_name": f, "data_files": f"shards/{f}/*.tar", **({"default": True} if f == first else {})} for f in formats]
+    configs = [
+        {
+            "config_name": f,
+            "data_files": f"shards/{f}/*.tar",
+            **({"default": True} if f == first else {}),
+        }
+        for f in formats
+    ]
     front, body = _split(card)
-    front = {"pretty_name": dataset, "task_categories": ["image-to-text"], **front, "configs": configs}
-    others = "; other formats by name: " + ", ".join(f for f in formats if f != first) if len(formats) > 1 else ""
+    front = {
+        "pretty_name": dataset,
+        "task_categories": ["image-to-text"],
+        **front,
+        "configs": configs,
+    }
+    others = (
+        "; other formats by name: " + ", ".join(f for f in formats if f != first)
+        if len(formats) > 1
+        else ""
+    )
     body = body or "\n" + _BODY.format(dataset=dataset, first=first, others=others)
     return f"{_FENCE}{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}{_FENCE}{body}"

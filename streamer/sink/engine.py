@@ -1,8 +1,10 @@
-"""The commit engine (section 5 of the design): which epoch may become true, and what is redone or forgotten at a start.
+"""The commit engine (section 5 of the design): which epoch may become true, and what is redone or
+forgotten at a start.
 
-A state machine over three ports. It knows nothing of threads, sockets or files, so that tests can drive it through
-thousands of interleavings of crash, rebalance, fencing and in-doubt commits (tests/sink/test_engine.py).
-Every method belongs to the Kafka thread and blocks as long as its ports do.
+A state machine over three ports. It knows nothing of threads, sockets or files, so that tests can
+drive it through thousands of interleavings of crash, rebalance, fencing and in-doubt commits
+(tests/sink/test_engine.py). Every method belongs to the Kafka thread and blocks as long as its
+ports do.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ OTHERS_GRACE_S = 10.0
 """A committed epoch of another writer is projected for it once it was sealed so long ago."""
 COMMIT_ATTEMPTS = 5
 Fallen = Literal["stale", "aborted"]
-"""Why an epoch must be dropped: its terms or first offsets are not the current ones, or every attempt of its transaction was aborted."""
+"""Why an epoch must be dropped: its terms or first offsets are not the current ones, or every
+attempt of its transaction was aborted."""
 MANIFEST_VERSION = 1
 
 
@@ -74,14 +77,16 @@ class Transactions(Protocol):
     """The Kafka port."""
 
     def fence(self) -> None:
-        """Fences any predecessor with this writer's name and resolves its in-doubt transaction. Raises Fenced."""
+        """Fences any predecessor with this writer's name and resolves its in-doubt transaction.
+        Raises Fenced."""
 
     def read(self) -> Sequence[Manifest]:
-        """Manifests committed since the last call, complete past the read_uncommitted end at the call. Raises TemporaryError when
-        another writer's open transaction outlasts the deadline."""
+        """Manifests committed since the last call, complete past the read_uncommitted end at the
+        call. Raises TemporaryError when another writer's open transaction outlasts the deadline."""
 
     def committed(self, partitions: Collection[int]) -> Mapping[int, int | None]:
-        """The group's stable offsets; None: there is none. Unknown is never None: it raises TemporaryError."""
+        """The group's stable offsets; None: there is none. Unknown is never None: it raises
+        TemporaryError."""
 
     def bounds(self, partitions: Collection[int]) -> Mapping[int, tuple[int, int]]:
         """First and end offset of the input topic's partitions."""
@@ -92,8 +97,15 @@ class Transactions(Protocol):
     def membership(self) -> object:
         """The group membership that `commit` is fenced with."""
 
-    def commit(self, manifest: Manifest, dead_letters: Sequence[DeadLetter], offsets: Mapping[int, int], membership: object) -> bool:
-        """One transaction. True: committed. False: aborted, nothing happened. Anything else ends the process: Fenced, TemporaryError."""
+    def commit(
+        self,
+        manifest: Manifest,
+        dead_letters: Sequence[DeadLetter],
+        offsets: Mapping[int, int],
+        membership: object,
+    ) -> bool:
+        """One transaction. True: committed. False: aborted, nothing happened. Anything else ends
+        the process: Fenced, TemporaryError."""
 
 
 class Files(Protocol):
@@ -130,14 +142,18 @@ class CommitEngine:
         pipeline: Mapping[str, Any],
         stale_after_s: float,
         fixed_ends: Callable[[Mapping[int, int]], Mapping[int, int]] | None = None,
-        stage: Callable[[str, Manifest], AbstractContextManager[None]] = lambda name, manifest: nullcontext(),
+        stage: Callable[[str, Manifest], AbstractContextManager[None]] = lambda name, manifest: (
+            nullcontext()
+        ),
     ) -> None:
-        """``stale_after_s``: an epoch that was opened so long ago is not committed any more, and what others left staged and uncommitted
-        for twice as long is deleted.
+        """``stale_after_s``: an epoch that was opened so long ago is not committed any more, and
+        what others left staged and uncommitted for twice as long is deleted.
 
-        ``fixed_ends``: for a replay, its end offsets for given starts; written into the dataset's first manifest.
+        ``fixed_ends``: for a replay, its end offsets for given starts; written into the dataset's
+        first manifest.
 
-        ``stage`` is entered around each epoch's transaction (``commit``) and each projection after one (``project``), to time and to limit them.
+        ``stage`` is entered around each epoch's transaction (``commit``) and each projection after
+        one (``project``), to time and to limit them.
         """
         self.dataset = dataset
         self.writer = writer
@@ -163,9 +179,10 @@ class CommitEngine:
     # Start
 
     def recover(self) -> None:
-        """Steps 2 to 4 of the start: fence, read the commit log to its true end, delete what is not committed, project what is."""
-        # What is staged is listed before anybody is fenced: whoever staged it cannot commit it any more from the fence on, while a successor
-        # stages nothing before it has fenced us.
+        """Steps 2 to 4 of the start: fence, read the commit log to its true end, delete what is not
+        committed, project what is."""
+        # What is staged is listed before anybody is fenced: whoever staged it cannot commit it any
+        # more from the fence on, while a successor stages nothing before it has fenced us.
         staged = list(self._files.staged())
         self._kafka.fence()
         projected = self._files.projected()
@@ -178,7 +195,9 @@ class CommitEngine:
             )
         committed = {m.uuid for m in manifests}
         for left in staged:  # first, for it may fill the disk, and a projection needs some room
-            if left.uuid not in committed and (left.writer == self.writer or left.age_s > 2 * self._stale_after_s):
+            if left.uuid not in committed and (
+                left.writer == self.writer or left.age_s > 2 * self._stale_after_s
+            ):
                 self._files.discard(left.writer, left.epoch, left.uuid)
         named = {s.uuid for s in staged}
         waiting: list[Manifest] = []
@@ -211,7 +230,8 @@ class CommitEngine:
         return self._clock.now() - _seconds(manifest.sealed) >= OTHERS_GRACE_S
 
     def _project_for_others(self) -> None:
-        """A writer that went for good may have left its last epoch unprojected; every earlier one it projected before it went on."""
+        """A writer that went for good may have left its last epoch unprojected; every earlier one
+        it projected before it went on."""
         for manifest in [m for m in self._unseen.values() if self._is_settled(m)]:
             self._project(manifest)
             del self._unseen[manifest.writer]
@@ -221,10 +241,12 @@ class CommitEngine:
             self._files.project(manifest)
 
     def assign(self, partitions: Collection[int]) -> dict[int, int]:
-        """Where each newly assigned partition starts: the stable committed offset, then the commit log, which must agree.
+        """Where each newly assigned partition starts: the stable committed offset, then the commit
+        log, which must agree.
 
-        Raises ProtocolError where offsets, log and topic contradict each other for longer than a last owner's commit may take, and Fenced when
-        a successor under our name has committed: what we read could never be.
+        Raises ProtocolError where offsets, log and topic contradict each other for longer than a
+        last owner's commit may take, and Fenced when a successor under our name has committed: what
+        we read could never be.
         """
         for attempt in range(COMMIT_ATTEMPTS):
             committed = self._kafka.committed(partitions)
@@ -236,7 +258,14 @@ class CommitEngine:
                 self._found()
             starts = {p: self._start(p, committed[p]) for p in sorted(partitions)}
             bounds = self._kafka.bounds(partitions)
-            problem = next((why for p in starts if (why := self._contradiction(p, starts[p], committed[p], *bounds[p]))), "")
+            problem = next(
+                (
+                    why
+                    for p in starts
+                    if (why := self._contradiction(p, starts[p], committed[p], *bounds[p]))
+                ),
+                "",
+            )
             if not problem:
                 return starts
             self._clock.sleep(0.1 * 2**attempt)
@@ -270,7 +299,8 @@ class CommitEngine:
         return ""
 
     def own(self, term: Term) -> None:
-        """From now on epochs read under this term may be committed, and those of the partition's earlier terms never again."""
+        """From now on epochs read under this term may be committed, and those of the partition's
+        earlier terms never again."""
         self.terms[term.partition] = term
 
     def disown(self, partitions: Collection[int]) -> None:
@@ -280,13 +310,17 @@ class CommitEngine:
     # Commit
 
     def commit(self, sealed: Sealed, serve: Callable[[], bool]) -> Manifest | Fallen:
-        """Makes a sealed epoch true and projects it. `Fallen`: it must be dropped, with everything after it; nothing of it was committed.
+        """Makes a sealed epoch true and projects it. `Fallen`: it must be dropped, with everything
+        after it; nothing of it was committed.
 
-        ``serve`` runs the group's callbacks once; False means that one of them already committed or dropped this epoch.
-        Raises what ends the process: Fenced, TemporaryError, DependencyError, ProtocolError.
+        ``serve`` runs the group's callbacks once; False means that one of them already committed or
+        dropped this epoch. Raises what ends the process: Fenced, TemporaryError, DependencyError,
+        ProtocolError.
         """
         if sealed.epoch != self.next_epoch:
-            raise ProtocolError(f"this is a bug: epoch {sealed.epoch} is sealed where {self.next_epoch} is due")
+            raise ProtocolError(
+                f"this is a bug: epoch {sealed.epoch} is sealed where {self.next_epoch} is due"
+            )
         for attempt in range(COMMIT_ATTEMPTS):
             membership = self._kafka.membership()
             if not serve() or not self._still_ours(sealed):
@@ -309,7 +343,8 @@ class CommitEngine:
         self._files.discard(self.writer, sealed.epoch, sealed.uuid)
 
     def _still_ours(self, sealed: Sealed) -> bool:
-        """The broker fences members, not partitions: a member that was lost and came back could move offsets backwards."""
+        """The broker fences members, not partitions: a member that was lost and came back could
+        move offsets backwards."""
         if any(p not in self.terms or self.terms[p].id != term for p, term in sealed.terms.items()):
             return False
         committed = self._kafka.committed(list(sealed.ranges))
@@ -321,7 +356,8 @@ class CommitEngine:
         return True
 
     def _check_age(self, sealed: Sealed) -> None:
-        """Others delete staging that is twice as old and not committed: what may have been deleted must not be committed any more."""
+        """Others delete staging that is twice as old and not committed: what may have been deleted
+        must not be committed any more."""
         age = self._clock.monotonic() - sealed.began
         if age > self._stale_after_s:
             raise TemporaryError(
@@ -338,10 +374,15 @@ class CommitEngine:
         )  # fmt: skip
 
     def _found(self) -> None:
-        """The dataset's first manifest: where every partition starts. It names no file and moves no offset."""
+        """The dataset's first manifest: where every partition starts. It names no file and moves no
+        offset."""
         starts = self._kafka.starts()
         now = iso(self._clock.now())
-        ends = {} if self._fixed_ends is None else {"ends": {str(p): end for p, end in self._fixed_ends(starts).items()}}
+        ends = (
+            {}
+            if self._fixed_ends is None
+            else {"ends": {str(p): end for p, end in self._fixed_ends(starts).items()}}
+        )
         manifest = Manifest(
             version=MANIFEST_VERSION, dataset=self.dataset, writer=self.writer, epoch=self.next_epoch, uuid=uuid4().hex, previous_uuid=None,
             partitions={p: (s, s) for p, s in starts.items()}, skipped={}, counts={}, files=(), claims_position=0,
@@ -352,7 +393,9 @@ class CommitEngine:
                 break
             self._clock.sleep(0.1 * 2**attempt)
         else:
-            raise TemporaryError(f"{self.dataset}.commits: the dataset's first manifest was aborted {COMMIT_ATTEMPTS} times. Start again.")
+            raise TemporaryError(
+                f"{self.dataset}.commits: the dataset's first manifest was aborted {COMMIT_ATTEMPTS} times. Start again."
+            )
         self._read()  # ours, and that of a replica that was faster: the first one in the log holds
         self._files.project(manifest)
 

@@ -19,10 +19,12 @@ from streamer.wire.manifest import FileEntry, epoch_name
 class EpochWriter:
     """Appends batches, then `seal` or `discard`. Writer thread only; every method blocks for I/O.
 
-    ``fingerprints``: what the Parquet schema's metadata says beside versions, each as ``streamer.NAME``. ``threshold`` is
-    the one that `streamer dataset verify` reads: τ as a number, or "off".
+    ``fingerprints``: what the Parquet schema's metadata says beside versions, each as
+    ``streamer.NAME``. ``threshold`` is the one that `streamer dataset verify` reads: τ as a number,
+    or "off".
 
-    After a DependencyError (full disk, failed upload) only `discard` is of use; nothing was public before, nothing is now.
+    After a DependencyError (full disk, failed upload) only `discard` is of use; nothing was public
+    before, nothing is now.
     """
 
     def __init__(
@@ -47,9 +49,13 @@ class EpochWriter:
         name = epoch_name(writer, epoch)
         facts = {"dataset": dataset, "topic": topic, "pipeline": pipeline, **fingerprints}
         self._score_names = tuple(score_names)
-        self._shards = ShardWriter(self._create, name, topic, limits.shard_records, limits.shard_bytes)
+        self._shards = ShardWriter(
+            self._create, name, topic, limits.shard_records, limits.shard_bytes
+        )
         schema = table_schema(dim, score_names, facts)
-        self._table = TableWriter(self._create, f"metadata/{name}.parquet", schema, dim, topic, pipeline)
+        self._table = TableWriter(
+            self._create, f"metadata/{name}.parquet", schema, dim, topic, pipeline
+        )
 
     @property
     def nbytes(self) -> int:
@@ -66,14 +72,17 @@ class EpochWriter:
 
         The batch's arrays are kept for a while and must not be changed afterwards.
         """
-        assert tuple(batch.scores) == self._score_names, f"this is a bug: scores {tuple(batch.scores)}, expected {self._score_names}"
+        assert tuple(batch.scores) == self._score_names, (
+            f"this is a bug: scores {tuple(batch.scores)}, expected {self._score_names}"
+        )
         metadata = [None if f.metadata is None else compact(f.metadata) for f in batch.facts]
         self._table.append(batch, self._shards.append(batch, metadata), metadata)
         self._counts.update(d.outcome for d in batch.decisions)
         self.records += len(batch.records)
 
     def seal(self) -> tuple[FileEntry, ...]:
-        """Makes every file complete and durable under its staging name, and reads it back. Sorted; empty if there was no record.
+        """Makes every file complete and durable under its staging name, and reads it back. Sorted;
+        empty if there was no record.
 
         Raises DependencyError.
         """
@@ -83,11 +92,14 @@ class EpochWriter:
             for file in files:
                 self._storage.check_staged(*self._epoch, file)
         except FileNotFoundError as error:
-            raise DependencyError(f"a staged file is gone: {error}; somebody removed it: leave .staging to its writers") from error
+            raise DependencyError(
+                f"a staged file is gone: {error}; somebody removed it: leave .staging to its writers"
+            ) from error
         return files
 
     def discard(self) -> None:
-        """Gives the epoch up and removes what was staged, sealed or not. Idempotent. Raises DependencyError if it cannot be removed."""
+        """Gives the epoch up and removes what was staged, sealed or not. Idempotent. Raises
+        DependencyError if it cannot be removed."""
         self._shards.abandon()
         self._table.abandon()
         self._storage.discard(*self._epoch)

@@ -1,7 +1,9 @@
-"""The dataset folder as a handful of file operations; `LocalFolder` and `RemoteFolder` are the two kinds.
+"""The dataset folder as a handful of file operations; `LocalFolder` and `RemoteFolder` are the two
+kinds.
 
-Paths are relative to the folder, with ``/``. Every operation may block for I/O; none keeps state, so any number of
-threads and processes may work on one folder. What a person must fix comes out as DependencyError with the place and the fix.
+Paths are relative to the folder, with ``/``. Every operation may block for I/O; none keeps state,
+so any number of threads and processes may work on one folder. What a person must fix comes out as
+DependencyError with the place and the fix.
 """
 
 from __future__ import annotations
@@ -31,14 +33,16 @@ class Folder(ABC):
 
     @abstractmethod
     def create(self, path: str) -> NewFile:
-        """A new file, its folders made as needed. Complete and durable once `NewFile.close` returned.
+        """A new file, its folders made as needed. Complete and durable once `NewFile.close`
+        returned.
 
         Raises FileNotFoundError if a folder on the way is taken away meanwhile.
         """
 
     @abstractmethod
     def open(self, path: str) -> BinaryIO:
-        """For reading, seekable. Raises FileNotFoundError; OSErrors of its reads are the caller's (`explained`)."""
+        """For reading, seekable. Raises FileNotFoundError; OSErrors of its reads are the caller's
+        (`explained`)."""
 
     @abstractmethod
     def size(self, path: str) -> int | None:
@@ -54,18 +58,22 @@ class Folder(ABC):
 
     @abstractmethod
     def changed(self, path: str) -> float | None:
-        """When something was last made or removed directly in the folder ``path``, like `Entry.mtime`; None where the storage does not know."""
+        """When something was last made or removed directly in the folder ``path``, like
+        `Entry.mtime`; None where the storage does not know."""
 
     @abstractmethod
     def publish(self, source: str, target: str, size: int) -> None:
-        """``target`` holds what ``source`` held, durably and never half; ``source`` may be gone afterwards.
+        """``target`` holds what ``source`` held, durably and never half; ``source`` may be gone
+        afterwards.
 
-        Raises FileNotFoundError if ``source`` is not there (or is taken away meanwhile), ProtocolError if it has another size.
+        Raises FileNotFoundError if ``source`` is not there (or is taken away meanwhile),
+        ProtocolError if it has another size.
         """
 
     @abstractmethod
     def replace(self, path: str, data: bytes, scratch: str) -> None:
-        """Writes a small file so that a reader sees the old or the new one; ``scratch`` is a free name it may use meanwhile.
+        """Writes a small file so that a reader sees the old or the new one; ``scratch`` is a free
+        name it may use meanwhile.
 
         Raises FileNotFoundError if the scratch file's folder is taken away meanwhile.
         """
@@ -80,7 +88,8 @@ class Folder(ABC):
 
     @abstractmethod
     def probe(self, path: str) -> None:
-        """Makes, fills, reads and removes the folder ``path``. Raises DependencyError; leaves nothing behind."""
+        """Makes, fills, reads and removes the folder ``path``. Raises DependencyError; leaves
+        nothing behind."""
 
     def place(self, path: str) -> str:
         """The full address of a file, for messages."""
@@ -89,7 +98,8 @@ class Folder(ABC):
 
     @contextmanager
     def explained(self, doing: str, path: str) -> Iterator[None]:
-        """Turns an OSError into a DependencyError that names the place and the fix; FileNotFoundError stays what it is."""
+        """Turns an OSError into a DependencyError that names the place and the fix;
+        FileNotFoundError stays what it is."""
         try:
             yield
         except FileNotFoundError:
@@ -125,7 +135,9 @@ _REMOTE_FIXES = {
 
 
 def _fix(error: OSError) -> str:
-    fix = _FIXES.get(error.errno or 0) or next((fix for sign, fix in _REMOTE_FIXES.items() if sign in str(error)), "")
+    fix = _FIXES.get(error.errno or 0) or next(
+        (fix for sign, fix in _REMOTE_FIXES.items() if sign in str(error)), ""
+    )
     return f". The fix: {fix}." if fix else ""
 
 
@@ -138,7 +150,8 @@ class Drain(Protocol):
 
 
 class _Hashing(io.RawIOBase):
-    """Hashes and counts what really went to the drain. After a failure it swallows the rest, and can only be abandoned."""
+    """Hashes and counts what really went to the drain. After a failure it swallows the rest, and
+    can only be abandoned."""
 
     def __init__(self, drain: Drain, folder: Folder, path: str) -> None:
         self._drain = drain
@@ -201,6 +214,7 @@ class NewFile(io.BufferedWriter):
         return self._hashing.sha256.hexdigest()
 
     def abandon(self) -> None:
-        """Closes without finishing; what was written is to be removed. Does not raise, may be called twice."""
+        """Closes without finishing; what was written is to be removed. Does not raise, may be
+        called twice."""
         self._hashing.dead = True
         self.close()

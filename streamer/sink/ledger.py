@@ -9,7 +9,8 @@ from streamer.wire.manifest import Manifest
 
 
 class Ledger:
-    """Per partition the tiled range ``[first, next)``; per writer its last epoch and uuid. Main thread only."""
+    """Per partition the tiled range ``[first, next)``; per writer its last epoch and uuid. Main
+    thread only."""
 
     def __init__(self) -> None:
         self.tiles: dict[int, tuple[int, int]] = {}
@@ -20,7 +21,8 @@ class Ledger:
         """Applied by `commit`, and not read from the log yet."""
 
     def commit(self, manifest: Manifest) -> None:
-        """Applies our own manifest, whose transaction is committed, before the log gives it back. Raises like `apply`."""
+        """Applies our own manifest, whose transaction is committed, before the log gives it back.
+        Raises like `apply`."""
         self._fold(manifest)
         self._early.add(manifest.uuid)
 
@@ -48,7 +50,9 @@ class Ledger:
         if any(first != following for first, following in manifest.partitions.values()):
             for partition, (first, following) in manifest.partitions.items():
                 self._extend(manifest, partition, first, following)
-        elif not self.tiles:  # two replicas may found a dataset at once: the first one in the log holds, as a whole
+        elif (
+            not self.tiles
+        ):  # two replicas may found a dataset at once: the first one in the log holds, as a whole
             self.tiles = dict(manifest.partitions)
         self.last[manifest.writer] = (manifest.epoch, manifest.uuid)
 
@@ -63,14 +67,17 @@ class Ledger:
         self.tiles[partition] = (begin, following)
 
     def end(self, partition: int) -> int | None:
-        """Where the next epoch of this partition must begin; None if no manifest names the partition."""
+        """Where the next epoch of this partition must begin; None if no manifest names the
+        partition."""
         tile = self.tiles.get(partition)
         return None if tile is None else tile[1]
 
     def fixed_ends(self, partitions: Collection[int]) -> dict[int, int]:
         """Where a replay stops. Raises ConfigError for a dataset that is not a replay's."""
         if not self.ends:
-            raise ConfigError("--dataset: this dataset exists and is no replay's; choose a new name")
+            raise ConfigError(
+                "--dataset: this dataset exists and is no replay's; choose a new name"
+            )
         return {p: self.ends.get(p, 0) for p in partitions}
 
     def next_epoch(self, writer: str) -> int:

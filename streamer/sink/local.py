@@ -16,7 +16,8 @@ from streamer.errors import DependencyError, ProtocolError
 from streamer.sink.folder import Entry, Folder, NewFile
 
 REMOVE_PATIENCE_S = 5.0
-"""A folder that is not empty when its files are gone is tried again for so long: whoever projects the same epoch made one meanwhile."""
+"""A folder that is not empty when its files are gone is tried again for so long: whoever projects
+the same epoch made one meanwhile."""
 
 
 class LocalFolder(Folder):
@@ -104,7 +105,9 @@ class LocalFolder(Folder):
                 digest.update(chunk)
                 count += len(chunk)
         if (count, digest.hexdigest()) != (size, sha256):
-            raise DependencyError(f"{self.place(path)} reads back other than it was written: check the disk, and who else writes there")
+            raise DependencyError(
+                f"{self.place(path)} reads back other than it was written: check the disk, and who else writes there"
+            )
 
     def probe(self, path: str) -> None:
         """Also sees to it that a rename from staging to any public folder stays on one file system."""
@@ -117,7 +120,9 @@ class LocalFolder(Folder):
                 with self.create(f"{path}/probe") as file:
                     file.write(b"probe")
                 device = (self.root / path).stat().st_dev
-                for public in [p for p in ("shards", "metadata", "manifests") if (self.root / p).is_dir()]:
+                for public in [
+                    p for p in ("shards", "metadata", "manifests") if (self.root / p).is_dir()
+                ]:
                     if (self.root / public).stat().st_dev != device:
                         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
             finally:
@@ -150,7 +155,9 @@ def _sync(folder: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot; their rename is synchronous
+        if (
+            error.errno != errno.EINVAL
+        ):  # some network file systems cannot; their rename is synchronous
             raise
     finally:
         os.close(fd)

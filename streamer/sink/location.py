@@ -1,4 +1,5 @@
-"""From ``output.path`` to a folder: a local path, ``s3://…``, or any other URI that ``pyarrow.fs`` knows."""
+"""From ``output.path`` to a folder: a local path, ``s3://…``, or any other URI that ``pyarrow.fs``
+knows."""
 
 from __future__ import annotations
 
@@ -17,11 +18,13 @@ _URI = re.compile(r"[a-z][a-z0-9+.-]*://")
 _S3_TEXTS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 _S3_SWITCHES = ("allow_bucket_creation", "anonymous", "force_virtual_addressing")
 _S3_SECONDS = {"connect_timeout": 10.0, "request_timeout": 30.0}
-"""With their defaults; ``request_timeout`` ends a connection on which nothing moves. Three attempts are made."""
+"""With their defaults; ``request_timeout`` ends a connection on which nothing moves. Three attempts
+are made."""
 
 
 def open_folder(path: str, *below: str) -> Folder:
-    """The folder at ``path``/``below``…, which need not exist. Raises ConfigError for a URI that says nothing we know.
+    """The folder at ``path``/``below``…, which need not exist. Raises ConfigError for a URI that
+    says nothing we know.
 
     May ask S3 for the bucket's region, and then raise DependencyError.
     """
@@ -43,7 +46,9 @@ def _any(path: str) -> tuple[Any, str]:
     try:
         filesystem, base = fs.FileSystem.from_uri(path)
     except (ValueError, ImportError, OSError) as error:
-        raise ConfigError(f"output.path: {path.partition('?')[0]} is no path and no URI that pyarrow can open: {error}") from None
+        raise ConfigError(
+            f"output.path: {path.partition('?')[0]} is no path and no URI that pyarrow can open: {error}"
+        ) from None
     return filesystem, str(base)
 
 
@@ -55,19 +60,30 @@ def _s3(path: str) -> tuple[Any, str]:
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     known = (*_S3_TEXTS, *_S3_SWITCHES, *_S3_SECONDS)
     if unknown := sorted(given.keys() - set(known)):
-        raise ConfigError(f"output.path: s3:// does not know {unknown[0]!r}; known are {', '.join(known)}")
+        raise ConfigError(
+            f"output.path: s3:// does not know {unknown[0]!r}; known are {', '.join(known)}"
+        )
     if not parts.hostname:
         raise ConfigError("output.path: s3:// needs a bucket, as in s3://bucket/prefix")
     options: dict[str, Any] = {name: given[name] for name in _S3_TEXTS if name in given}
-    options |= {name: given[name].lower() in ("1", "true", "yes") for name in _S3_SWITCHES if name in given}
+    options |= {
+        name: given[name].lower() in ("1", "true", "yes") for name in _S3_SWITCHES if name in given
+    }
     try:
         options |= {name: float(given.get(name, default)) for name, default in _S3_SECONDS.items()}
     except ValueError as error:
-        raise ConfigError(f"output.path: connect_timeout and request_timeout are seconds: {error}") from None
+        raise ConfigError(
+            f"output.path: connect_timeout and request_timeout are seconds: {error}"
+        ) from None
     if parts.username:
-        options |= {"access_key": unquote(parts.username), "secret_key": unquote(parts.password or "")}
+        options |= {
+            "access_key": unquote(parts.username),
+            "secret_key": unquote(parts.password or ""),
+        }
     bucket = parts.netloc.rpartition("@")[2]
-    elsewhere = "endpoint_override" in given or any(n in os.environ for n in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
+    elsewhere = "endpoint_override" in given or any(
+        n in os.environ for n in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+    )
     if "region" not in given and not elsewhere:
         try:
             options["region"] = fs.resolve_s3_region(bucket)
@@ -77,7 +93,9 @@ def _s3(path: str) -> tuple[Any, str]:
             ) from error
     retries = fs.AwsStandardS3RetryStrategy(max_attempts=3)
     try:
-        filesystem = fs.S3FileSystem(background_writes=False, allow_delayed_open=True, retry_strategy=retries, **options)
+        filesystem = fs.S3FileSystem(
+            background_writes=False, allow_delayed_open=True, retry_strategy=retries, **options
+        )
     except ValueError as error:
         raise ConfigError(f"output.path: s3:// options do not fit together: {error}") from None
     return filesystem, f"{bucket}{unquote(parts.path)}"

@@ -1,6 +1,7 @@
 """A dataset folder on any ``pyarrow.fs``.
 
-Object stores cannot rename: there a file is copied (which is atomic), checked, and the staged one removed with its folder.
+Object stores cannot rename: there a file is copied (which is atomic), checked, and the staged one
+removed with its folder.
 """
 
 from __future__ import annotations
@@ -24,12 +25,18 @@ class RemoteFolder(Folder):
         self._base = base.rstrip("/")
         self.uri = uri
         self._object_store = filesystem.type_name in ("s3", "gcs", "abfs")
-        """No folders to make, a file appears whole when it is closed, and a rename is a copy and a delete."""
+        """No folders to make, a file appears whole when it is closed, and a rename is a copy and a
+        delete."""
 
     def create(self, path: str) -> NewFile:
         with self.explained("create", path):
             self._make_parent(path)
-            return NewFile(_RemoteDrain(self._fs.open_output_stream(self._at(path))), self, path, buffer_bytes=_CHUNK)
+            return NewFile(
+                _RemoteDrain(self._fs.open_output_stream(self._at(path))),
+                self,
+                path,
+                buffer_bytes=_CHUNK,
+            )
 
     def open(self, path: str) -> BinaryIO:
         with self.explained("open", path):
@@ -72,13 +79,18 @@ class RemoteFolder(Folder):
                 raise FileNotFoundError(self.place(source)) from error
             raise self.refused(error, "publish", target) from error
         if (found := self.size(target)) != size:
-            raise DependencyError(f"{self.place(target)} has {found} bytes where {size} were published: start again, and check the storage")
+            raise DependencyError(
+                f"{self.place(target)} has {found} bytes where {size} were published: start again, and check the storage"
+            )
 
     def _copy(self, source: str, target: str, size: int) -> None:
         if size <= self.copy_limit:
             self._fs.copy_file(source, target)
             return
-        with self._fs.open_input_stream(source) as reader, self._fs.open_output_stream(target) as writer:
+        with (
+            self._fs.open_input_stream(source) as reader,
+            self._fs.open_output_stream(target) as writer,
+        ):
             while chunk := reader.read(8 * _CHUNK):
                 writer.write(chunk)
 
@@ -98,9 +110,12 @@ class RemoteFolder(Folder):
                 return
 
     def check(self, path: str, size: int, sha256: str) -> None:
-        """The length only: reading every byte back would double the traffic, and the client sends checksums of its own."""
+        """The length only: reading every byte back would double the traffic, and the client sends
+        checksums of its own."""
         if (found := self.size(path)) != size:
-            raise DependencyError(f"{self.place(path)} has {found} bytes where {size} were written: start again, and check the storage")
+            raise DependencyError(
+                f"{self.place(path)} has {found} bytes where {size} were written: start again, and check the storage"
+            )
 
     def probe(self, path: str) -> None:
         with self.create(f"{path}/probe") as file:
@@ -121,7 +136,9 @@ class RemoteFolder(Folder):
         from pyarrow import fs
 
         with self.explained("list", path):
-            found = self._fs.get_file_info(fs.FileSelector(self._at(path), recursive=recursive, allow_not_found=True))
+            found = self._fs.get_file_info(
+                fs.FileSelector(self._at(path), recursive=recursive, allow_not_found=True)
+            )
         return sorted(found, key=lambda info: str(info.path))
 
 
@@ -130,7 +147,9 @@ class _RemoteDrain:
         self._stream = stream
 
     def write(self, data: memoryview) -> int:
-        self._stream.write(bytes(data))  # a copy: the client may keep it after the caller reuses its buffer
+        self._stream.write(
+            bytes(data)
+        )  # a copy: the client may keep it after the caller reuses its buffer
         return len(data)
 
     def finish(self) -> None:

@@ -1,8 +1,10 @@
-"""Accepted samples into WebDataset tars: one stream of shards per image format, reproducible to the byte.
+"""Accepted samples into WebDataset tars: one stream of shards per image format, reproducible to the
+byte.
 
-`webdataset.TarWriter` does the writing. Only what it hands its members to is ours: `TarStream` lays down the same USTAR
-headers as `tarfile` (a test compares them byte for byte) without building them anew for every member and without keeping
-a list of all of them: 10 µs for a sample of three members instead of 65, and memory that does not grow.
+`webdataset.TarWriter` does the writing. Only what it hands its members to is ours: `TarStream` lays
+down the same USTAR headers as `tarfile` (a test compares them byte for byte) without building them
+anew for every member and without keeping a list of all of them: 10 µs for a sample of three members
+instead of 65, and memory that does not grow.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _APART = 1 << 16
 
 
 class TarStream:
-    """The two methods of `tarfile.TarFile` that TarWriter calls, for plain files with short ASCII names, all of one owner, mode and time."""
+    """The two methods of `tarfile.TarFile` that TarWriter calls, for plain files with short ASCII
+    names, all of one owner, mode and time."""
 
     def __init__(self, stream: io.BufferedWriter) -> None:
         self.nbytes = 0
@@ -57,7 +60,8 @@ class TarStream:
 
 
 def _fixed_fields(info: tarfile.TarInfo) -> tuple[bytes, bytes, bytes, int]:
-    """The header's fields that no member changes, as `tarfile` writes them, and their part of the checksum."""
+    """The header's fields that no member changes, as `tarfile` writes them, and their part of the
+    checksum."""
     header = info.tobuf(tarfile.USTAR_FORMAT)
     owner, times, rest = header[100:124], header[136:148], header[156:]
     return owner, times, rest, sum(owner) + sum(times) + sum(rest) + 8 * ord(" ")
@@ -87,9 +91,17 @@ class _Shard:
 
 
 class ShardWriter:
-    """The tars of one epoch. ``create``: public path → new file. Writer thread only; methods block for I/O and raise DependencyError."""
+    """The tars of one epoch. ``create``: public path → new file. Writer thread only; methods block
+    for I/O and raise DependencyError."""
 
-    def __init__(self, create: Callable[[str], NewFile], name: str, topic: str, shard_records: int, shard_bytes: int) -> None:
+    def __init__(
+        self,
+        create: Callable[[str], NewFile],
+        name: str,
+        topic: str,
+        shard_records: int,
+        shard_bytes: int,
+    ) -> None:
         self.nbytes = 0
         """Bytes of image, text and JSON so far."""
         self._create = create
@@ -107,17 +119,25 @@ class ShardWriter:
         Returns for each record its shard's public path; None if not accepted.
         """
         names = [quoted(name) for name in batch.scores]
-        columns = [[v if isfinite(v) else 0.0 for v in column.tolist()] for column in batch.scores.values()]
+        columns = [
+            [v if isfinite(v) else 0.0 for v in column.tolist()] for column in batch.scores.values()
+        ]
         shards: list[str | None] = []
-        for i, (record, facts, decision) in enumerate(zip(batch.records, batch.facts, batch.decisions, strict=True)):
+        for i, (record, facts, decision) in enumerate(
+            zip(batch.records, batch.facts, batch.decisions, strict=True)
+        ):
             if decision.outcome != "accepted":
                 shards.append(None)
                 continue
-            scores = ",".join([f"{name}:{column[i]!r}" for name, column in zip(names, columns, strict=True)])
+            scores = ",".join(
+                [f"{name}:{column[i]!r}" for name, column in zip(names, columns, strict=True)]
+            )
             shards.append(self._write(record, facts, decision, scores, metadata[i] or "{}"))
         return shards
 
-    def _write(self, record: Record, facts: Facts, decision: Decision, scores: str, metadata: str) -> str:
+    def _write(
+        self, record: Record, facts: Facts, decision: Decision, scores: str, metadata: str
+    ) -> str:
         assert facts.data is not None, "this is a bug: an accepted record has no image bytes"
         assert facts.format is not None, "this is a bug: an accepted record has no format"
         key = key_of(record.partition, record.offset)
@@ -152,11 +172,20 @@ class ShardWriter:
             self._open.popitem()[1].file.abandon()
 
 
-def _describe(key: str, topic: str, record: Record, facts: Facts, decision: Decision, scores: str, metadata: str) -> bytes:
+def _describe(
+    key: str,
+    topic: str,
+    record: Record,
+    facts: Facts,
+    decision: Decision,
+    scores: str,
+    metadata: str,
+) -> bytes:
     """The sample's ``json``: always the same keys, never null, every value always of one type.
 
-    Hugging Face ``datasets`` takes the types from the first five samples. So what is unknown is ``""``, ``0`` or ``0.0``, and what
-    has no fixed shape (flags, metadata) is a string of JSON. The Parquet row tells unknown and zero apart.
+    Hugging Face ``datasets`` takes the types from the first five samples. So what is unknown is
+    ``""``, ``0`` or ``0.0``, and what has no fixed shape (flags, metadata) is a string of JSON. The
+    Parquet row tells unknown and zero apart.
     """
     duplicate_of = "" if decision.duplicate_of is None else key_of(*decision.duplicate_of)
     flags = '"[]"' if not decision.flags else quoted(compact(decision.flags))

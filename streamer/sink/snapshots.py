@@ -1,7 +1,9 @@
-"""Snapshots of the dedup state in a folder: ``WRITER/POSITION-UNIQUE/`` with the data and, written last, the header.
+"""Snapshots of the dedup state in a folder: ``WRITER/POSITION-UNIQUE/`` with the data and, written
+last, the header.
 
-Every writer keeps its newest ones in a folder of its own, so that none ever waits for, or deletes from, another; a start takes the newest
-good one of any writer. Nothing here is needed: the claim log has all of it, and what cannot be used is passed over with a warning.
+Every writer keeps its newest ones in a folder of its own, so that none ever waits for, or deletes
+from, another; a start takes the newest good one of any writer. Nothing here is needed: the claim
+log has all of it, and what cannot be used is passed over with a warning.
 """
 
 from __future__ import annotations
@@ -47,7 +49,11 @@ class Wanted:
     def check(self, header: Header) -> None:
         """Raises Unusable for a snapshot of something else."""
         bound = [
-            (f"the dataset's binding, {f.name},", getattr(header.dataset, f.name), getattr(self.dataset, f.name))
+            (
+                f"the dataset's binding, {f.name},",
+                getattr(header.dataset, f.name),
+                getattr(self.dataset, f.name),
+            )
             for f in fields(DatasetEntry)
         ]
         for what, there, here in (
@@ -78,7 +84,8 @@ class Found(NamedTuple):
 
 
 class Snapshots:
-    """The snapshots of one dataset. Stateless but for names; any thread; every method blocks for I/O."""
+    """The snapshots of one dataset. Stateless but for names; any thread; every method blocks for
+    I/O."""
 
     def __init__(self, folder: Folder, writer: str, wanted: Wanted) -> None:
         self.folder = folder
@@ -110,7 +117,9 @@ class Snapshots:
             trouble = str(error)
         age = max(0.0, time.time() - max(mtime for _, mtime in files.values()))
         total = sum(size for size, _ in files.values())
-        return Found(path, match[1], int(match[2]), age, total, header, trouble, HEADER not in files)
+        return Found(
+            path, match[1], int(match[2]), age, total, header, trouble, HEADER not in files
+        )
 
     def _header(self, path: str) -> Header:
         try:
@@ -130,11 +139,15 @@ class Snapshots:
             raise Unusable(f"its data cannot be read: {error}") from None
 
     def load(self, store: WinnerStore) -> tuple[Header, State] | None:
-        """The newest good one; warns of those passed over. None if there is none. Raises nothing: the claim log has it all."""
+        """The newest good one; warns of those passed over. None if there is none. Raises nothing:
+        the claim log has it all."""
         try:
             candidates = self.find()
         except (OSError, DependencyError) as error:
-            log.warning("snapshots of the dedup state cannot be looked for; the claim log is read from its beginning: %s", error)
+            log.warning(
+                "snapshots of the dedup state cannot be looked for; the claim log is read from its beginning: %s",
+                error,
+            )
             return None
         for found in candidates:
             try:
@@ -143,11 +156,17 @@ class Snapshots:
                 return found.header, state
             except Unusable as error:
                 level = logging.INFO if found.unfinished else logging.WARNING
-                log.log(level, "a snapshot of the dedup state is not used: %s: %s", self.folder.place(found.path), error)
+                log.log(
+                    level,
+                    "a snapshot of the dedup state is not used: %s: %s",
+                    self.folder.place(found.path),
+                    error,
+                )
         return None
 
     def write(self, state: State, offset: int) -> Header:
-        """Writes one, durably, and removes the writer's older ones. Raises DependencyError; leaves nothing half behind if it can."""
+        """Writes one, durably, and removes the writer's older ones. Raises DependencyError; leaves
+        nothing half behind if it can."""
         path = f"{self.writer}/{state.position:012d}-{uuid4().hex[:8]}"
         try:
             header = self._write(path, state, offset)
@@ -191,7 +210,8 @@ class Snapshots:
 
 
 def snapshot_folder(config: Config) -> Folder | None:
-    """That of ``dedup.snapshots``; None where it is off. Raises ConfigError for a place that cannot be one."""
+    """That of ``dedup.snapshots``; None where it is off. Raises ConfigError for a place that cannot
+    be one."""
     if config.dedup is None or config.dedup.snapshots == "off":
         return None
     if config.dedup.snapshots == "dataset":
@@ -206,4 +226,8 @@ def open_snapshots(config: Config, dataset: DatasetEntry, topic_id: str) -> Snap
     """Those of `snapshot_folder`; None where there is none. Raises ConfigError."""
     folder = snapshot_folder(config)
     capacity = None if config.dedup is None else config.dedup.capacity
-    return None if folder is None else Snapshots(folder, config.writer, Wanted(dataset, topic_id, capacity))
+    return (
+        None
+        if folder is None
+        else Snapshots(folder, config.writer, Wanted(dataset, topic_id, capacity))
+    )

@@ -1,7 +1,9 @@
-"""Staging and projection: an epoch's files are written under ``.staging``, and get their public names once Kafka has committed them.
+"""Staging and projection: an epoch's files are written under ``.staging``, and get their public
+names once Kafka has committed them.
 
-Projection never fails for good and never loses anything: it copies (or renames), checks, writes the manifest last and only
-then removes the staged folder. Anybody may redo it at any time, and two processes may do it at once.
+Projection never fails for good and never loses anything: it copies (or renames), checks, writes the
+manifest last and only then removes the staged folder. Anybody may redo it at any time, and two
+processes may do it at once.
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ def staging_path(writer: str, epoch: int, uuid: str) -> str:
 
 
 class Storage:
-    """The dataset folder ``output_path/dataset``. Stateless: any thread; every method may block for I/O.
+    """The dataset folder ``output_path/dataset``. Stateless: any thread; every method may block for
+    I/O.
 
-    Raises ConfigError at construction for a path that cannot be one; later DependencyError for what a person must fix.
+    Raises ConfigError at construction for a path that cannot be one; later DependencyError for what
+    a person must fix.
     """
 
     def __init__(self, output_path: str, dataset: str) -> None:
@@ -55,7 +59,8 @@ class Storage:
     # Staging
 
     def open_staged(self, writer: str, epoch: int, uuid: str, path: str) -> NewFile:
-        """A new file that will have the public name ``path``; complete and durable once its ``close()`` returned."""
+        """A new file that will have the public name ``path``; complete and durable once its
+        ``close()`` returned."""
         staged = f"{staging_path(writer, epoch, uuid)}/{path}"
         try:
             return self.folder.create(staged)
@@ -78,12 +83,17 @@ class Storage:
             for name in self.folder.folders(f"{STAGING}/{writer}"):
                 if match := _STAGED.fullmatch(name):
                     path = f"{STAGING}/{writer}/{name}"
-                    latest = max((e.mtime for e in self.folder.walk(path)), default=None) or self.folder.changed(path) or now
+                    latest = (
+                        max((e.mtime for e in self.folder.walk(path)), default=None)
+                        or self.folder.changed(path)
+                        or now
+                    )
                     changed[writer, int(match[1]), match[2]] = latest
         return [Staged(*key, age_s=max(0.0, now - mtime)) for key, mtime in changed.items()]
 
     def discard(self, writer: str, epoch: int, uuid: str) -> None:
-        """Removes a staged epoch that the commit log does not name, or whose projection is done. Idempotent."""
+        """Removes a staged epoch that the commit log does not name, or whose projection is done.
+        Idempotent."""
         self.folder.remove(staging_path(writer, epoch, uuid))
 
     # Projection
@@ -94,9 +104,11 @@ class Storage:
         return {(m[1], int(m[2])) for m in map(_MANIFEST.fullmatch, names) if m}
 
     def project(self, manifest: Manifest) -> None:
-        """Gives a committed epoch its public names. Idempotent; safe when others do the same at the same moment.
+        """Gives a committed epoch its public names. Idempotent; safe when others do the same at the
+        same moment.
 
-        Raises ProtocolError when a file is neither staged nor public as the manifest says, or when another epoch has its name.
+        Raises ProtocolError when a file is neither staged nor public as the manifest says, or when
+        another epoch has its name.
         """
         if not self._is_public(manifest):
             staged = staging_path(manifest.writer, manifest.epoch, manifest.uuid)
@@ -107,8 +119,12 @@ class Storage:
                 update_card(self.folder, manifest.dataset, f"{scratch}.md")
                 self.folder.replace(manifest.path, encode(manifest), f"{scratch}.json")
             except FileNotFoundError:
-                if not self._is_public(manifest):  # else somebody was faster, and removed the staged folder
-                    raise ProtocolError(f"{staged} was taken away while it was projected: only one dataset may use this folder") from None
+                if not self._is_public(
+                    manifest
+                ):  # else somebody was faster, and removed the staged folder
+                    raise ProtocolError(
+                        f"{staged} was taken away while it was projected: only one dataset may use this folder"
+                    ) from None
         self.discard(manifest.writer, manifest.epoch, manifest.uuid)
 
     def _publish(self, source: str, file: FileEntry) -> None:
@@ -117,7 +133,9 @@ class Storage:
         except FileNotFoundError:
             found = self.folder.size(file.path)
             if found != file.bytes:
-                state = "is missing" if found is None else f"has {found} bytes instead of {file.bytes}"
+                state = (
+                    "is missing" if found is None else f"has {found} bytes instead of {file.bytes}"
+                )
                 raise ProtocolError(
                     f"{self.folder.place(file.path)} {state}, and {source} is gone. The commit log names it: "
                     "bring the file back (a backup or a version of the bucket), then start again."
@@ -137,11 +155,13 @@ class Storage:
         return True
 
     def check_writable(self) -> None:
-        """Writes, reads, and removes a small file. Raises DependencyError (DiskFull); leaves nothing behind (on S3 an empty marker of the folder)."""
+        """Writes, reads, and removes a small file. Raises DependencyError (DiskFull); leaves
+        nothing behind (on S3 an empty marker of the folder)."""
         self.folder.probe(f"{STAGING}/.probe-{uuid4().hex}")
 
     def has_room(self, writer: str) -> bool:
-        """Like `check_writable`, but False where the disk is full and ``writer`` has something in staging that its recovery may delete."""
+        """Like `check_writable`, but False where the disk is full and ``writer`` has something in
+        staging that its recovery may delete."""
         try:
             self.check_writable()
         except DiskFull:

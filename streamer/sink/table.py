@@ -1,4 +1,5 @@
-"""One Parquet row for every record, whatever its outcome (section 4.3): columns from batches, written in bounded row groups."""
+"""One Parquet row for every record, whatever its outcome (section 4.3): columns from batches,
+written in bounded row groups."""
 
 from __future__ import annotations
 
@@ -17,17 +18,29 @@ from streamer.wire.manifest import FileEntry
 TABLE_VERSION = 1
 GROUP_ROWS = 16_384
 GROUP_BYTES = 64_000_000
-"""A row group is written when it holds so many rows or bytes: that much memory, and no more, waits for a seal."""
+"""A row group is written when it holds so many rows or bytes: that much memory, and no more, waits
+for a seal."""
 
 FIXED_SIZE = int(pa.__version__.partition(".")[0]) >= 26
-"""``embedding`` is a fixed_size_list, some of it null. Older pyarrow cannot read that back; there it is a plain list of the same numbers."""
+"""``embedding`` is a fixed_size_list, some of it null. Older pyarrow cannot read that back; there
+it is a plain list of the same numbers."""
 
-_REPEATING = ["shard", "topic", "partition", "format", "outcome", "reason", "flags.list.element", "pipeline"]
+_REPEATING = [
+    "shard",
+    "topic",
+    "partition",
+    "format",
+    "outcome",
+    "reason",
+    "flags.list.element",
+    "pipeline",
+]
 _SEARCHED = ["partition", "offset", "timestamp", "outcome", "reason", "claim"]
 
 
 def table_schema(dim: int, score_names: Sequence[str], facts: Mapping[str, Any]) -> pa.Schema:
-    """The columns of the contract. ``facts`` become schema metadata, each as ``streamer.NAME``; what is no string is written as JSON."""
+    """The columns of the contract. ``facts`` become schema metadata, each as ``streamer.NAME``;
+    what is no string is written as JSON."""
     text, number = pa.string(), pa.int64()
     columns = [
         ("key", text, False), ("shard", text, True), ("topic", text, False), ("partition", pa.int32(), False), ("offset", number, False),
@@ -39,8 +52,13 @@ def table_schema(dim: int, score_names: Sequence[str], facts: Mapping[str, Any])
         ("metadata", text, True), ("pipeline", text, False),
     ]  # fmt: skip
     known = {"table": TABLE_VERSION, "dim": dim, **facts}
-    metadata = {f"streamer.{k}": v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in known.items()}
-    return pa.schema([pa.field(name, kind, nullable=null) for name, kind, null in columns], metadata)
+    metadata = {
+        f"streamer.{k}": v if isinstance(v, str) else json.dumps(v, sort_keys=True)
+        for k, v in known.items()
+    }
+    return pa.schema(
+        [pa.field(name, kind, nullable=null) for name, kind, null in columns], metadata
+    )
 
 
 def embedding_type(dim: int) -> pa.DataType:
@@ -53,7 +71,15 @@ class TableWriter:
     Writer thread only; methods block for I/O and raise DependencyError.
     """
 
-    def __init__(self, create: Callable[[str], NewFile], path: str, schema: pa.Schema, dim: int, topic: str, pipeline: str) -> None:
+    def __init__(
+        self,
+        create: Callable[[str], NewFile],
+        path: str,
+        schema: pa.Schema,
+        dim: int,
+        topic: str,
+        pipeline: str,
+    ) -> None:
         self.rows = 0
         self.nbytes = 0
         """Bytes of the columns so far, before compression."""
@@ -68,8 +94,11 @@ class TableWriter:
         self._waiting_bytes = 0
         self._open: tuple[NewFile, pq.ParquetWriter] | None = None
 
-    def append(self, batch: DecidedBatch, shards: Sequence[str | None], metadata: Sequence[str | None]) -> None:
-        """One row per record, in order; the arrays of ``batch`` are kept until the row group is written and must not change."""
+    def append(
+        self, batch: DecidedBatch, shards: Sequence[str | None], metadata: Sequence[str | None]
+    ) -> None:
+        """One row per record, in order; the arrays of ``batch`` are kept until the row group is
+        written and must not change."""
         rows = self._columns(batch, shards, metadata)
         self.rows += rows.num_rows
         self.nbytes += rows.nbytes
@@ -110,8 +139,15 @@ class TableWriter:
         self._waiting.clear()
         self._waiting_rows = self._waiting_bytes = 0
 
-    def _columns(self, batch: DecidedBatch, shards: Sequence[str | None], metadata: Sequence[str | None]) -> pa.RecordBatch:
-        records, facts, decisions, n = batch.records, batch.facts, batch.decisions, len(batch.records)
+    def _columns(
+        self, batch: DecidedBatch, shards: Sequence[str | None], metadata: Sequence[str | None]
+    ) -> pa.RecordBatch:
+        records, facts, decisions, n = (
+            batch.records,
+            batch.facts,
+            batch.decisions,
+            len(batch.records),
+        )
         text, number = pa.string(), pa.int64()
         times = np.array([r.timestamp_ms for r in records], np.int64)
         columns: list[pa.Array] = [
@@ -132,7 +168,10 @@ class TableWriter:
             pa.array([d.outcome for d in decisions], text),
             pa.array([d.reason for d in decisions], text),
             pa.array([d.flags for d in decisions], pa.list_(text)),
-            pa.array([None if d.duplicate_of is None else key_of(*d.duplicate_of) for d in decisions], text),
+            pa.array(
+                [None if d.duplicate_of is None else key_of(*d.duplicate_of) for d in decisions],
+                text,
+            ),
             pa.array([d.similarity for d in decisions], pa.float64()),
             pa.array([d.claim for d in decisions], number),
             self._embeddings(batch),
@@ -144,10 +183,16 @@ class TableWriter:
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def _embeddings(self, batch: DecidedBatch) -> pa.Array:
-        assert batch.embeddings.shape == (len(batch.records), self._dim), f"this is a bug: embeddings are {batch.embeddings.shape}"
+        assert batch.embeddings.shape == (len(batch.records), self._dim), (
+            f"this is a bug: embeddings are {batch.embeddings.shape}"
+        )
         if FIXED_SIZE:
             values = pa.array(np.ascontiguousarray(batch.embeddings, np.float16).reshape(-1))
-            return pa.FixedSizeListArray.from_arrays(values, self._dim, mask=pa.array(~batch.embedded))
+            return pa.FixedSizeListArray.from_arrays(
+                values, self._dim, mask=pa.array(~batch.embedded)
+            )
         values = pa.array(batch.embeddings[batch.embedded].astype(np.float16).reshape(-1))
         ends = np.concatenate([[0], np.cumsum(batch.embedded)]) * self._dim
-        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values, mask=pa.array(~batch.embedded))
+        return pa.ListArray.from_arrays(
+            pa.array(ends, pa.int32()), values, mask=pa.array(~batch.embedded)
+        )

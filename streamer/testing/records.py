@@ -24,7 +24,8 @@ class Stored(NamedTuple):
 
 
 def jpeg(seed: int, size: tuple[int, int] = (96, 64), quality: int = 90) -> bytes:
-    """A small JPEG of smooth random colours. Equal arguments give equal bytes; other seeds look different.
+    """A small JPEG of smooth random colours. Equal arguments give equal bytes; other seeds look
+    different.
 
     ``size`` is (width, height) in pixels.
     """
@@ -33,12 +34,17 @@ def jpeg(seed: int, size: tuple[int, int] = (96, 64), quality: int = 90) -> byte
 
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     output = io.BytesIO()
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(output, "JPEG", quality=quality)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(
+        output, "JPEG", quality=quality
+    )
     return output.getvalue()
 
 
-def create_topic(bootstrap_servers: str, topic: str, partitions: int = 1, **settings: str | int) -> None:
-    """Creates ``topic`` and waits until it can be written. ``settings``: topic settings with _ for the dots.
+def create_topic(
+    bootstrap_servers: str, topic: str, partitions: int = 1, **settings: str | int
+) -> None:
+    """Creates ``topic`` and waits until it can be written. ``settings``: topic settings with _ for
+    the dots.
 
     Raises DependencyError, also when the topic exists.
     """
@@ -46,17 +52,28 @@ def create_topic(bootstrap_servers: str, topic: str, partitions: int = 1, **sett
     from confluent_kafka.admin import AdminClient, NewTopic
 
     admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
-    new = NewTopic(topic, partitions, -1, config={name.replace("_", "."): str(value) for name, value in settings.items()})
+    new = NewTopic(
+        topic,
+        partitions,
+        -1,
+        config={name.replace("_", "."): str(value) for name, value in settings.items()},
+    )
     try:
         admin.create_topics([new], request_timeout=TIMEOUT_S)[topic].result(TIMEOUT_S)
         deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline:
             found = admin.list_topics(topic, timeout=TIMEOUT_S).topics[topic]
-            if found.error is None and len(found.partitions) == partitions and all(p.leader >= 0 for p in found.partitions.values()):
+            if (
+                found.error is None
+                and len(found.partitions) == partitions
+                and all(p.leader >= 0 for p in found.partitions.values())
+            ):
                 return
             time.sleep(0.02)
     except KafkaException as error:
-        raise DependencyError(f"{topic}: cannot be created at {bootstrap_servers}: {error.args[0].str()}") from None
+        raise DependencyError(
+            f"{topic}: cannot be created at {bootstrap_servers}: {error.args[0].str()}"
+        ) from None
     raise DependencyError(f"{topic}: has no leader at {bootstrap_servers} after {TIMEOUT_S:.0f} s")
 
 
@@ -66,9 +83,11 @@ def produce(
     records: Iterable[tuple[bytes | None, Mapping[str, str | bytes | None]]],
     partition: int | None = None,
 ) -> list[tuple[int, int]]:
-    """Writes (value, headers) pairs and waits for every acknowledgement; returns their (partition, offset), in order.
+    """Writes (value, headers) pairs and waits for every acknowledgement; returns their (partition,
+    offset), in order.
 
-    Without ``partition`` the record number modulo the partition count chooses. Raises DependencyError if one is refused.
+    Without ``partition`` the record number modulo the partition count chooses. Raises
+    DependencyError if one is refused.
     """
     from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -97,27 +116,44 @@ def produce(
             chosen = count % max(partitions, 1) if partition is None else partition
             while True:
                 try:
-                    producer.produce(topic, value, partition=chosen, headers=list(headers.items()), on_delivery=delivered)
+                    producer.produce(
+                        topic,
+                        value,
+                        partition=chosen,
+                        headers=list(headers.items()),
+                        on_delivery=delivered,
+                    )
                     break
                 except BufferError:
                     producer.poll(0.1)
             producer.poll(0)
             count += 1
     except KafkaException as error:
-        raise DependencyError(f"{topic}: cannot be written at {bootstrap_servers}: {error.args[0].str()}") from None
+        raise DependencyError(
+            f"{topic}: cannot be written at {bootstrap_servers}: {error.args[0].str()}"
+        ) from None
     left = producer.flush(TIMEOUT_S)
     if left or errors:
         why = errors[0].str() if errors else f"no acknowledgement within {TIMEOUT_S:.0f} s"
-        raise DependencyError(f"{topic}: {left + len(errors)} of {count} records were not written at {bootstrap_servers}: {why}")
+        raise DependencyError(
+            f"{topic}: {left + len(errors)} of {count} records were not written at {bootstrap_servers}: {why}"
+        )
     return [origins[number] for number in range(count)]
 
 
 def read_topic(bootstrap_servers: str, topic: str, committed: bool = True) -> list[Stored]:
-    """Everything that is in ``topic`` now, partition by partition. ``committed`` leaves out open and aborted transactions.
+    """Everything that is in ``topic`` now, partition by partition. ``committed`` leaves out open
+    and aborted transactions.
 
     Blocks until the end is reached, 30 s at most. Raises DependencyError.
     """
-    from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+    from confluent_kafka import (
+        OFFSET_BEGINNING,
+        Consumer,
+        KafkaError,
+        KafkaException,
+        TopicPartition,
+    )
 
     consumer = Consumer({
         "bootstrap.servers": bootstrap_servers, "group.id": "streamer-testing-read", "enable.auto.commit": False, "log_level": 0,
@@ -127,7 +163,9 @@ def read_topic(bootstrap_servers: str, topic: str, committed: bool = True) -> li
     try:
         listed = consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic]
         if listed.error is not None:
-            raise DependencyError(f"{topic}: cannot be read at {bootstrap_servers}: {listed.error.str()}")
+            raise DependencyError(
+                f"{topic}: cannot be read at {bootstrap_servers}: {listed.error.str()}"
+            )
         waiting = set(listed.partitions)
         consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in waiting])
         deadline = time.monotonic() + TIMEOUT_S
@@ -135,17 +173,32 @@ def read_topic(bootstrap_servers: str, topic: str, committed: bool = True) -> li
             message = consumer.poll(max(0.0, min(1.0, deadline - time.monotonic())))
             if message is None:
                 if time.monotonic() >= deadline:
-                    raise DependencyError(f"{topic}: its end was not reached at {bootstrap_servers} within {TIMEOUT_S:.0f} s")
+                    raise DependencyError(
+                        f"{topic}: its end was not reached at {bootstrap_servers} within {TIMEOUT_S:.0f} s"
+                    )
             elif (error := message.error()) is None:
                 timestamp_ms = message.timestamp()[1]
                 headers = list(message.headers() or [])
-                found.append(Stored(message.partition(), message.offset(), timestamp_ms, message.key(), message.value(), headers))
+                found.append(
+                    Stored(
+                        message.partition(),
+                        message.offset(),
+                        timestamp_ms,
+                        message.key(),
+                        message.value(),
+                        headers,
+                    )
+                )
             elif error.code() == KafkaError._PARTITION_EOF:
                 waiting.discard(message.partition())
             else:
-                raise DependencyError(f"{topic}: cannot be read at {bootstrap_servers}: {error.str()}")
+                raise DependencyError(
+                    f"{topic}: cannot be read at {bootstrap_servers}: {error.str()}"
+                )
     except KafkaException as error:
-        raise DependencyError(f"{topic}: cannot be read at {bootstrap_servers}: {error.args[0].str()}") from None
+        raise DependencyError(
+            f"{topic}: cannot be read at {bootstrap_servers}: {error.args[0].str()}"
+        ) from None
     finally:
         consumer.close()
     return sorted(found)

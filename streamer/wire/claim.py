@@ -74,8 +74,8 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """The winner of this origin can never be delivered. Counts like a claim: under the owner's term only, since a zombie
-    would otherwise withdraw what the new owner has delivered."""
+    """The winner of this origin can never be delivered. Counts like a claim: under the owner's term
+    only, since a zombie would otherwise withdraw what the new owner has delivered."""
 
     partition: int
     offset: int
@@ -90,7 +90,9 @@ def encode(entry: Entry) -> bytes:
     if isinstance(entry, Claims):
         rows, dim = entry.vectors.shape
         assert entry.vectors.dtype == np.float16, "this is a bug: vectors travel as float16"
-        assert entry.offsets.shape == (rows,), "this is a bug: claims need one offset for each vector"
+        assert entry.offsets.shape == (rows,), (
+            "this is a bug: claims need one offset for each vector"
+        )
         return b"".join(
             (
                 _HEADER.pack(_MAGIC, VERSION, dim, entry.partition, rows, entry.term, entry.seen),
@@ -99,15 +101,17 @@ def encode(entry: Entry) -> bytes:
             )
         )
     name, fields = _WIRE[type(entry)]
-    body = {"entry": name, "version": VERSION} | {wire: getattr(entry, attribute) for wire, (attribute, _) in fields.items()}
+    body = {"entry": name, "version": VERSION} | {
+        wire: getattr(entry, attribute) for wire, (attribute, _) in fields.items()
+    }
     return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
 
 
 def decode(data: bytes) -> Entry:
     """The inverse of `encode`. Arrays are read-only views of ``data``. Pure.
 
-    Raises ProtocolError, with the way out, for bytes that no `encode` of this version made: a replica that skipped them
-    would no longer agree with the others.
+    Raises ProtocolError, with the way out, for bytes that no `encode` of this version made: a
+    replica that skipped them would no longer agree with the others.
     """
     if data[:4] == _MAGIC:
         return _decode_claims(data)
@@ -130,7 +134,13 @@ def split(claims: Claims, max_bytes: int) -> list[Claims]:
             f" raise max.message.bytes of the claims topic to at least {_HEADER.size + row_bytes} (better 1 MB or more)"
         )
     return [
-        Claims(claims.partition, claims.term, claims.seen, claims.offsets[at : at + fitting], claims.vectors[at : at + fitting])
+        Claims(
+            claims.partition,
+            claims.term,
+            claims.seen,
+            claims.offsets[at : at + fitting],
+            claims.vectors[at : at + fitting],
+        )
         for at in range(0, rows, fitting)
     ]
 
@@ -158,11 +168,18 @@ def _decode_json(data: bytes) -> Entry:
         raise _foreign(data, f"it is not JSON: {error}") from None
     version, name = body.pop("version", None), body.pop("entry", None)
     if version != VERSION:
-        raise _foreign(data, f"its version is {version!r}", newer=isinstance(version, int) and version > VERSION)
+        raise _foreign(
+            data,
+            f"its version is {version!r}",
+            newer=isinstance(version, int) and version > VERSION,
+        )
     for kind, (known, fields) in _WIRE.items():
         if name == known:
             if body.keys() != fields.keys():
-                raise _foreign(data, f"{name} has the fields {', '.join(fields)}, this one has {', '.join(body) or 'none'}")
+                raise _foreign(
+                    data,
+                    f"{name} has the fields {', '.join(fields)}, this one has {', '.join(body) or 'none'}",
+                )
             for wire, (_, is_right) in fields.items():
                 if not is_right(body[wire]):
                     raise _foreign(data, f"{name}.{wire} cannot be {body[wire]!r}")
@@ -205,7 +222,11 @@ _WIRE: dict[type[Any], tuple[str, dict[str, tuple[str, Callable[[Any], bool]]]]]
     ),
     Withdraw: (
         "withdraw",
-        {"partition": ("partition", _whole(2**31)), "offset": ("offset", _whole(2**63)), "term": ("term", _whole(2**64))},
+        {
+            "partition": ("partition", _whole(2**31)),
+            "offset": ("offset", _whole(2**63)),
+            "term": ("term", _whole(2**64)),
+        },
     ),
 }
 """Entry type → its name on the wire, and per field on the wire its attribute and what it may hold."""
@@ -213,7 +234,9 @@ _WIRE: dict[type[Any], tuple[str, dict[str, tuple[str, Callable[[Any], bool]]]]]
 
 def _foreign(data: bytes, what: str, newer: bool = False) -> ProtocolError:
     if newer:
-        return ProtocolError(f"claim log: {what}, and this streamer reads version {VERSION}; upgrade this replica to the others' version")
+        return ProtocolError(
+            f"claim log: {what}, and this streamer reads version {VERSION}; upgrade this replica to the others' version"
+        )
     return ProtocolError(
         f"claim log: an entry that begins with {data[:16]!r} cannot be read: {what}. Something else writes to the claims topic, or it is"
         " damaged: stop that writer, and make the dataset again under a new name with `streamer replay run`"

@@ -1,22 +1,26 @@
 """Input records (contract, section 4.1): a Kafka value and its headers → `Envelope`.
 
-Three encodings, told apart by the header ``content-type`` (``kafka.default_content_type`` where it is absent):
+Three encodings, told apart by the header ``content-type`` (``kafka.default_content_type`` where it
+is absent):
 
-* ``image/*`` — the value is the image. Headers: ``text``, ``id``, ``url`` (UTF-8) and ``meta-NAME`` for metadata.
-* ``application/json`` — ``{"id", "text", "url", "metadata": {…}}`` and ``"image"`` (base64) or ``"uri"`` (with ``"sha256"``, ``"length"``).
-  What the JSON leaves out is taken from the headers; other keys are ignored.
+* ``image/*`` — the value is the image. Headers: ``text``, ``id``, ``url`` (UTF-8) and ``meta-NAME``
+  for metadata.
+* ``application/json`` — ``{"id", "text", "url", "metadata": {…}}`` and ``"image"`` (base64) or
+  ``"uri"`` (with ``"sha256"``, ``"length"``). What the JSON leaves out is taken from the headers;
+  other keys are ignored.
 * anything else, and the Confluent wire format (first byte 0) — ``unsupported_encoding``.
 
-An image by reference in the first encoding: the headers ``uri``, ``sha256``, ``length`` and an empty value. Where a record
-brings both, the bytes win and the reference is ignored.
+An image by reference in the first encoding: the headers ``uri``, ``sha256``, ``length`` and an
+empty value. Where a record brings both, the bytes win and the reference is ignored.
 
-Header names: the lower-case name wins; any other spelling is accepted where that is absent. ``NAME`` in ``meta-NAME`` keeps
-its case. The last of several headers with one name counts (as in Kafka's ``lastHeader``); a header without a value is absent;
-unknown headers are ignored.
+Header names: the lower-case name wins; any other spelling is accepted where that is absent.
+``NAME`` in ``meta-NAME`` keeps its case. The last of several headers with one name counts (as in
+Kafka's ``lastHeader``); a header without a value is absent; unknown headers are ignored.
 
-CloudEvents (Kafka protocol binding 1.0.2, binary content mode): ``ce_id`` is the id where there is no header ``id``,
-``ce_datacontenttype`` the content type where there is no ``content-type``; the other ``ce_NAME`` but ``ce_specversion`` become
-metadata under that very name. The structured mode (``application/cloudevents+json``) is ``unsupported_encoding``.
+CloudEvents (Kafka protocol binding 1.0.2, binary content mode): ``ce_id`` is the id where there is
+no header ``id``, ``ce_datacontenttype`` the content type where there is no ``content-type``; the
+other ``ce_NAME`` but ``ce_specversion`` become metadata under that very name. The structured mode
+(``application/cloudevents+json``) is ``unsupported_encoding``.
 """
 
 from __future__ import annotations
@@ -43,14 +47,19 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 def json_limit(max_image_bytes: int) -> int:
-    """Bytes that a JSON value may have so that an image of ``max_image_bytes`` fits as base64, with 1 MB for the rest."""
+    """Bytes that a JSON value may have so that an image of ``max_image_bytes`` fits as base64, with
+    1 MB for the rest."""
     return max_image_bytes * 4 // 3 + _JSON_SLACK
 
 
-def parse(record: Record, default_content_type: str, max_json_bytes: int = json_limit(20_000_000)) -> Envelope:
-    """Any thread; does not block. A JSON value of more than ``max_json_bytes`` is refused before it is parsed.
+def parse(
+    record: Record, default_content_type: str, max_json_bytes: int = json_limit(20_000_000)
+) -> Envelope:
+    """Any thread; does not block. A JSON value of more than ``max_json_bytes`` is refused before it
+    is parsed.
 
-    Raises InvalidRecord: empty_value, unsupported_encoding, bad_header, bad_json, bad_base64, no_image, too_many_bytes.
+    Raises InvalidRecord: empty_value, unsupported_encoding, bad_header, bad_json, bad_base64,
+    no_image, too_many_bytes.
     """
     value = record.value
     if record.headers is UNREADABLE_HEADERS:
@@ -67,17 +76,22 @@ def parse(record: Record, default_content_type: str, max_json_bytes: int = json_
             return Envelope(id, text or "", url, metadata, value)
         if value:
             raise InvalidRecord(
-                "unsupported_encoding", "the value begins like the Confluent wire format, and there is no content-type header"
+                "unsupported_encoding",
+                "the value begins like the Confluent wire format, and there is no content-type header",
             )
         return _from(_texts(fields), metadata, None, "bad_header", "empty_value")
     if not value:
         raise InvalidRecord("empty_value")
     if kind == "other":
-        raise InvalidRecord("unsupported_encoding", f"content-type {content_type or default_content_type!r}")
+        raise InvalidRecord(
+            "unsupported_encoding", f"content-type {content_type or default_content_type!r}"
+        )
     if value[0] == 0:
         raise InvalidRecord("unsupported_encoding", "application/json in the Confluent wire format")
     if len(value) > max_json_bytes:
-        raise InvalidRecord("too_many_bytes", f"{len(value)} bytes of JSON, at most {max_json_bytes}")
+        raise InvalidRecord(
+            "too_many_bytes", f"{len(value)} bytes of JSON, at most {max_json_bytes}"
+        )
     return _parse_json(value, _texts(fields), metadata)
 
 
@@ -85,11 +99,18 @@ def parse(record: Record, default_content_type: str, max_json_bytes: int = json_
 def _kind(content_type: bytes | str) -> Literal["image", "json", "other"]:
     text = content_type if isinstance(content_type, str) else content_type.decode("latin-1")
     media_type = text.partition(";")[0].strip().lower()
-    return "image" if media_type.startswith("image/") else "json" if media_type == "application/json" else "other"
+    return (
+        "image"
+        if media_type.startswith("image/")
+        else "json"
+        if media_type == "application/json"
+        else "other"
+    )
 
 
 def _fold(fields: dict[str, bytes | None]) -> Mapping[str, Any]:
-    """Leaves only the plain fields in ``fields``, by their lower-case names, and returns the metadata."""
+    """Leaves only the plain fields in ``fields``, by their lower-case names, and returns the
+    metadata."""
     metadata: dict[str, Any] = {}
     fallback: dict[str, bytes | None] = {}
     for name in [n for n in fields if n not in _PLAIN]:
@@ -131,9 +152,14 @@ def _texts(fields: Mapping[str, bytes | None]) -> dict[str, Any]:
 
 def _parse_json(value: bytes, headers: dict[str, Any], metadata: Mapping[str, Any]) -> Envelope:
     try:
-        text = value.decode(json.detect_encoding(value))  # json.loads itself would let lone surrogates through
+        text = value.decode(
+            json.detect_encoding(value)
+        )  # json.loads itself would let lone surrogates through
         body = json.loads(text, parse_constant=_refuse, parse_float=_finite)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise InvalidRecord("bad_json", str(error)[:200]) from None
     if not isinstance(body, dict):
         raise InvalidRecord("bad_json", f"a JSON {type(body).__name__}, not an object")
@@ -155,8 +181,15 @@ def _parse_json(value: bytes, headers: dict[str, Any], metadata: Mapping[str, An
     return _from(fields, metadata, image, "bad_json", "no_image")
 
 
-def _from(fields: dict[str, Any], metadata: Mapping[str, Any], image: bytes | None, wrong: str, missing: str) -> Envelope:
-    """The envelope of these fields; ``wrong`` and ``missing`` are the reasons for a malformed field and for no image at all."""
+def _from(
+    fields: dict[str, Any],
+    metadata: Mapping[str, Any],
+    image: bytes | None,
+    wrong: str,
+    missing: str,
+) -> Envelope:
+    """The envelope of these fields; ``wrong`` and ``missing`` are the reasons for a malformed field
+    and for no image at all."""
     id = fields.get("id")
     if isinstance(id, int) and not isinstance(id, bool):
         fields["id"] = str(id)
@@ -167,11 +200,15 @@ def _from(fields: dict[str, Any], metadata: Mapping[str, Any], image: bytes | No
         uri = fields.get("uri")
         if not uri:
             raise InvalidRecord(missing)
-        return _envelope(fields, metadata, Reference(uri, _sha256(fields, wrong), _length(fields, wrong)))
+        return _envelope(
+            fields, metadata, Reference(uri, _sha256(fields, wrong), _length(fields, wrong))
+        )
     return _envelope(fields, metadata, image)
 
 
-def _envelope(fields: Mapping[str, Any], metadata: Mapping[str, Any], image: bytes | Reference) -> Envelope:
+def _envelope(
+    fields: Mapping[str, Any], metadata: Mapping[str, Any], image: bytes | Reference
+) -> Envelope:
     return Envelope(fields.get("id"), fields.get("text", ""), fields.get("url"), metadata, image)
 
 
@@ -207,10 +244,13 @@ def _finite(text: str) -> float:
 
 
 def _refuse_surrogates(tree: Any) -> None:
-    """``"\\ud800"`` alone is valid JSON but no text: it could be written to neither Parquet nor a tar."""
+    """``"\\ud800"`` alone is valid JSON but no text: it could be written to neither Parquet nor a
+    tar."""
     try:
         json.dumps(tree, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise InvalidRecord("bad_json", "a lone surrogate (\\ud800 … \\udfff) is no character") from None
+        raise InvalidRecord(
+            "bad_json", "a lone surrogate (\\ud800 … \\udfff) is no character"
+        ) from None
     except RecursionError:
         raise InvalidRecord("bad_json", "nested too deeply") from None

@@ -1,7 +1,9 @@
-"""The manifest of one epoch (section 4.4): what the commit log and ``manifests/WRITER-EPOCH.json`` both hold, byte for byte.
+"""The manifest of one epoch (section 4.4): what the commit log and ``manifests/WRITER-EPOCH.json``
+both hold, byte for byte.
 
-`encode` gives one line of JSON with its fields in a fixed order, so equal manifests are equal bytes. `decode` checks
-everything that a reader acts on: paths stay inside the dataset folder, ranges are ranges, counts are counts.
+`encode` gives one line of JSON with its fields in a fixed order, so equal manifests are equal
+bytes. `decode` checks everything that a reader acts on: paths stay inside the dataset folder,
+ranges are ranges, counts are counts.
 """
 
 from __future__ import annotations
@@ -75,12 +77,18 @@ def epoch_name(writer: str, epoch: int) -> str:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Raises ProtocolError for a manifest that `decode` would refuse: it must never reach the commit log."""
+    """Raises ProtocolError for a manifest that `decode` would refuse: it must never reach the
+    commit log."""
     raw = {f.name: getattr(manifest, f.name) for f in fields(Manifest)}
     raw["partitions"] = {str(p): list(r) for p, r in sorted(manifest.partitions.items())}
-    raw["skipped"] = {str(p): [list(r) for r in ranges] for p, ranges in sorted(manifest.skipped.items())}
+    raw["skipped"] = {
+        str(p): [list(r) for r in ranges] for p, ranges in sorted(manifest.skipped.items())
+    }
     raw["counts"] = dict(manifest.counts)
-    raw["files"] = [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256, "rows": f.rows} for f in manifest.files]
+    raw["files"] = [
+        {"path": f.path, "bytes": f.bytes, "sha256": f.sha256, "rows": f.rows}
+        for f in manifest.files
+    ]
     raw["pipeline"] = dict(manifest.pipeline)
     data = json.dumps(raw, separators=(",", ":")).encode() + b"\n"
     decode(data)
@@ -88,7 +96,8 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def decode(data: bytes) -> Manifest:
-    """The inverse of `encode`. Raises ProtocolError, naming the field, for anything that is not a manifest of version 1."""
+    """The inverse of `encode`. Raises ProtocolError, naming the field, for anything that is not a
+    manifest of version 1."""
     try:
         raw = json.loads(data)
     except ValueError as error:
@@ -96,10 +105,14 @@ def decode(data: bytes) -> Manifest:
     if not isinstance(raw, dict):
         raise ProtocolError(f"a manifest is not a JSON object: {data[:80]!r}")
     if raw.get("version") != VERSION:
-        raise ProtocolError(f"a manifest has version {raw.get('version')!r}, this release reads {VERSION}: run the release that wrote it")
+        raise ProtocolError(
+            f"a manifest has version {raw.get('version')!r}, this release reads {VERSION}: run the release that wrote it"
+        )
     known = {f.name for f in fields(Manifest)}
     if raw.keys() != known:
-        raise ProtocolError(f"a manifest has wrong fields: missing {sorted(known - raw.keys())}, unknown {sorted(raw.keys() - known)}")
+        raise ProtocolError(
+            f"a manifest has wrong fields: missing {sorted(known - raw.keys())}, unknown {sorted(raw.keys() - known)}"
+        )
     return _Reader(raw).manifest()
 
 
@@ -111,14 +124,23 @@ class _Reader:
 
     def manifest(self) -> Manifest:
         raw = self._raw
-        partitions = {self._number("partitions", p): self._range("partitions", r) for p, r in self._mapping("partitions").items()}
+        partitions = {
+            self._number("partitions", p): self._range("partitions", r)
+            for p, r in self._mapping("partitions").items()
+        }
         skipped = {
-            self._number("skipped", p): tuple(self._range("skipped", r) for r in self._items("skipped", ranges))
+            self._number("skipped", p): tuple(
+                self._range("skipped", r) for r in self._items("skipped", ranges)
+            )
             for p, ranges in self._mapping("skipped").items()
         }
         for partition, ranges in skipped.items():
             first, end = partitions.get(partition, (0, -1))
-            self._check(all(first <= a and b <= end for a, b in ranges), "skipped", f"partition {partition} is outside its range")
+            self._check(
+                all(first <= a and b <= end for a, b in ranges),
+                "skipped",
+                f"partition {partition} is outside its range",
+            )
         counts = {k: self._number("counts", v) for k, v in self._mapping("counts").items()}
         self._check(set(counts) <= set(OUTCOMES), "counts", f"outcomes are {', '.join(OUTCOMES)}")
         previous = raw["previous_uuid"]
@@ -141,7 +163,9 @@ class _Reader:
 
     def _check(self, holds: bool, field: str, why: str) -> None:
         if not holds:
-            raise ProtocolError(f"manifest {self._raw['writer']!r} epoch {self._raw['epoch']!r}: {field}: {why}")
+            raise ProtocolError(
+                f"manifest {self._raw['writer']!r} epoch {self._raw['epoch']!r}: {field}: {why}"
+            )
 
     def _mapping(self, field: str) -> dict[str, Any]:
         value = self._raw[field]
@@ -155,25 +179,50 @@ class _Reader:
     def _text(self, field: str, pattern: re.Pattern[str] | None = None) -> str:
         value = self._raw[field]
         self._check(
-            isinstance(value, str) and (pattern is None or pattern.fullmatch(value) is not None), field, f"{value!r} is not allowed"
+            isinstance(value, str) and (pattern is None or pattern.fullmatch(value) is not None),
+            field,
+            f"{value!r} is not allowed",
         )
         return str(value)
 
     def _number(self, field: str, value: Any) -> int:
         if isinstance(value, str) and value.isdecimal():  # object keys are strings in JSON
             value = int(value)
-        self._check(isinstance(value, int) and not isinstance(value, bool) and value >= 0, field, f"{value!r} is not a number from 0 on")
+        self._check(
+            isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+            field,
+            f"{value!r} is not a number from 0 on",
+        )
         return int(value)
 
     def _range(self, field: str, value: Any) -> Range:
-        self._check(isinstance(value, list) and len(value) == 2, field, f"{value!r} is not [first, next)")
+        self._check(
+            isinstance(value, list) and len(value) == 2, field, f"{value!r} is not [first, next)"
+        )
         first, end = (self._number(field, v) for v in value)
         self._check(first <= end, field, f"[{first}, {end}) runs backwards")
         return first, end
 
     def _file(self, value: Any) -> FileEntry:
-        self._check(isinstance(value, dict) and value.keys() == {"path", "bytes", "sha256", "rows"}, "files", f"{value!r} is no file entry")
+        self._check(
+            isinstance(value, dict) and value.keys() == {"path", "bytes", "sha256", "rows"},
+            "files",
+            f"{value!r} is no file entry",
+        )
         path, sha256 = value["path"], value["sha256"]
-        self._check(isinstance(path, str) and _PATH.fullmatch(path) is not None, "files", f"{path!r} is no path of a dataset folder")
-        self._check(isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None, "files", f"{sha256!r} is no sha256")
-        return FileEntry(path, self._number("files", value["bytes"]), sha256, self._number("files", value["rows"]))
+        self._check(
+            isinstance(path, str) and _PATH.fullmatch(path) is not None,
+            "files",
+            f"{path!r} is no path of a dataset folder",
+        )
+        self._check(
+            isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None,
+            "files",
+            f"{sha256!r} is no sha256",
+        )
+        return FileEntry(
+            path,
+            self._number("files", value["bytes"]),
+            sha256,
+            self._number("files", value["rows"]),
+        )

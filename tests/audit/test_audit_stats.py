@@ -22,7 +22,9 @@ def folder(tmp_path_factory):
 
 
 def query(folder, what, rest="group by all"):
-    return dict(duckdb.sql(f"select {what}, count(*) from '{folder}/metadata/*.parquet' {rest}").fetchall())
+    return dict(
+        duckdb.sql(f"select {what}, count(*) from '{folder}/metadata/*.parquet' {rest}").fetchall()
+    )
 
 
 def test_counts(folder):
@@ -36,15 +38,22 @@ def test_counts(folder):
     assert {w: sum(c.values()) for w, c in found["writers"].items()} == {"w-0": 100, "w-1": 80}
     assert {p: sum(c.values()) for p, c in found["partitions"].items()} == {"0": 90, "1": 90}
     tars = list(folder.glob("shards/*/*.tar"))
-    assert (found["shards"], found["shard_bytes"]) == (len(tars), sum(t.stat().st_size for t in tars))
+    assert (found["shards"], found["shard_bytes"]) == (
+        len(tars),
+        sum(t.stat().st_size for t in tars),
+    )
     assert found["table_bytes"] == sum(t.stat().st_size for t in folder.glob("metadata/*"))
-    [[nbytes]] = duckdb.sql(f"select sum(bytes) from '{folder}/metadata/*.parquet' where outcome = 'accepted'").fetchall()
+    [[nbytes]] = duckdb.sql(
+        f"select sum(bytes) from '{folder}/metadata/*.parquet' where outcome = 'accepted'"
+    ).fetchall()
     assert found["image_bytes"] == nbytes
 
 
 def test_quantiles(folder):
     scores = statistics(str(folder)).as_json()["scores"]["aesthetic"]
-    rows = duckdb.sql(f"select aesthetic_score from '{folder}/metadata/*.parquet' where aesthetic_score is not null").fetchall()
+    rows = duckdb.sql(
+        f"select aesthetic_score from '{folder}/metadata/*.parquet' where aesthetic_score is not null"
+    ).fetchall()
     values = np.array(rows)[:, 0]
     assert scores["count"] == len(values)
     expected = {f"{q:g}": np.quantile(values, q) for q in stats.QUANTILES}
@@ -60,7 +69,10 @@ def test_many_scores_are_sampled_and_the_ends_stay_exact(folder, monkeypatch):
         f"select min(aesthetic_score), max(aesthetic_score), median(aesthetic_score) from '{folder}/metadata/*.parquet'"
     ).fetchall()
     quantiles = scores.quantiles()
-    assert (quantiles["0"], quantiles["1"]) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+    assert (quantiles["0"], quantiles["1"]) == (
+        pytest.approx(low, abs=1e-6),
+        pytest.approx(high, abs=1e-6),
+    )
     assert quantiles["0.5"] == pytest.approx(median, abs=0.25)
 
 

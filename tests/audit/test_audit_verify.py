@@ -1,4 +1,5 @@
-"""Every problem code is given by the damage that it names, and by nothing less; a sound folder has none."""
+"""Every problem code is given by the damage that it names, and by nothing less; a sound folder has
+none."""
 
 import hashlib
 import io
@@ -65,7 +66,11 @@ def refit(folder: Path, path: str, rows: int | None = None) -> None:
 
     def change(raw):
         [entry] = [f for f in raw["files"] if f["path"] == path]
-        entry.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), **({} if rows is None else {"rows": rows}))
+        entry.update(
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            **({} if rows is None else {"rows": rows}),
+        )
 
     edit_manifest(folder, Path(path).name[:12], change)
 
@@ -80,10 +85,14 @@ def edit_rows(folder: Path, name: str, change: Callable[[list[dict]], None]) -> 
 
 
 def shard(folder: Path, name: str = FIRST) -> str:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.glob(f"shards/*/{name}-000.tar"))[0]
+    return sorted(
+        p.relative_to(folder).as_posix() for p in folder.glob(f"shards/*/{name}-000.tar")
+    )[0]
 
 
-def edit_tar(folder: Path, change: Callable[[list[tuple[str, bytes]]], None], rows: int | None = None) -> None:
+def edit_tar(
+    folder: Path, change: Callable[[list[tuple[str, bytes]]], None], rows: int | None = None
+) -> None:
     path = shard(folder)
     with tarfile.open(folder / path) as tar:
         members = [(m.name, tar.extractfile(m).read()) for m in tar]
@@ -101,7 +110,9 @@ def row_where(rows: list[dict], **wanted) -> dict:
 
 
 def edit_row(change: dict, **wanted) -> Callable[[Path], None]:
-    return lambda folder: edit_rows(folder, SECOND, lambda rows: row_where(rows, **wanted).update(change))
+    return lambda folder: edit_rows(
+        folder, SECOND, lambda rows: row_where(rows, **wanted).update(change)
+    )
 
 
 def samples_in(folder: Path) -> int:
@@ -243,7 +254,9 @@ def a_skipped_range_outside(folder):
 
 @damage("counts_mismatch")
 def counts_that_are_not_the_rows(folder):
-    edit_manifest(folder, FIRST, lambda raw: raw["counts"].update(accepted=raw["counts"]["accepted"] + 1))
+    edit_manifest(
+        folder, FIRST, lambda raw: raw["counts"].update(accepted=raw["counts"]["accepted"] + 1)
+    )
 
 
 @damage("rows_mismatch")
@@ -277,19 +290,46 @@ def another_threshold(folder):
     refit(folder, path)
 
 
-DAMAGE["an accepted row with a reason"] = (edit_row({"reason": "min_side"}, outcome="accepted"), {"row_invalid"})
-DAMAGE["a filtered row without one"] = (edit_row({"reason": None}, outcome="filtered"), {"row_invalid"})
-DAMAGE["a filtered row with a shard"] = (edit_row({"shard": "shards/jpg/x.tar"}, outcome="filtered"), {"row_invalid"})
-DAMAGE["a wrong key"] = (edit_row({"key": "00000_999999999999"}, outcome="filtered"), {"row_invalid"})
-DAMAGE["an unknown outcome"] = (edit_row({"outcome": "lost"}, outcome="filtered"), {"row_invalid", "counts_mismatch"})
-DAMAGE["a duplicate of nothing"] = (edit_row({"duplicate_of": None, "similarity": None}, outcome="duplicate"), {"row_invalid"})
-DAMAGE["a duplicate without its vector"] = (edit_row({"embedding": None}, outcome="duplicate"), {"row_invalid"})
-DAMAGE["a duplicate without similarity"] = (edit_row({"similarity": None}, outcome="duplicate"), {"row_invalid", "similarity"})
+DAMAGE["an accepted row with a reason"] = (
+    edit_row({"reason": "min_side"}, outcome="accepted"),
+    {"row_invalid"},
+)
+DAMAGE["a filtered row without one"] = (
+    edit_row({"reason": None}, outcome="filtered"),
+    {"row_invalid"},
+)
+DAMAGE["a filtered row with a shard"] = (
+    edit_row({"shard": "shards/jpg/x.tar"}, outcome="filtered"),
+    {"row_invalid"},
+)
+DAMAGE["a wrong key"] = (
+    edit_row({"key": "00000_999999999999"}, outcome="filtered"),
+    {"row_invalid"},
+)
+DAMAGE["an unknown outcome"] = (
+    edit_row({"outcome": "lost"}, outcome="filtered"),
+    {"row_invalid", "counts_mismatch"},
+)
+DAMAGE["a duplicate of nothing"] = (
+    edit_row({"duplicate_of": None, "similarity": None}, outcome="duplicate"),
+    {"row_invalid"},
+)
+DAMAGE["a duplicate without its vector"] = (
+    edit_row({"embedding": None}, outcome="duplicate"),
+    {"row_invalid"},
+)
+DAMAGE["a duplicate without similarity"] = (
+    edit_row({"similarity": None}, outcome="duplicate"),
+    {"row_invalid", "similarity"},
+)
 DAMAGE["a duplicate of what has no manifest"] = (
     edit_row({"duplicate_of": "00009_000000000000"}, outcome="duplicate"),
     {"duplicate_target"},
 )
-DAMAGE["a duplicate of no key"] = (edit_row({"duplicate_of": "somebody"}, outcome="duplicate"), {"duplicate_target"})
+DAMAGE["a duplicate of no key"] = (
+    edit_row({"duplicate_of": "somebody"}, outcome="duplicate"),
+    {"duplicate_target"},
+)
 DAMAGE["a low similarity"] = (edit_row({"similarity": 0.5}, outcome="duplicate"), {"similarity"})
 DAMAGE["an accepted row in a shard that is not the epoch's"] = (
     edit_row({"shard": "shards/jpg/w-0-00000009-000.tar"}, outcome="accepted"),
@@ -308,19 +348,27 @@ def a_similarity_that_is_one_bit_off(folder):
 
 @damage("duplicate_target")
 def a_duplicate_of_a_filtered_record(folder):
-    target = row_where(pq.read_table(folder / f"metadata/{FIRST}.parquet").to_pylist(), outcome="filtered")["key"]
+    target = row_where(
+        pq.read_table(folder / f"metadata/{FIRST}.parquet").to_pylist(), outcome="filtered"
+    )["key"]
     edit_row({"duplicate_of": target}, outcome="duplicate")(folder)
 
 
 @damage("duplicate_target")
 def a_duplicate_of_a_record_that_claimed_later(folder):
     edit_row({"claim": 2}, outcome="duplicate")(folder)
-    edit_rows(folder, FIRST, lambda rows: [r.update(claim=r["claim"] + 10_000) for r in rows if r["claim"] is not None])
+    edit_rows(
+        folder,
+        FIRST,
+        lambda rows: [r.update(claim=r["claim"] + 10_000) for r in rows if r["claim"] is not None],
+    )
 
 
 @damage("claim_twice")
 def a_claim_twice(folder):
-    claim = row_where(pq.read_table(folder / f"metadata/{FIRST}.parquet").to_pylist(), outcome="accepted")["claim"]
+    claim = row_where(
+        pq.read_table(folder / f"metadata/{FIRST}.parquet").to_pylist(), outcome="accepted"
+    )["claim"]
     edit_row({"claim": claim}, outcome="accepted")(folder)
 
 
@@ -331,7 +379,12 @@ def a_changed_text(folder):
 
 @damage("member_mismatch")
 def a_changed_json(folder):
-    edit_tar(folder, lambda members: members.__setitem__(1, (members[1][0], members[1][1].replace(b'"offset":', b'"offset":1'))))
+    edit_tar(
+        folder,
+        lambda members: members.__setitem__(
+            1, (members[1][0], members[1][1].replace(b'"offset":', b'"offset":1'))
+        ),
+    )
 
 
 @damage("member_mismatch")
@@ -351,12 +404,18 @@ def a_lost_sample(folder):
 
 @damage("member_unknown")
 def a_member_too_many(folder):
-    edit_tar(folder, lambda members: members.insert(3, (members[0][0].replace(".", ".thumb."), b"x")))
+    edit_tar(
+        folder, lambda members: members.insert(3, (members[0][0].replace(".", ".thumb."), b"x"))
+    )
 
 
 @damage("member_unknown")
 def a_sample_without_a_row(folder):
-    edit_tar(folder, lambda members: members.append(("00000_000000009999.txt", b"x")), rows=samples_in(folder) + 1)
+    edit_tar(
+        folder,
+        lambda members: members.append(("00000_000000009999.txt", b"x")),
+        rows=samples_in(folder) + 1,
+    )
 
 
 @damage("member_twice")
@@ -376,7 +435,9 @@ def test_a_sound_folder(folder):
     assert report.records == 180
     assert sum(report.outcomes.values()) == 180
     assert report.partitions[1] == {"first": 0, "next": 91, "records": 90, "skipped": 0}
-    assert min(report.outcomes.values()) > 5, "the folder must hold every outcome, or the tests below prove nothing"
+    assert min(report.outcomes.values()) > 5, (
+        "the folder must hold every outcome, or the tests below prove nothing"
+    )
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -391,17 +452,25 @@ def test_every_code_has_its_damage():
 
 
 def test_pairs(folder, tmp_path):
-    """A duplicate that was let through: accepted with the vector of another winner, everything else consistent."""
+    """A duplicate that was let through: accepted with the vector of another winner, everything else
+    consistent."""
     maker = Maker(Storage(str(tmp_path / "flagged"), "cats"), action="flag", seed=3)
     maker.commit(sizes={0: 60})
-    assert codes(tmp_path / "flagged/cats", pairs=True) == {}, "flagged duplicates are accepted, and no winners"
-    vectors = pq.read_table(folder / f"metadata/{FIRST}.parquet", filters=pc.field("outcome") == "accepted")["embedding"].to_pylist()
+    assert codes(tmp_path / "flagged/cats", pairs=True) == {}, (
+        "flagged duplicates are accepted, and no winners"
+    )
+    vectors = pq.read_table(
+        folder / f"metadata/{FIRST}.parquet", filters=pc.field("outcome") == "accepted"
+    )["embedding"].to_pylist()
     edit_row({"embedding": vectors[0]}, outcome="accepted")(folder)
     assert "pair" not in codes(folder)
     assert codes(folder, pairs=True)["pair"] == 1
     table = pq.read_table(folder / f"metadata/{SECOND}.parquet")
     pq.write_table(
-        table.replace_schema_metadata({**table.schema.metadata, "streamer.search": "capacity 24576"}), folder / f"metadata/{SECOND}.parquet"
+        table.replace_schema_metadata(
+            {**table.schema.metadata, "streamer.search": "capacity 24576"}
+        ),
+        folder / f"metadata/{SECOND}.parquet",
     )
     refit(folder, f"metadata/{SECOND}.parquet")
     assert codes(folder, pairs=True) == {}
@@ -412,7 +481,11 @@ def test_flagged_duplicates_are_checked_like_removed_ones(tmp_path):
     Maker(Storage(str(tmp_path), "cats"), action="flag", seed=3).commit("w-0", {0: 60})
     folder = tmp_path / "cats"
     assert codes(folder) == {}
-    edit_rows(folder, FIRST, lambda rows: row_where(rows, flags=["near_duplicate"]).update(similarity=0.95))
+    edit_rows(
+        folder,
+        FIRST,
+        lambda rows: row_where(rows, flags=["near_duplicate"]).update(similarity=0.95),
+    )
     assert codes(folder) == {"similarity": 1}
 
 
@@ -454,17 +527,23 @@ def test_what_is_staged_and_withdrawn_is_noted_and_right(folder, tmp_path):
     report = Audit(str(folder)).run()
     assert report.problems == []
     assert {n.code for n in report.notes} == {"staged", "withdrawn_target"}
-    assert next(n.path for n in report.notes if n.code == "staged").startswith(".staging/w-3/00000005-")
+    assert next(n.path for n in report.notes if n.code == "staged").startswith(
+        ".staging/w-3/00000005-"
+    )
 
 
 def test_empty_manifests_at_the_start(tmp_path):
-    """`kafka.start: latest` on two replicas at once: the commit log's first manifest holds, the other is of no consequence."""
+    """`kafka.start: latest` on two replicas at once: the commit log's first manifest holds, the
+    other is of no consequence."""
     maker = Maker(Storage(str(tmp_path), "cats"))
     maker.next = {0: 100, 1: 0}
     folder = tmp_path / "cats"
     maker.commit("w-0", {0: 20})
     maker.commit("w-0", {0: 20})
-    for name, marks in (("w-1-00000000", {"0": [110, 110], "1": [7, 7]}), ("w-2-00000000", {"0": [100, 100]})):
+    for name, marks in (
+        ("w-1-00000000", {"0": [110, 110], "1": [7, 7]}),
+        ("w-2-00000000", {"0": [100, 100]}),
+    ):
         raw = json.loads((folder / f"manifests/{FIRST}.json").read_bytes())
         raw.update(writer=name[:3], uuid=name, partitions=marks, counts={}, files=[])
         (folder / f"manifests/{name}.json").write_text(json.dumps(raw))
@@ -480,7 +559,9 @@ def test_embeddings_as_plain_lists_are_checked_too(tmp_path, monkeypatch):
     Maker(Storage(str(tmp_path), "cats")).commit("w-0", {0: 60})
     folder = tmp_path / "cats"
     assert codes(folder, pairs=True) == {}
-    edit_rows(folder, FIRST, lambda rows: row_where(rows, outcome="duplicate").update(similarity=0.95))
+    edit_rows(
+        folder, FIRST, lambda rows: row_where(rows, outcome="duplicate").update(similarity=0.95)
+    )
     assert codes(folder) == {"similarity": 1}
 
 
@@ -489,7 +570,9 @@ def test_an_aborted_projection_shows_and_is_mended(tmp_path):
     maker = Maker(storage)
     manifest = maker.seal()
     storage.folder.publish(
-        f".staging/w-0/00000000-{manifest.uuid}/{manifest.files[0].path}", manifest.files[0].path, manifest.files[0].bytes
+        f".staging/w-0/00000000-{manifest.uuid}/{manifest.files[0].path}",
+        manifest.files[0].path,
+        manifest.files[0].bytes,
     )
     maker.commit()
     assert set(codes(tmp_path / "cats")) >= {"epoch_gap", "file_unknown"}
@@ -515,11 +598,19 @@ def test_on_s3(s3_query):
     assert report.records == 180
     tar = next(e.path for e in storage.files("shards"))
     storage.folder.create(tar).close()
-    assert {"file_size", "file_checksum"} <= {p.code for p in Audit(storage.root_uri).run().problems}
+    assert {"file_size", "file_checksum"} <= {
+        p.code for p in Audit(storage.root_uri).run().problems
+    }
 
 
 def streamer(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "streamer", *args], capture_output=True, text=True, check=False, timeout=100)
+    return subprocess.run(
+        [sys.executable, "-m", "streamer", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
 
 
 def test_the_command(folder):
@@ -531,11 +622,16 @@ def test_the_command(folder):
     assert set(raw["partitions"]) == {"0", "1"}
     assert raw["pairs"] == {"compared": raw["outcomes"]["accepted"], "threshold": 0.9}
     done = streamer("dataset", "verify", str(folder), "--pairs")
-    assert f"{raw['outcomes']['accepted']} winners were compared with each other, at a threshold of 0.9" in done.stdout
+    assert (
+        f"{raw['outcomes']['accepted']} winners were compared with each other, at a threshold of 0.9"
+        in done.stdout
+    )
     (folder / shard(folder)).unlink()
     done = streamer("dataset", "verify", str(folder), "--json")
     assert done.returncode == 1
-    assert [(p["code"], p["path"]) for p in json.loads(done.stdout)["problems"]] == [("file_missing", shard_name(folder))]
+    assert [(p["code"], p["path"]) for p in json.loads(done.stdout)["problems"]] == [
+        ("file_missing", shard_name(folder))
+    ]
     assert json.loads(done.stdout)["pairs"] is None
     done = streamer("dataset", "verify", str(folder))
     assert done.returncode == 1
@@ -549,7 +645,9 @@ def shard_name(folder: Path) -> str:
     return gone
 
 
-@pytest.mark.parametrize(("path", "code"), [("nowhere://x", 2), ("s3://b/x?regoin=1", 2), ("/does/not/exist", 1)])
+@pytest.mark.parametrize(
+    ("path", "code"), [("nowhere://x", 2), ("s3://b/x?regoin=1", 2), ("/does/not/exist", 1)]
+)
 def test_the_command_on_what_is_no_dataset(path, code):
     done = streamer("dataset", "verify", path)
     assert done.returncode == code

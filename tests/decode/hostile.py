@@ -1,4 +1,5 @@
-"""Runs the hostile set, or one file six times, through the Decoder; a process of its own, so that its memory can be measured. Prints one JSON line."""
+"""Runs the hostile set, or one file six times, through the Decoder; a process of its own, so that
+its memory can be measured. Prints one JSON line."""
 
 import json
 import resource
@@ -30,7 +31,15 @@ def decode(records: list[Record], chunk: int) -> tuple[list[Decoded], float]:
     settings = config(decode={"threads": 4})
     rules = Rules(settings.filters, settings.output.formats).header_rules
     failure = Failure()
-    decoder = Decoder(settings, lambda image: np.asarray(image.resize((64, 64))), None, (64, 64), rules, lambda p, o: None, failure)
+    decoder = Decoder(
+        settings,
+        lambda image: np.asarray(image.resize((64, 64))),
+        None,
+        (64, 64),
+        rules,
+        lambda p, o: None,
+        failure,
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     futures = [decoder.submit(records[i : i + chunk]) for i in range(0, len(records), chunk)]
     rows = [row for future in futures for row in future.result(120)]
@@ -42,19 +51,34 @@ def decode(records: list[Record], chunk: int) -> tuple[list[Decoded], float]:
 
 def main(folder: Path) -> None:
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    records = [Record(0, i, 0, (folder / name).read_bytes(), [("content-type", b"image/x")]) for i, name in enumerate(files)]
+    records = [
+        Record(0, i, 0, (folder / name).read_bytes(), [("content-type", b"image/x")])
+        for i, name in enumerate(files)
+    ]
     rows, grown_mb = decode(records, 8)
     found = {}
     for name, record, row in zip(files, records, rows, strict=True):
         assert row.record is record
-        decision = ("decoded", "") if isinstance(row, Sample) else (row.decision.outcome, row.decision.reason)
-        found[name] = [*decision, row.facts.format, row.facts.width, row.facts.height, row.facts.sha256]
+        decision = (
+            ("decoded", "")
+            if isinstance(row, Sample)
+            else (row.decision.outcome, row.decision.reason)
+        )
+        found[name] = [
+            *decision,
+            row.facts.format,
+            row.facts.width,
+            row.facts.height,
+            row.facts.sha256,
+        ]
     print(json.dumps({"grown_mb": grown_mb, "files": found}))
 
 
 def main_big(file: Path) -> None:
     rows, grown_mb = decode([Record(0, i, 0, file.read_bytes(), []) for i in range(6)], 1)
-    print(json.dumps({"grown_mb": grown_mb, "decoded": sum(isinstance(row, Sample) for row in rows)}))
+    print(
+        json.dumps({"grown_mb": grown_mb, "decoded": sum(isinstance(row, Sample) for row in rows)})
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Files that were made, or found, to break decoders: every one is decoded or settled, in bounded memory, and as Pillow alone sees it."""
+"""Files that were made, or found, to break decoders: every one is decoded or settled, in bounded
+memory, and as Pillow alone sees it."""
 
 import csv
 import io
@@ -17,12 +18,24 @@ from streamer.config import Decode
 from streamer.decode import image as room
 from streamer.errors import INVALID_REASONS, InvalidRecord
 
-OURS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff", "AVIF": "avif"}
+OURS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tiff",
+    "AVIF": "avif",
+}
 
 
 def run(path: Path) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(Path(__file__).with_name("hostile.py")), str(path)], capture_output=True, text=True, timeout=240
+        [sys.executable, "-W", "error", str(Path(__file__).with_name("hostile.py")), str(path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "decoders neither warn nor print"
@@ -40,14 +53,18 @@ def test_the_hostile_set(shared_data):
     for row in manifest:
         outcome, reason, format, width, height, sha256 = report["files"][row["file"]]
         assert sha256 == row["sha256"], row["file"]
-        assert (outcome, reason) in {("decoded", ""), ("filtered", "format")} or (outcome == "invalid" and reason in INVALID_REASONS), row[
-            "file"
-        ]
+        assert (outcome, reason) in {("decoded", ""), ("filtered", "format")} or (
+            outcome == "invalid" and reason in INVALID_REASONS
+        ), row["file"]
         if row["format"] not in OURS:
             assert outcome != "decoded", row["file"]
             continue
         checked += 1
-        assert (outcome == "decoded") == (row["pillow_outcome"] == "ok"), (row["file"], outcome, reason)
+        assert (outcome == "decoded") == (row["pillow_outcome"] == "ok"), (
+            row["file"],
+            outcome,
+            reason,
+        )
         if outcome == "decoded":
             assert format == OURS[row["format"]], row["file"]
             if row["size_after_exif"]:
@@ -68,7 +85,9 @@ def _seed(format: str, size: tuple[int, int], **options) -> bytes:
     ramp = Image.linear_gradient("L").resize(size)
     exif = Image.Exif()
     exif[274] = 6
-    Image.merge("RGB", (ramp, ramp.rotate(90).resize(size), ramp.rotate(180))).save(stream, format, exif=exif, **options)
+    Image.merge("RGB", (ramp, ramp.rotate(90).resize(size), ramp.rotate(180))).save(
+        stream, format, exif=exif, **options
+    )
     return stream.getvalue()
 
 
@@ -85,8 +104,12 @@ def test_damaged_files_are_decoded_or_invalid(data):
     damaged = bytearray(data.draw(st.sampled_from(SEEDS)))
     for _ in range(data.draw(st.integers(0, 8))):
         # half of the flips hit the first 256 bytes, where a file's structure is
-        at = data.draw(st.integers(0, min(255, len(damaged) - 1)) | st.integers(0, len(damaged) - 1))
-        damaged[at] = data.draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFE, 0xFF, damaged[at] ^ 1, damaged[at] ^ 0x80]))
+        at = data.draw(
+            st.integers(0, min(255, len(damaged) - 1)) | st.integers(0, len(damaged) - 1)
+        )
+        damaged[at] = data.draw(
+            st.sampled_from([0, 1, 0x7F, 0x80, 0xFE, 0xFF, damaged[at] ^ 1, damaged[at] ^ 0x80])
+        )
     del damaged[data.draw(st.just(len(damaged)) | st.integers(0, len(damaged))) :]
     limits = Decode(max_pixels=1_000_000)
     try:

@@ -52,7 +52,16 @@ def reason(data: bytes, limits: Decode = LIMITS) -> str:
 
 @pytest.mark.parametrize(
     ("format", "extension"),
-    [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"), ("TIFF", "tiff"), ("AVIF", "avif"), ("MPO", "jpg")],
+    [
+        ("JPEG", "jpg"),
+        ("PNG", "png"),
+        ("WEBP", "webp"),
+        ("GIF", "gif"),
+        ("BMP", "bmp"),
+        ("TIFF", "tiff"),
+        ("AVIF", "avif"),
+        ("MPO", "jpg"),
+    ],
 )
 def test_formats(format, extension):
     data = saved(picture(), format)
@@ -83,7 +92,11 @@ def test_orientation(format, orientation):
     header = read_header(data, LIMITS)
     with Image.open(io.BytesIO(data)) as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB")).astype(int)
-    assert (header.height, header.width) == expected.shape[:2] == ((48, 64) if orientation <= 4 else (64, 48))
+    assert (
+        (header.height, header.width)
+        == expected.shape[:2]
+        == ((48, 64) if orientation <= 4 else (64, 48))
+    )
     assert np.array_equal(decoded(data), expected)
 
 
@@ -91,7 +104,13 @@ def test_orientation_after_the_pixels_of_a_png():
     data = saved(picture(), "PNG")
     exif = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 274, 3, 1, 6, 0) + bytes(4)
     chunk = b"eXIf" + exif
-    data = data[:-12] + struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[-12:]
+    data = (
+        data[:-12]
+        + struct.pack(">I", len(exif))
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + data[-12:]
+    )
     assert read_header(data, LIMITS) == Header("png", 48, 64, 6)
     assert decoded(data).shape == (64, 48, 3)
 
@@ -126,20 +145,25 @@ def test_damaged_exif_means_upright(exif):
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_an_orientation_that_is_none_means_upright(value):
-    assert orientation_of(b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 274, 3, 1, value, 0)) == 1
+    assert (
+        orientation_of(b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 274, 3, 1, value, 0)) == 1
+    )
 
 
 def test_draft_keeps_what_the_transform_needs():
     data = saved(picture((640, 480)), "JPEG")
     header = read_header(data, LIMITS)
     sizes = {
-        want: decode_rgb(data, header, want).size for want in [(640, 480), (321, 241), (320, 240), (224, 224), (160, 120), (60, 60), NEVER]
+        want: decode_rgb(data, header, want).size
+        for want in [(640, 480), (321, 241), (320, 240), (224, 224), (160, 120), (60, 60), NEVER]
     }
     assert sizes == {
         (640, 480): (640, 480), (321, 241): (640, 480), (320, 240): (320, 240), (224, 224): (320, 240), (160, 120): (160, 120), (60, 60): (80, 60), NEVER: (640, 480),
     }  # fmt: skip
     assert np.abs(decoded(data, (80, 60)) - np.asarray(picture((80, 60)))).mean() < 4
-    assert decode_rgb(saved(picture((640, 480)), "PNG"), header._replace(format="png"), (80, 60)).size == (640, 480)
+    assert decode_rgb(
+        saved(picture((640, 480)), "PNG"), header._replace(format="png"), (80, 60)
+    ).size == (640, 480)
 
 
 def test_draft_of_a_lying_jpeg():
@@ -158,7 +182,13 @@ def test_draft_of_a_lying_jpeg():
 def test_sixteen_bit_grey_is_scaled_and_not_clipped():
     levels = np.array([[0, 128, 257, 32768, 65535]], np.uint16)
     for format in ("PNG", "TIFF"):
-        assert decoded(saved(Image.fromarray(levels), format))[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+        assert decoded(saved(Image.fromarray(levels), format))[0, :, 0].tolist() == [
+            0,
+            0,
+            1,
+            128,
+            255,
+        ]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +206,13 @@ def test_deep_grey(levels, expected):
 
 
 def test_one_bit_and_grey():
-    assert decoded(saved(Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1"), "PNG"))[0].tolist() == [[0] * 3, [255] * 3]
-    assert decoded(saved(Image.fromarray(np.array([[7, 200]], np.uint8)), "PNG"))[0].tolist() == [[7] * 3, [200] * 3]
+    assert decoded(saved(Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1"), "PNG"))[
+        0
+    ].tolist() == [[0] * 3, [255] * 3]
+    assert decoded(saved(Image.fromarray(np.array([[7, 200]], np.uint8)), "PNG"))[0].tolist() == [
+        [7] * 3,
+        [200] * 3,
+    ]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -186,7 +221,9 @@ def test_transparent_is_white(mode, format):
     image = Image.new(mode, (8, 8), (0, 0, 0, 0) if mode == "RGBA" else (0, 0))
     image.paste((0, 0, 0, 255) if mode == "RGBA" else (0, 255), (0, 0, 4, 8))
     image.paste((0, 0, 0, 128) if mode == "RGBA" else (0, 128), (4, 0, 8, 4))
-    found = decoded(saved(image, format, **({"lossless": True, "exact": True} if format == "WEBP" else {})))
+    found = decoded(
+        saved(image, format, **({"lossless": True, "exact": True} if format == "WEBP" else {}))
+    )
     assert found[0, 0].tolist() == [0, 0, 0]
     assert found[7, 7].tolist() == [255, 255, 255]
     assert found[0, 7].tolist() == [127, 127, 127]
@@ -197,8 +234,14 @@ def test_transparent_palette_and_grey():
     palette.putpalette([255, 0, 0, 0, 255, 0])
     palette.putdata([0, 1])
     for format in ("PNG", "GIF"):
-        assert decoded(saved(palette, format, transparency=1))[0].tolist() == [[255, 0, 0], [255, 255, 255]]
-    assert decoded(saved(palette, "PNG", transparency=b"\x80\xff"))[0].tolist() == [[255, 127, 127], [0, 255, 0]]
+        assert decoded(saved(palette, format, transparency=1))[0].tolist() == [
+            [255, 0, 0],
+            [255, 255, 255],
+        ]
+    assert decoded(saved(palette, "PNG", transparency=b"\x80\xff"))[0].tolist() == [
+        [255, 127, 127],
+        [0, 255, 0],
+    ]
     grey = Image.fromarray(np.array([[10, 20]], np.uint8))
     assert decoded(saved(grey, "PNG", transparency=10))[0].tolist() == [[255] * 3, [20] * 3]
 
@@ -223,7 +266,9 @@ def test_the_first_frame_of_an_animation(format):
 def test_strips_do_not_show(monkeypatch, mode):
     if mode in ("I;16", "I", "F"):
         levels = np.arange(60 * 40).reshape(40, 60) * (27 if mode == "I;16" else 1000)
-        image = Image.fromarray(levels.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+        image = Image.fromarray(
+            levels.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
+        )
     else:
         image = picture((60, 40), "RGBA" if mode == "RGBA" else mode)
         if mode in ("RGBA", "LA"):
@@ -270,8 +315,15 @@ def test_a_limit_beyond_pillows_own():
 
 def png_of(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG with a header and no pixels."""
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)), *chunks, (b"IDAT", b""), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
+        *chunks,
+        (b"IDAT", b""),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts
+    )
 
 
 def test_bombs_are_refused_by_their_header():
@@ -280,10 +332,37 @@ def test_bombs_are_refused_by_their_header():
     # 25 megapixels: above our limit, far below Pillow's own
     canvas = (4_999).to_bytes(3, "little") * 2
     assert reason(b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + canvas) == "too_many_pixels"
-    assert reason(b"RIFF\x16\0\0\0WEBPVP8L\x0a\0\0\0\x2f" + struct.pack("<I", 4_999 << 14 | 4_999) + bytes(8)) == "too_many_pixels"
-    assert reason(b"RIFF\x16\0\0\0WEBPVP8 \x0a\0\0\0\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 5_000, 5_000)) == "too_many_pixels"
-    assert reason(b"GIF89a" + struct.pack("<HHBBB", 60_000, 60_000, 0, 0, 0) + b",\0\0\0\0\x01\0\x01\0\0\x02\0;") == "too_many_pixels"
-    assert reason(b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)) == "too_many_pixels"
+    assert (
+        reason(
+            b"RIFF\x16\0\0\0WEBPVP8L\x0a\0\0\0\x2f"
+            + struct.pack("<I", 4_999 << 14 | 4_999)
+            + bytes(8)
+        )
+        == "too_many_pixels"
+    )
+    assert (
+        reason(
+            b"RIFF\x16\0\0\0WEBPVP8 \x0a\0\0\0\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 5_000, 5_000)
+        )
+        == "too_many_pixels"
+    )
+    assert (
+        reason(
+            b"GIF89a"
+            + struct.pack("<HHBBB", 60_000, 60_000, 0, 0, 0)
+            + b",\0\0\0\0\x01\0\x01\0\0\x02\0;"
+        )
+        == "too_many_pixels"
+    )
+    assert (
+        reason(
+            b"BM"
+            + struct.pack(
+                "<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0
+            )
+        )
+        == "too_many_pixels"
+    )
 
 
 def test_text_and_profile_bombs_in_a_png():
@@ -314,10 +393,18 @@ def test_endless_jpegs():
     data = saved(picture(), "JPEG", progressive=True)
     at = data.index(b"\xff\xda")
     assert reason(data[:at] + data[at:-2] * 501 + data[-2:]) == "unsupported_image", "scans"
-    assert reason(data[:2] + b"\xff\xe1\0\x09Exif\0\0x" * 1001 + data[2:]) == "unsupported_image", "segments"
+    assert reason(data[:2] + b"\xff\xe1\0\x09Exif\0\0x" * 1001 + data[2:]) == "unsupported_image", (
+        "segments"
+    )
     # a stray byte or marker, which Pillow skips, is no way around
-    assert reason(data[:2] + b"\xff\x01" + data[2:at] + data[at:-2] * 501 + data[-2:]) == "unsupported_image"
-    assert reason(data[:20] + b"x" + b"\xff\xe1\0\x09Exif\0\0x" * 1001 + data[20:]) == "unsupported_image"
+    assert (
+        reason(data[:2] + b"\xff\x01" + data[2:at] + data[at:-2] * 501 + data[-2:])
+        == "unsupported_image"
+    )
+    assert (
+        reason(data[:20] + b"x" + b"\xff\xe1\0\x09Exif\0\0x" * 1001 + data[20:])
+        == "unsupported_image"
+    )
     assert decoded(data[:20] + b"x" + data[20:]).shape == (48, 64, 3)
     assert decoded(data[:2] + b"\xff\xe1\0\x09Exif\0\0x" * 100 + data[2:]).shape == (48, 64, 3)
     assert decoded(data[:2] + b"\xff" * 100 + data[2:]).shape == (48, 64, 3), "fill bytes"
@@ -328,17 +415,33 @@ def test_endless_gif_comments():
     comment = b"\x21\xfe" + (b"\xff" + b"x" * 255) * 5000 + b"\0"
     at = 13 + 3 * 256
     assert reason(data[:at] + comment + data[at:]) == "unsupported_image"
-    assert decoded(data[:at] + b"\x21\xfe" + (b"\xff" + b"x" * 255) * 50 + b"\0" + data[at:]).shape == (48, 64, 3)
+    assert decoded(
+        data[:at] + b"\x21\xfe" + (b"\xff" + b"x" * 255) * 50 + b"\0" + data[at:]
+    ).shape == (48, 64, 3)
 
 
 def tiff_of(*tags: tuple[int, int, int, int], more: bytes = b"") -> bytes:
-    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4) + more
+    return (
+        b"II*\0\x08\0\0\0"
+        + struct.pack("<H", len(tags))
+        + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+        + bytes(4)
+        + more
+    )
 
 
 def test_giant_tags_and_tiles_in_a_tiff():
     grey = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1)]
-    assert reason(tiff_of(*grey, (322, 4, 1, 60_000), (323, 4, 1, 60_000), (324, 4, 1, 8), (325, 4, 1, 9))) == "too_many_pixels"
-    assert reason(tiff_of(*grey, *[(40_000 + i, 1, 3000, 8) for i in range(100)], more=bytes(3000))) == "unsupported_image"
+    assert (
+        reason(
+            tiff_of(*grey, (322, 4, 1, 60_000), (323, 4, 1, 60_000), (324, 4, 1, 8), (325, 4, 1, 9))
+        )
+        == "too_many_pixels"
+    )
+    assert (
+        reason(tiff_of(*grey, *[(40_000 + i, 1, 3000, 8) for i in range(100)], more=bytes(3000)))
+        == "unsupported_image"
+    )
     assert reason(tiff_of(*[(40_000 + i, 1, 1, 0) for i in range(1001)])) == "unsupported_image"
     assert reason(tiff_of(*grey, (273, 4, 100, 1 << 30))) == "truncated"
 

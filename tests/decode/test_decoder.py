@@ -28,7 +28,9 @@ def photo(format: str = "JPEG", size: tuple[int, int] = (64, 48), color: str = "
 
 
 def record(value: bytes | None, offset: int = 0, **headers: bytes) -> Record:
-    return Record(0, offset, 5, value, [(name.replace("_", "-"), text) for name, text in headers.items()])
+    return Record(
+        0, offset, 5, value, [(name.replace("_", "-"), text) for name, text in headers.items()]
+    )
 
 
 class Line:
@@ -80,7 +82,14 @@ def test_a_record_becomes_a_sample(line):
     assert row.pixels.dtype == np.uint8
     assert row.pixels[0, 0].tolist() == [254, 0, 0]
     facts = row.facts
-    assert (facts.id, facts.text, facts.metadata, facts.format, facts.width, facts.height) == ("1", "red", {"lang": "en"}, "jpg", 64, 48)
+    assert (facts.id, facts.text, facts.metadata, facts.format, facts.width, facts.height) == (
+        "1",
+        "red",
+        {"lang": "en"},
+        "jpg",
+        64,
+        48,
+    )
     assert facts.data is data
     assert facts.sha256 == hashlib.sha256(data).hexdigest()
     assert (row.failures, row.prior) == ([], None)
@@ -93,7 +102,10 @@ def test_order_is_kept_inside_and_between_chunks(line):
 
     ours = line(transform=transform)
     values = [photo("PNG", (1 + i % 20, 5)) if i % 5 else b"junk" for i in range(200)]
-    futures = [ours.decoder.submit([record(values[i], i) for i in range(start, start + 8)]) for start in range(0, 200, 8)]
+    futures = [
+        ours.decoder.submit([record(values[i], i) for i in range(start, start + 8)])
+        for start in range(0, 200, 8)
+    ]
     rows = [row for future in futures for row in future.result(30)]
     assert [row.record.offset for row in rows] == list(range(200))
     assert [isinstance(row, Sample) for row in rows] == [i % 5 > 0 for i in range(200)]
@@ -102,7 +114,9 @@ def test_order_is_kept_inside_and_between_chunks(line):
 def test_one_bad_record_costs_the_others_nothing(line):
     bad = [None, b"", b"junk", photo()[:-30], b"\x89PNG\r\n\x1a\n", photo("BMP"), b"%PDF-1.7"]
     rows = line()(*(record(value, i) for i, value in enumerate([photo(), *bad, photo()])))
-    settled = [(row.decision.outcome, row.decision.reason) for row in rows if isinstance(row, Settled)]
+    settled = [
+        (row.decision.outcome, row.decision.reason) for row in rows if isinstance(row, Settled)
+    ]
     assert settled == [
         ("invalid", "empty_value"), ("invalid", "empty_value"), ("invalid", "not_an_image"), ("invalid", "truncated"), ("invalid", "corrupt"),
         ("filtered", "format"), ("filtered", "format"),
@@ -112,7 +126,9 @@ def test_one_bad_record_costs_the_others_nothing(line):
 
 def test_the_checksum_is_known_whenever_the_bytes_are(line):
     rows = line()(*(record(value) for value in (b"junk", photo()[:-30], photo("BMP"))))
-    assert [row.facts.sha256 for row in rows] == [hashlib.sha256(v).hexdigest() for v in (b"junk", photo()[:-30], photo("BMP"))]
+    assert [row.facts.sha256 for row in rows] == [
+        hashlib.sha256(v).hexdigest() for v in (b"junk", photo()[:-30], photo("BMP"))
+    ]
     assert (rows[1].facts.format, rows[1].facts.width) == ("jpg", 64)
 
 
@@ -135,12 +151,19 @@ def test_header_rules_come_before_the_decode(line):
 
 def test_a_prior_claim_wins_over_the_filters(line):
     ours = line(filters=[FieldRule(field="min_side", at_least=50)], priors={(0, 1): CLAIM})
-    sample, filtered, invalid, unsupported = ours(record(photo(), 1), record(photo(), 2), record(photo()[:-30], 1), record(b"%PDF-1.7", 1))
+    sample, filtered, invalid, unsupported = ours(
+        record(photo(), 1), record(photo(), 2), record(photo()[:-30], 1), record(b"%PDF-1.7", 1)
+    )
     assert isinstance(sample, Sample)
     assert (sample.prior, sample.failures) == (CLAIM, [FailedRule("min_side", True)])
     assert isinstance(filtered, Settled)
     assert filtered.decision.outcome == "filtered"
-    assert (invalid.decision.outcome, invalid.decision.reason, invalid.decision.flags, invalid.prior) == (
+    assert (
+        invalid.decision.outcome,
+        invalid.decision.reason,
+        invalid.decision.flags,
+        invalid.prior,
+    ) == (
         "invalid",
         "truncated",
         ("min_side",),
@@ -157,7 +180,9 @@ def test_json(line):
     assert isinstance(row, Sample)
     assert row.facts.data == photo()
     small = config(decode={"max_bytes": 100})
-    (row,) = line(small)(record(b'{"text": "' + b"x" * 1_000_200 + b'"}', content_type=b"application/json"))
+    (row,) = line(small)(
+        record(b'{"text": "' + b"x" * 1_000_200 + b'"}', content_type=b"application/json")
+    )
     assert row.decision.reason == "too_many_bytes"
 
 
@@ -165,9 +190,16 @@ def test_the_embedders_own_decoder(line):
     def decode(data: bytes) -> np.ndarray:
         return np.full((8, 8, 3), data[-1], np.uint8)
 
-    ours = line(config(output={"path": "/x", "formats": ["jpg", "jxl"]}, decode={"max_pixels": 10_000}), own_decode=decode)
+    ours = line(
+        config(output={"path": "/x", "formats": ["jpg", "jxl"]}, decode={"max_pixels": 10_000}),
+        own_decode=decode,
+    )
     good, jxl, pdf, big, cut = ours(
-        record(photo() + b"\x07"), record(b"\xff\x0a\x09"), record(b"%PDF-1.7"), record(photo("PNG", (101, 100))), record(photo()[:400])
+        record(photo() + b"\x07"),
+        record(b"\xff\x0a\x09"),
+        record(b"%PDF-1.7"),
+        record(photo("PNG", (101, 100))),
+        record(photo()[:400]),
     )
     assert good.pixels[0, 0, 0] == 7
     assert (good.facts.format, good.facts.width) == ("jpg", 64)
@@ -180,7 +212,15 @@ def test_the_embedders_own_decoder(line):
 
 
 @pytest.mark.parametrize(
-    "answer", [ValueError("no"), MemoryError(), None, np.zeros((8, 8)), np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8)]
+    "answer",
+    [
+        ValueError("no"),
+        MemoryError(),
+        None,
+        np.zeros((8, 8)),
+        np.zeros((8, 8, 3)),
+        np.zeros((8, 8, 4), np.uint8),
+    ],
 )
 def test_an_embedder_that_fails_makes_one_record_invalid(line, answer):
     def fail(_: object) -> np.ndarray:
@@ -196,7 +236,9 @@ def test_an_embedder_that_fails_makes_one_record_invalid(line, answer):
 
 def test_an_image_of_another_shape_than_the_others_is_invalid(line):
     """It could not be stacked with its batch-mates."""
-    ours = line(transform=lambda image: np.zeros((image.height // 8, 8, 3), np.uint8), shape=(8, 8, 3))
+    ours = line(
+        transform=lambda image: np.zeros((image.height // 8, 8, 3), np.uint8), shape=(8, 8, 3)
+    )
     good, bad = ours(record(photo("PNG", (64, 64))), record(photo("PNG", (64, 32))))
     assert isinstance(good, Sample)
     assert (bad.decision.reason, bad.decision.detail) == (
@@ -241,7 +283,9 @@ def test_references(line, tmp_path):
 
 
 def test_fetches_hold_no_decode_thread(line, monkeypatch):
-    ours = line(config(decode={"threads": 1}, fetch={"schemes": ["file"], "hosts": ["/"], "concurrency": 1}))
+    ours = line(
+        config(decode={"threads": 1}, fetch={"schemes": ["file"], "hosts": ["/"], "concurrency": 1})
+    )
     arrive = threading.Event()
     monkeypatch.setitem(ours.decoder._fetcher._get, "file", lambda uri: arrive.wait(10) and photo())
     slow = ours.decoder.submit([record(None, uri=b"file:///1.jpg"), record(photo())])
@@ -280,7 +324,10 @@ def test_close_leaves_nobody_waiting(line, monkeypatch):
     ours = line(config(decode={"threads": 1}, fetch={"schemes": ["file"], "hosts": ["/"]}))
     arrive = threading.Event()
     monkeypatch.setitem(ours.decoder._fetcher._get, "file", lambda uri: arrive.wait(10) and photo())
-    futures = [ours.decoder.submit([record(None, uri=b"file:///1.jpg")]), *(ours.decoder.submit([record(photo())]) for _ in range(50))]
+    futures = [
+        ours.decoder.submit([record(None, uri=b"file:///1.jpg")]),
+        *(ours.decoder.submit([record(photo())]) for _ in range(50)),
+    ]
     ours.decoder.close()
     arrive.set()
     with pytest.raises(CancelledError):

@@ -1,4 +1,5 @@
-"""References against real servers on this machine: http.server, TLS with a certificate made here, and moto's S3."""
+"""References against real servers on this machine: http.server, TLS with a certificate made here,
+and moto's S3."""
 
 import contextlib
 import hashlib
@@ -25,7 +26,8 @@ SHA = hashlib.sha256(BODY).hexdigest()
 
 
 class Site:
-    """A web server whose pages are functions ``(handler) -> None``; ``seen`` counts requests and ``ports`` the clients' connections."""
+    """A web server whose pages are functions ``(handler) -> None``; ``seen`` counts requests and
+    ``ports`` the clients' connections."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.pages: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {"/1.jpg": give(BODY)}
@@ -69,7 +71,9 @@ class Site:
         self._server.server_close()
 
 
-def give(body: bytes, *headers: tuple[str, str], code: int = 200, length: int | None = None) -> Callable[[BaseHTTPRequestHandler], None]:
+def give(
+    body: bytes, *headers: tuple[str, str], code: int = 200, length: int | None = None
+) -> Callable[[BaseHTTPRequestHandler], None]:
     def page(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(code)
         for name, value in headers:
@@ -103,7 +107,14 @@ def fetcher(monkeypatch) -> Iterator[Callable[..., Fetcher]]:
     made: list[Fetcher] = []
 
     def make(failed: Callable[[str], None] = lambda cause: None, **options: object) -> Fetcher:
-        made.append(Fetcher(Fetch.model_validate({"schemes": ["http"], "hosts": ["localhost"], "timeout": "10s", **options}), failed))
+        made.append(
+            Fetcher(
+                Fetch.model_validate(
+                    {"schemes": ["http"], "hosts": ["localhost"], "timeout": "10s", **options}
+                ),
+                failed,
+            )
+        )
         return made[-1]
 
     yield make
@@ -156,7 +167,14 @@ def test_a_connection_that_was_closed_meanwhile_is_no_failure(site, fetcher):
 
 
 @pytest.mark.parametrize(
-    ("code", "expected"), [(404, "not_found"), (410, "not_found"), (401, "fetch_refused"), (403, "fetch_refused"), (418, "fetch_refused")]
+    ("code", "expected"),
+    [
+        (404, "not_found"),
+        (410, "not_found"),
+        (401, "fetch_refused"),
+        (403, "fetch_refused"),
+        (418, "fetch_refused"),
+    ],
 )
 def test_final_answers(site, fetcher, code, expected):
     site.pages["/x"] = status(code)
@@ -194,7 +212,9 @@ def test_lost_and_cut_connections_are_tried_again(site, fetcher):
 
 
 def test_retry_after_is_honoured(site, fetcher):
-    site.pages["/x"] = lambda handler: (status(429, ("Retry-After", "1")) if site.seen["/x"] == 1 else give(BODY))(handler)
+    site.pages["/x"] = lambda handler: (
+        status(429, ("Retry-After", "1")) if site.seen["/x"] == 1 else give(BODY)
+    )(handler)
     began = time.monotonic()
     assert get(fetcher(), site.url("/x")) == BODY
     assert 1 <= time.monotonic() - began < 5
@@ -207,7 +227,9 @@ def test_retry_after_is_honoured(site, fetcher):
 def test_in_the_end_the_process_is_to_stop(site, fetcher):
     site.pages["/x"] = status(500)
     began = time.monotonic()
-    with pytest.raises(TemporaryError, match=r"cannot fetch http://localhost.*status 500.*1\.8 s.*start again"):
+    with pytest.raises(
+        TemporaryError, match=r"cannot fetch http://localhost.*status 500.*1\.8 s.*start again"
+    ):
         get(fetcher(timeout="300ms"), site.url("/x"))
     assert time.monotonic() - began < 5
     assert site.seen["/x"] > 3
@@ -244,7 +266,9 @@ def test_one_byte_at_a_time_does_not_outlast_the_time_limit(site, fetcher, slow)
 def test_too_many_bytes(site, fetcher):
     one = fetcher(max_bytes=len(BODY) - 1)
     assert reason(one, site.url("/1.jpg")) == "too_many_bytes"
-    assert reason(one, site.url("/none"), length=len(BODY)) == "too_many_bytes", "said by the record, so that nothing is asked"
+    assert reason(one, site.url("/none"), length=len(BODY)) == "too_many_bytes", (
+        "said by the record, so that nothing is asked"
+    )
     assert site.seen["/none"] == 0
 
     def endless(handler: BaseHTTPRequestHandler) -> None:
@@ -264,7 +288,9 @@ def test_chunked_and_unbounded_bodies(site, fetcher):
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
-        handler.wfile.write(b"800\r\n" + BODY[:2048] + b"\r\n" + b"800\r\n" + BODY[2048:] + b"\r\n0\r\n\r\n")
+        handler.wfile.write(
+            b"800\r\n" + BODY[:2048] + b"\r\n" + b"800\r\n" + BODY[2048:] + b"\r\n0\r\n\r\n"
+        )
 
     def until_closed(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + BODY)
@@ -287,7 +313,12 @@ def test_odd_characters_in_a_url(site, fetcher):
 
 
 def test_redirects(site, fetcher):
-    site.pages |= {"/a": redirect("/b", 301), "/b": redirect(site.url("/c"), 307), "/c": redirect("1.jpg", 303), "/loop": redirect("/loop")}
+    site.pages |= {
+        "/a": redirect("/b", 301),
+        "/b": redirect(site.url("/c"), 307),
+        "/c": redirect("1.jpg", 303),
+        "/loop": redirect("/loop"),
+    }
     assert get(fetcher(), site.url("/a")) == BODY
     assert reason(fetcher(), site.url("/loop")) == "fetch_refused"
     assert site.seen["/loop"] == 4
@@ -327,7 +358,19 @@ def test_nothing_is_allowed_unless_listed(site, fetcher):
     assert not site.seen
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "127.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "0.0.0.0", "[::]"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "[::1]",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "[::ffff:127.0.0.1]",
+        "0.0.0.0",
+        "[::]",
+    ],
+)
 def test_an_address_must_be_listed_as_one(site, fetcher, host):
     assert reason(fetcher(), site.url("/1.jpg", host)) == "uri_not_allowed"
     assert not site.seen
@@ -336,7 +379,9 @@ def test_an_address_must_be_listed_as_one(site, fetcher, host):
 def test_listed_addresses_and_networks(site, fetcher):
     for entry in ("127.0.0.1", "127.0.0.0/8"):
         assert get(fetcher(hosts=[entry]), site.url("/1.jpg", "127.0.0.1")) == BODY
-        assert reason(fetcher(hosts=[entry]), site.url("/1.jpg")) == "uri_not_allowed", "the name is not listed"
+        assert reason(fetcher(hosts=[entry]), site.url("/1.jpg")) == "uri_not_allowed", (
+            "the name is not listed"
+        )
 
 
 def resolving(monkeypatch, *answers: str) -> list[str]:
@@ -346,7 +391,15 @@ def resolving(monkeypatch, *answers: str) -> list[str]:
     def getaddrinfo(host: str, port: int, *args: object, **options: object) -> list[object]:
         asked.append(host)
         address = answers[min(len(asked), len(answers)) - 1]
-        return [(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+        return [
+            (
+                socket.AF_INET6 if ":" in address else socket.AF_INET,
+                socket.SOCK_STREAM,
+                6,
+                "",
+                (address, port),
+            )
+        ]
 
     monkeypatch.setattr("streamer.decode.address.socket.getaddrinfo", getaddrinfo)
     return asked
@@ -369,7 +422,10 @@ def test_one_private_address_among_several_is_enough_to_refuse(monkeypatch, fetc
         "streamer.decode.address.socket.getaddrinfo",
         lambda *a, **o: [(2, 1, 6, "", (address, 80)) for address in ("93.184.215.14", "10.0.0.1")],
     )
-    assert reason(fetcher(hosts=["images.example.com"]), "http://images.example.com/1.jpg") == "uri_not_allowed"
+    assert (
+        reason(fetcher(hosts=["images.example.com"]), "http://images.example.com/1.jpg")
+        == "uri_not_allowed"
+    )
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch, site, fetcher):
@@ -386,12 +442,22 @@ def test_names(monkeypatch, site, fetcher):
     one = fetcher(hosts=["*.Example.com", "plain.example.org", "127.0.0.0/8"])
     for host in ("a.example.com", "A.B.EXAMPLE.COM", "plain.example.org", "plain.example.org."):
         assert get(one, site.url("/1.jpg", host)) == BODY, host
-    for host in ("example.com", "badexample.com", "a.example.com.evil.org", "sub.plain.example.org", "localhost"):
+    for host in (
+        "example.com",
+        "badexample.com",
+        "a.example.com.evil.org",
+        "sub.plain.example.org",
+        "localhost",
+    ):
         assert reason(one, site.url("/1.jpg", host)) == "uri_not_allowed", host
 
 
-@pytest.mark.parametrize(("error", "expected"), [(socket.EAI_NONAME, InvalidRecord), (socket.EAI_AGAIN, TemporaryError)])
-def test_a_name_that_does_not_exist_and_a_resolver_that_is_away(monkeypatch, fetcher, error, expected):
+@pytest.mark.parametrize(
+    ("error", "expected"), [(socket.EAI_NONAME, InvalidRecord), (socket.EAI_AGAIN, TemporaryError)]
+)
+def test_a_name_that_does_not_exist_and_a_resolver_that_is_away(
+    monkeypatch, fetcher, error, expected
+):
     def fail(*args: object, **options: object) -> None:
         raise socket.gaierror(error, "x")
 
@@ -403,9 +469,17 @@ def test_a_name_that_does_not_exist_and_a_resolver_that_is_away(monkeypatch, fet
 def test_a_dead_address_leaves_time_for_the_next(monkeypatch, site, fetcher):
     monkeypatch.setattr(
         "streamer.decode.address.socket.getaddrinfo",
-        lambda host, port, **o: [(2, 1, 6, "", (address, port)) for address in ("127.0.0.9", "127.0.0.1")],
+        lambda host, port, **o: [
+            (2, 1, 6, "", (address, port)) for address in ("127.0.0.9", "127.0.0.1")
+        ],
     )
-    assert get(fetcher(hosts=["images.example.com", "127.0.0.0/8"]), site.url("/1.jpg", "images.example.com")) == BODY
+    assert (
+        get(
+            fetcher(hosts=["images.example.com", "127.0.0.0/8"]),
+            site.url("/1.jpg", "images.example.com"),
+        )
+        == BODY
+    )
 
 
 # TLS
@@ -416,7 +490,9 @@ def certificate(tmp_path_factory) -> Path:
     """A self-signed certificate for localhost, with its key."""
     from datetime import datetime, timedelta, timezone
 
-    x509 = pytest.importorskip("cryptography.x509", reason="cryptography comes with moto, extra dev")
+    x509 = pytest.importorskip(
+        "cryptography.x509", reason="cryptography comes with moto, extra dev"
+    )
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -432,7 +508,11 @@ def certificate(tmp_path_factory) -> Path:
     )  # fmt: skip
     path = tmp_path_factory.mktemp("tls") / "localhost.pem"
     path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
         + made.public_bytes(serialization.Encoding.PEM)
     )
     return path
@@ -460,11 +540,16 @@ def test_https(monkeypatch, tls_site, certificate, fetcher):
     assert get(one, f"https://localhost:{tls_site.port}/1.jpg", SHA) == BODY
     assert get(one, f"https://localhost:{tls_site.port}/1.jpg", SHA) == BODY
     assert len(tls_site.ports) == 1
-    assert reason(one, f"https://127.0.0.1:{tls_site.port}/1.jpg") == "fetch_refused", "the certificate is for another name"
+    assert reason(one, f"https://127.0.0.1:{tls_site.port}/1.jpg") == "fetch_refused", (
+        "the certificate is for another name"
+    )
 
 
 def test_an_unknown_certificate_is_refused(tls_site, fetcher):
-    assert reason(fetcher(schemes=["https"], timeout="2s"), f"https://localhost:{tls_site.port}/1.jpg") == "fetch_refused"
+    assert (
+        reason(fetcher(schemes=["https"], timeout="2s"), f"https://localhost:{tls_site.port}/1.jpg")
+        == "fetch_refused"
+    )
     assert not tls_site.seen
 
 
@@ -487,25 +572,57 @@ def test_files(folder, fetcher):
     assert get(one, f"file://{folder}/sub/a%20b.jpg", SHA) == BODY
     assert get(one, f"file://localhost{folder}/sub/a b.jpg", SHA) == BODY
     assert get(one, f"FILE://{folder}/sub/../sub/a b.jpg", SHA) == BODY
-    assert reason(one, f"file://{folder}/none.jpg") == reason(one, f"file://{folder}/sub") == "not_found"
-    assert reason(one, f"file://{folder}/sub/a%20b.jpg/x") == reason(one, f"file://{folder}/{'x' * 300}/x") == "not_found"
-    assert reason(fetcher(schemes=["file"], hosts=[str(folder)], max_bytes=10), f"file://{folder}/sub/a%20b.jpg") == "too_many_bytes"
+    assert (
+        reason(one, f"file://{folder}/none.jpg")
+        == reason(one, f"file://{folder}/sub")
+        == "not_found"
+    )
+    assert (
+        reason(one, f"file://{folder}/sub/a%20b.jpg/x")
+        == reason(one, f"file://{folder}/{'x' * 300}/x")
+        == "not_found"
+    )
+    assert (
+        reason(
+            fetcher(schemes=["file"], hosts=[str(folder)], max_bytes=10),
+            f"file://{folder}/sub/a%20b.jpg",
+        )
+        == "too_many_bytes"
+    )
 
 
 @pytest.mark.parametrize(
-    "path", ["../secret.jpg", "%2e%2e/secret.jpg", "../allowed-not/1.jpg", "link.jpg", "links/secret.jpg", "\0", "%00"]
+    "path",
+    [
+        "../secret.jpg",
+        "%2e%2e/secret.jpg",
+        "../allowed-not/1.jpg",
+        "link.jpg",
+        "links/secret.jpg",
+        "\0",
+        "%00",
+    ],
 )
 def test_no_way_out_of_the_folder(folder, fetcher, path):
     (folder / "link.jpg").symlink_to(folder.parent / "secret.jpg")
     (folder / "links").symlink_to(folder.parent)
-    assert reason(fetcher(schemes=["file"], hosts=[str(folder)]), f"file://{folder}/{path}") == "uri_not_allowed"
+    assert (
+        reason(fetcher(schemes=["file"], hosts=[str(folder)]), f"file://{folder}/{path}")
+        == "uri_not_allowed"
+    )
 
 
 def test_links_inside_the_folder_and_to_it(folder, fetcher):
     (folder / "link.jpg").symlink_to(folder / "sub" / "a b.jpg")
     (folder.parent / "other").symlink_to(folder)
     assert get(fetcher(schemes=["file"], hosts=[str(folder)]), f"file://{folder}/link.jpg") == BODY
-    assert get(fetcher(schemes=["file"], hosts=[str(folder.parent / "other")]), f"file://{folder.parent}/other/link.jpg") == BODY
+    assert (
+        get(
+            fetcher(schemes=["file"], hosts=[str(folder.parent / "other")]),
+            f"file://{folder.parent}/other/link.jpg",
+        )
+        == BODY
+    )
 
 
 def test_other_files(folder, fetcher):
@@ -535,7 +652,12 @@ def s3() -> Iterator[str]:
 def bucket(s3, monkeypatch) -> str:
     from pyarrow import fs
 
-    environment = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": s3}
+    environment = {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": s3,
+    }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     store = fs.S3FileSystem(endpoint_override=s3, allow_bucket_creation=True)
@@ -550,9 +672,21 @@ def test_s3(bucket, fetcher):
     assert get(one, f"s3://{bucket}/cats/1.jpg", SHA, len(BODY)) == BODY
     assert reason(one, f"s3://{bucket}/cats/2.jpg") == "not_found"
     assert reason(one, "s3://other/cats/1.jpg") == "uri_not_allowed"
-    assert [reason(one, f"s3://{bucket}{rest}") for rest in ("", "/", "/cats/", "/cats", "//cats//1.jpg")] == ["not_found"] * 5
-    assert reason(fetcher(schemes=["s3"], hosts=[bucket], timeout="5s", max_bytes=10), f"s3://{bucket}/cats/1.jpg") == "too_many_bytes"
-    assert reason(fetcher(schemes=["s3"], hosts=["nosuch"], timeout="5s"), "s3://nosuch/1.jpg") == "not_found"
+    assert [
+        reason(one, f"s3://{bucket}{rest}")
+        for rest in ("", "/", "/cats/", "/cats", "//cats//1.jpg")
+    ] == ["not_found"] * 5
+    assert (
+        reason(
+            fetcher(schemes=["s3"], hosts=[bucket], timeout="5s", max_bytes=10),
+            f"s3://{bucket}/cats/1.jpg",
+        )
+        == "too_many_bytes"
+    )
+    assert (
+        reason(fetcher(schemes=["s3"], hosts=["nosuch"], timeout="5s"), "s3://nosuch/1.jpg")
+        == "not_found"
+    )
 
 
 def test_s3_is_away(bucket, fetcher, monkeypatch):

@@ -1,4 +1,5 @@
-"""Where an index may live. ``device:cpu`` is the GPU backend's own code on torch's CPU device, with Faiss's lists in memory."""
+"""Where an index may live. ``device:cpu`` is the GPU backend's own code on torch's CPU device, with
+Faiss's lists in memory."""
 
 import pytest
 
@@ -18,5 +19,7 @@ def backend(request, monkeypatch):
         (device_cells, "PRODUCTS", 200_000), (device_cells, "BEST", 2),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
-    small = type("SmallDeviceBackend", (device.DeviceBackend,), {"merge_rows": 2_048, "list_rows": 64})
+    small = type(
+        "SmallDeviceBackend", (device.DeviceBackend,), {"merge_rows": 2_048, "list_rows": 64}
+    )
     return small(request.param.removeprefix("device:"))

@@ -1,7 +1,8 @@
-"""The rules of section 6.1 once more, one row at a time in plain Python: slow, and sharing nothing with the service but the entries.
+"""The rules of section 6.1 once more, one row at a time in plain Python: slow, and sharing nothing
+with the service but the entries.
 
-Verdicts are (kind, position of the winner, similarity); dot products are exact (every product of two fp16 numbers fits a float, and fsum
-does not round before the end).
+Verdicts are (kind, position of the winner, similarity); dot products are exact (every product of
+two fp16 numbers fits a float, and fsum does not round before the end).
 """
 
 import math
@@ -27,11 +28,14 @@ class Oracle:
         self.counted = []  # every origin whose claim counted, in order
 
     def apply(self, entry):
-        """A list of (kind, winner, similarity) for claims; whether it took effect for anything else."""
+        """A list of (kind, winner, similarity) for claims; whether it took effect for anything
+        else."""
         if isinstance(entry, Claims):
             verdicts = []
             for offset, vector in zip(entry.offsets.tolist(), entry.vectors.tolist(), strict=True):
-                verdicts.append(self.claim(entry, offset, vector, starts_at=self.position - len(verdicts)))
+                verdicts.append(
+                    self.claim(entry, offset, vector, starts_at=self.position - len(verdicts))
+                )
                 self.position += 1
             return verdicts
         self.position += 1
@@ -47,7 +51,11 @@ class Oracle:
             return True
         assert isinstance(entry, Withdraw)
         verdict = self.prior(entry.partition, entry.offset)
-        if verdict is None or verdict[0] != "won" or self.opens[entry.partition][-1].term != entry.term:
+        if (
+            verdict is None
+            or verdict[0] != "won"
+            or self.opens[entry.partition][-1].term != entry.term
+        ):
             return False
         self.withdrawn.add(verdict[1])
         return True
@@ -64,7 +72,11 @@ class Oracle:
             return "repeat", -1, None
         if entry.seen > starts_at or self.position - entry.seen > self.window:
             return "void stale", -1, None
-        if len(vector) != self.dim or not all(map(math.isfinite, vector)) or not 0.99**2 <= dot(vector, vector) <= 1.01**2:
+        if (
+            len(vector) != self.dim
+            or not all(map(math.isfinite, vector))
+            or not 0.99**2 <= dot(vector, vector) <= 1.01**2
+        ):
             return "void vector", -1, None
         self.counted.append(origin)
         for position in sorted(self.winners):
@@ -78,14 +90,20 @@ class Oracle:
         return "won", -1, None
 
     def prior(self, partition, offset):
-        """(kind, position, winner, similarity, vector) with kind won, lost or withdrawn; None if there is none."""
-        if partition not in self.opens or offset < self.floor(partition) or (partition, offset) not in self.verdicts:
+        """(kind, position, winner, similarity, vector) with kind won, lost or withdrawn; None if
+        there is none."""
+        if (
+            partition not in self.opens
+            or offset < self.floor(partition)
+            or (partition, offset) not in self.verdicts
+        ):
             return None
         verdict = self.verdicts[partition, offset]
         return ("withdrawn", *verdict[1:]) if verdict[1] in self.withdrawn else verdict
 
     def near(self, vector, below):
-        """The lowest position below ``below`` of a winner at or above the threshold, with its similarity; (−1, None) if there is none."""
+        """The lowest position below ``below`` of a winner at or above the threshold, with its
+        similarity; (−1, None) if there is none."""
         for position in sorted(self.winners):
             if position < below and position not in self.withdrawn:
                 similarity = dot(vector, self.winners[position][1])

@@ -34,7 +34,9 @@ def test_widen_every_number():
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
     finite = np.isfinite(every)
     wide = widen(every)
-    np.testing.assert_array_equal(wide[finite].view(np.uint32), every[finite].astype(np.float32).view(np.uint32))
+    np.testing.assert_array_equal(
+        wide[finite].view(np.uint32), every[finite].astype(np.float32).view(np.uint32)
+    )
     assert (np.abs(wide[~finite]) >= 65_536).all()
 
 
@@ -46,7 +48,10 @@ def test_similarities_are_exact(dim):
     products = similarities(left, right)
     for i in range(3):
         for j in range(2):
-            exact = sum(Fraction(float(a)) * Fraction(float(b)) for a, b in zip(left[i], right[j], strict=True))
+            exact = sum(
+                Fraction(float(a)) * Fraction(float(b))
+                for a, b in zip(left[i], right[j], strict=True)
+            )
             assert Fraction(products[i, j]) == exact
 
 
@@ -61,7 +66,12 @@ def test_rounding_is_bounded_with_room(dim):
     )
     exact = np.diag(similarities(left, right))
     for size in (1, 5, 64):
-        single = np.concatenate([np.diag(widen(left[at : at + size]) @ widen(right[at : at + size]).T) for at in range(0, 64, size)])
+        single = np.concatenate(
+            [
+                np.diag(widen(left[at : at + size]) @ widen(right[at : at + size]).T)
+                for at in range(0, 64, size)
+            ]
+        )
         assert (np.abs(single - exact) <= rounding(dim) / 4).all()
     assert rounding(4096) < 1.1e-3
 
@@ -85,9 +95,15 @@ DIRECTED = st.sampled_from(["isotropic", "low rank", "one direction", "sparse"])
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), dim=st.sampled_from([130, 512, 1280]), kind=DIRECTED, length=st.sampled_from([0.99, 1.0, 1.01]))
+@given(
+    seed=st.integers(0, 10**6),
+    dim=st.sampled_from([130, 512, 1280]),
+    kind=DIRECTED,
+    length=st.sampled_from([0.99, 1.0, 1.01]),
+)
 def test_codes_never_hide_a_pair(seed, dim, kind, length):
-    """Whatever the sample was like: products of codes stay above the exact ones, less the slack; also for twins and for zero residuals."""
+    """Whatever the sample was like: products of codes stay above the exact ones, less the slack;
+    also for twins and for zero residuals."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((600, dim))
     if kind == "low rank":
@@ -105,10 +121,15 @@ def test_codes_never_hide_a_pair(seed, dim, kind, length):
         exact = np.diag(similarities(left, right))
         codes = np.diag(sketch.codes(widen(left)) @ sketch.codes(widen(right)).T)
         assert (codes >= exact - sketch.slack).all()
-        assert (np.diag(whole(dim).codes(widen(left)) @ whole(dim).codes(widen(right)).T) >= exact - whole(dim).slack).all()
+        assert (
+            np.diag(whole(dim).codes(widen(left)) @ whole(dim).codes(widen(right)).T)
+            >= exact - whole(dim).slack
+        ).all()
     outside = twins - twins @ (basis := np.linalg.qr(sketch.basis.astype(np.float64))[0]) @ basis.T
     left_out = np.linalg.norm(outside, axis=1) * length
-    assert (sketch.codes((twins * length).astype(np.float32))[:, -1] >= left_out).all(), "what the directions leave out is never too small"
+    assert (sketch.codes((twins * length).astype(np.float32))[:, -1] >= left_out).all(), (
+        "what the directions leave out is never too small"
+    )
     assert sketch.slack < 5e-3
     assert sketch.codes(widen(left)).shape == (100, width_for(dim))
 
@@ -127,7 +148,14 @@ def test_codes_tell_vectors_apart():
 
 def test_places_are_those_of_nonzero():
     rng = np.random.default_rng(9)
-    for shape, density in (((7, 5), 0.3), ((1, 9), 0.5), ((6, 1), 0.5), ((0, 4), 0.5), ((4, 300), 0.0), ((40, 300), 1.0)):
+    for shape, density in (
+        ((7, 5), 0.3),
+        ((1, 9), 0.5),
+        ((6, 1), 0.5),
+        ((0, 4), 0.5),
+        ((4, 300), 0.0),
+        ((40, 300), 1.0),
+    ):
         mask = rng.random(shape) < density
         for ours, numpys in zip(places(mask), np.nonzero(mask), strict=True):
             np.testing.assert_array_equal(ours, numpys)

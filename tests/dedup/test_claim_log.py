@@ -1,6 +1,8 @@
-"""Section 6.1 in small: three replicas on one claim log, with delays, kills, zombies, withdrawals and filters that change their mind.
+"""Section 6.1 in small: three replicas on one claim log, with delays, kills, zombies, withdrawals
+and filters that change their mind.
 
-No Kafka: the log is a list, a group assignment is a dict, and a commit is refused to anyone but the partition's owner, as the broker does.
+No Kafka: the log is a list, a group assignment is a dict, and a commit is refused to anyone but the
+partition's owner, as the broker does.
 """
 
 import random
@@ -42,7 +44,8 @@ class Kafka:
 
 @dataclass
 class Work:
-    """One partition under one term. Verdicts arrive in any order, commits take them in offset order."""
+    """One partition under one term. Verdicts arrive in any order, commits take them in offset
+    order."""
 
     term: int
     next: int
@@ -82,18 +85,33 @@ class Replica:
                 self.settle(entry.partition, entry.offset, ("invalid", None), of=entry.term)
             return
         again = []
-        for k, (offset, status) in enumerate(zip(entry.offsets.tolist(), applied.status.tolist(), strict=True)):
+        for k, (offset, status) in enumerate(
+            zip(entry.offsets.tolist(), applied.status.tolist(), strict=True)
+        ):
             origin = (entry.partition, offset)
             if status in (WON, LOST):
-                verdict = (status == WON, None if status == WON else tuple(applied.origins[k].tolist()))
-                assert self.kafka.verdicts.setdefault(origin, verdict) == verdict, "final, and the same on every replica"
-                self.settle(*origin, ("accepted", None) if status == WON else ("duplicate", verdict[1]), of=entry.term)
+                verdict = (
+                    status == WON,
+                    None if status == WON else tuple(applied.origins[k].tolist()),
+                )
+                assert self.kafka.verdicts.setdefault(origin, verdict) == verdict, (
+                    "final, and the same on every replica"
+                )
+                self.settle(
+                    *origin,
+                    ("accepted", None) if status == WON else ("duplicate", verdict[1]),
+                    of=entry.term,
+                )
             elif status == VOID_STALE:
                 again.append(offset)
             elif status == REPEAT:
                 assert not self.rules["look up first"], "whoever looks up first never claims twice"
                 claim = self.meld.prior(*origin)
-                self.settle(*origin, ("accepted", None) if claim.won else ("duplicate", claim.duplicate_of), of=entry.term)
+                self.settle(
+                    *origin,
+                    ("accepted", None) if claim.won else ("duplicate", claim.duplicate_of),
+                    of=entry.term,
+                )
             else:
                 assert status == VOID_TERM
         work = self.works.get(entry.partition)
@@ -110,7 +128,9 @@ class Replica:
     def assign(self, partition):
         start = self.kafka.committed[partition]
         self.works[partition] = Work(self.rng.getrandbits(64), start)
-        self.outbox.append(Open(partition, self.kafka.owner[partition][1], self.works[partition].term, start))
+        self.outbox.append(
+            Open(partition, self.kafka.owner[partition][1], self.works[partition].term, start)
+        )
 
     def judge(self, partition):
         work = self.works[partition]
@@ -133,12 +153,16 @@ class Replica:
     def claim(self, partition, work, offsets):
         vectors = self.kafka.vectors[partition, offsets]
         found = self.meld.precheck(vectors)
-        for offset, winner, origin in zip(offsets, found.winners.tolist(), found.origins.tolist(), strict=True):
+        for offset, winner, origin in zip(
+            offsets, found.winners.tolist(), found.origins.tolist(), strict=True
+        ):
             if winner >= 0:
                 work.decided[offset] = ("duplicate", tuple(origin))
         rows = np.flatnonzero(found.winners < 0)
         if len(rows):
-            self.outbox.append(Claims(partition, work.term, found.seen, np.array(offsets)[rows], vectors[rows]))
+            self.outbox.append(
+                Claims(partition, work.term, found.seen, np.array(offsets)[rows], vectors[rows])
+            )
 
     def withdraw(self, partition):
         """A winner of ours turns out to be undeliverable."""
@@ -161,7 +185,9 @@ class Replica:
             kafka.decisions[partition, offset] = work.decided.pop(offset)
             kafka.committed[partition] = offset + 1
         if kafka.committed[partition] > before and self.rng.random() < 0.3:
-            self.outbox.append(Open(partition, kafka.owner[partition][1], work.term, kafka.committed[partition]))
+            self.outbox.append(
+                Open(partition, kafka.owner[partition][1], work.term, kafka.committed[partition])
+            )
 
 
 def outcome_of(claim: Claim):
@@ -179,7 +205,9 @@ def simulate(seed, faults=FAULTS, **rules):
     rules = {"look up first": True} | rules
     base = np.random.default_rng(seed).standard_normal((9, DIM))
     picks = np.random.default_rng(seed + 1)
-    rows = base[picks.integers(0, 9, (PARTITIONS, RECORDS))] + 0.09 * picks.standard_normal((PARTITIONS, RECORDS, DIM))
+    rows = base[picks.integers(0, 9, (PARTITIONS, RECORDS))] + 0.09 * picks.standard_normal(
+        (PARTITIONS, RECORDS, DIM)
+    )
     kafka = Kafka((rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float16))
     replicas = [Replica(kafka, rng, rules) for _ in range(3)]
     zombies = []
@@ -196,7 +224,9 @@ def simulate(seed, faults=FAULTS, **rules):
             break
         replica = rng.choice(replicas + zombies)
         moves = [replica.deliver, replica.tail, replica.tail, replica.tail]
-        moves += [lambda p=p, r=replica: r.judge(p) for p in replica.works] + [lambda p=p, r=replica: r.commit(p) for p in replica.works]
+        moves += [lambda p=p, r=replica: r.judge(p) for p in replica.works] + [
+            lambda p=p, r=replica: r.commit(p) for p in replica.works
+        ]
         rng.choice(moves)()
         if step > 3_000 or rng.random() > 0.03:
             continue
@@ -239,12 +269,20 @@ def problems_of(kafka):
             problems.append(f"{origin} won and is {kafka.decisions[origin]}")
         if not won and origin in accepted:
             problems.append(f"{origin} lost and is accepted")
-    problems += [f"{origin} is accepted and never won" for origin in accepted if not kafka.verdicts.get(origin, (False,))[0]]
+    problems += [
+        f"{origin} is accepted and never won"
+        for origin in accepted
+        if not kafka.verdicts.get(origin, (False,))[0]
+    ]
     for origin, (outcome, of) in kafka.decisions.items():
         if outcome == "duplicate" and of not in accepted | withdrawn:
             problems.append(f"{origin} duplicates {of}, which is in no shard")
     rows = np.array([kafka.vectors[origin] for origin in sorted(accepted)])
-    near = np.argwhere(np.triu(similarities(rows, rows) >= THRESHOLD, k=1)) if accepted else np.empty((0, 2))
+    near = (
+        np.argwhere(np.triu(similarities(rows, rows) >= THRESHOLD, k=1))
+        if accepted
+        else np.empty((0, 2))
+    )
     return problems + [f"accepted twins {pair}" for pair in near.tolist()]
 
 
@@ -260,12 +298,17 @@ def test_one_answer_whatever_happens(block):
 
 
 def test_zombies_cannot_withdraw_what_was_delivered():
-    """Found by this simulation: while a withdrawal counted under any term, one in a hundred runs ended with accepted twins."""
+    """Found by this simulation: while a withdrawal counted under any term, one in a hundred runs
+    ended with accepted twins."""
     for seed in range(1_000, 1_040):
         kafka, _ = simulate(seed, faults=("stop", "move", "withdraw", "withdraw", "withdraw"))
         assert problems_of(kafka) == [], f"seed {seed}"
 
 
 def test_without_looking_up_first_the_simulation_finds_the_holes():
-    """The checks above can fail: unstable filters then drop winners whose losers are duplicates of nothing."""
-    assert sum(problems_of(simulate(seed, **{"look up first": False})[0]) != [] for seed in range(40)) > 5
+    """The checks above can fail: unstable filters then drop winners whose losers are duplicates of
+    nothing."""
+    assert (
+        sum(problems_of(simulate(seed, **{"look up first": False})[0]) != [] for seed in range(40))
+        > 5
+    )

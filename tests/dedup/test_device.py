@@ -1,4 +1,5 @@
-"""What the backend on a GPU must keep to and no answer shows: its bounds are those of the host, one stream for all of its work, Faiss's limits."""
+"""What the backend on a GPU must keep to and no answer shows: its bounds are those of the host, one
+stream for all of its work, Faiss's limits."""
 
 from contextlib import contextmanager
 
@@ -29,7 +30,9 @@ def index(monkeypatch):
         monkeypatch.setattr(device, name, value)
     monkeypatch.setattr(device_cells, "BEST", 2)
     monkeypatch.setattr(streamer.dedup.calibration, "WINDOW", 200)
-    backend = type("SmallDeviceBackend", (device.DeviceBackend,), {"merge_rows": 512, "list_rows": 64})("cpu")
+    backend = type(
+        "SmallDeviceBackend", (device.DeviceBackend,), {"merge_rows": 512, "list_rows": 64}
+    )("cpu")
     backend._stream = "ours"
     return lambda: IvfIndex(WinnerStore(DIM), TAU, backend, Calibration(), train_at=700)
 
@@ -63,7 +66,13 @@ def test_all_work_is_queued_on_one_stream(index, monkeypatch):
         for resident in (None, there):
             assert (first.search(queries, resident).winners >= 0).mean() > 0.9
         assert first._calibration.rho < 1, "or nothing was learnt"
-        second.store.append(vectors, second.store.view.sketch.codes(vectors.astype(np.float32)), np.arange(2_000), 0, np.arange(2_000))
+        second.store.append(
+            vectors,
+            second.store.view.sketch.codes(vectors.astype(np.float32)),
+            np.arange(2_000),
+            0,
+            np.arange(2_000),
+        )
         second.restore(first.state())
         assert (second.search(queries).winners >= 0).mean() > 0.9
     assert second.gauges()["base_vectors"] > 1_000
@@ -75,17 +84,25 @@ def test_a_search_stays_within_what_faiss_takes_and_keeps():
     for probes, k in ((device_cells.PROBES, device_cells.BEST), (1, device_cells.MOST)):
         assert max(probes, k) <= 2_048
         for dim in (128, 512, 1_024, 4_096):
-            assert device_cells.LOOKS * probes * (4 * width_for(dim) + 12 * k) < device_cells.TEMPORARY
+            assert (
+                device_cells.LOOKS * probes * (4 * width_for(dim) + 12 * k) < device_cells.TEMPORARY
+            )
     assert device_cells.LOOKS < 65_536
 
 
 @pytest.mark.parametrize("name", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("rho", [1.0, 0.2])
 def test_the_cells_that_are_opened_are_those_of_the_host(name, rho):
-    """Which tests/dedup/test_ivf.py proves to be enough: the two differ where rounding decides, and nowhere else."""
+    """Which tests/dedup/test_ivf.py proves to be enough: the two differ where rounding decides, and
+    nowhere else."""
     rng, tau = np.random.default_rng(3), 0.7
     vectors = clustered(rng, 6_000, DIM)
-    queries = np.concatenate([near(rng, vectors[:900].astype(np.float64), rng.uniform(tau, 1, 900)), clustered(rng, 300, DIM)])
+    queries = np.concatenate(
+        [
+            near(rng, vectors[:900].astype(np.float64), rng.uniform(tau, 1, 900)),
+            clustered(rng, 300, DIM),
+        ]
+    )
     sketch = fitted(widen(vectors))
     codes, asked = sketch.codes(widen(vectors)), sketch.codes(widen(queries))
     cells, bounds = cells_of(sketch, trained(codes, 64)), Bounds(64)
@@ -109,9 +126,13 @@ def test_the_cells_that_are_opened_are_those_of_the_host(name, rho):
 
 @pytest.mark.parametrize("name", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
 def test_a_code_that_rounding_to_fp16_makes_smaller_is_nominated(name):
-    code = np.full((1, 64), 0.125 * (1 + 0.98 * 2.0**-11), np.float32)  # all of it rounds down to 0.125
+    code = np.full(
+        (1, 64), 0.125 * (1 + 0.98 * 2.0**-11), np.float32
+    )  # all of it rounds down to 0.125
     product = float((code.astype(np.float64) ** 2).sum())
-    cells = device.DeviceBackend(name).cells(whole(64), np.full((1, 64), 0.125, np.float32), product + whole(64).slack)
+    cells = device.DeviceBackend(name).cells(
+        whole(64), np.full((1, 64), 0.125, np.float32), product + whole(64).slack
+    )
     codes = torch.tensor(code, device=name)
     column = torch.tensor([product], dtype=torch.float64, device=name)
     cells.add(np.array([5]), Prepared(np.zeros(1, np.int64), codes, column, column.sqrt()))

@@ -46,7 +46,13 @@ def near(rng, rows, cosine):
 
 
 def fill(index, vectors, positions, partition=0, offset=0):
-    index.store.append(vectors, index.store.view.sketch.codes(widen(vectors)), positions, partition, offset + np.arange(len(positions)))
+    index.store.append(
+        vectors,
+        index.store.view.sketch.codes(widen(vectors)),
+        positions,
+        partition,
+        offset + np.arange(len(positions)),
+    )
     index.add(vectors, positions)
     while index.maintain():
         pass
@@ -58,12 +64,16 @@ def brute(vectors, positions, queries, threshold, removed=()):
     matches = (products >= threshold) & ~np.isin(positions, removed)
     first = matches.argmax(1)
     found = matches.any(1)
-    return np.where(found, positions[first], -1), np.where(found, products[np.arange(len(queries)), first], np.nan)
+    return np.where(found, positions[first], -1), np.where(
+        found, products[np.arange(len(queries)), first], np.nan
+    )
 
 
 def check(found, expected):
     np.testing.assert_array_equal(found.winners, expected[0])
-    np.testing.assert_array_equal(found.similarity, expected[1])  # NaN equals NaN here; the rest bit for bit
+    np.testing.assert_array_equal(
+        found.similarity, expected[1]
+    )  # NaN equals NaN here; the rest bit for bit
     assert found.winners.dtype == np.int64
     assert found.similarity.dtype == np.float64
 
@@ -80,12 +90,19 @@ def test_equals_brute_force(make, dim, n):
     rng = np.random.default_rng(dim)
     threshold = 0.95
     index, vectors = make(dim, threshold), unit(rng, n, dim)
-    vectors[n // 2 :: 3] = near(rng, vectors[: len(vectors[n // 2 :: 3])].astype(np.float64), 0.97)  # winners near winners
+    vectors[n // 2 :: 3] = near(
+        rng, vectors[: len(vectors[n // 2 :: 3])].astype(np.float64), 0.97
+    )  # winners near winners
     positions = np.cumsum(rng.integers(1, 4, n))
     for at in range(0, n, 1_111):
         fill(index, vectors[at : at + 1_111], positions[at : at + 1_111], offset=at)
     cosines = threshold + rng.choice([-0.02, -1e-3, -1e-4, 0, 1e-4, 1e-3, 0.02], 300)
-    queries = np.concatenate([near(rng, vectors[rng.integers(0, n, 300)].astype(np.float64), cosines), unit(rng, 40, dim)])
+    queries = np.concatenate(
+        [
+            near(rng, vectors[rng.integers(0, n, 300)].astype(np.float64), cosines),
+            unit(rng, 40, dim),
+        ]
+    )
     check(index.search(queries), brute(vectors, positions, queries, threshold))
 
 
@@ -118,7 +135,13 @@ def test_batch_and_order_change_nothing(make):
     whole = index.search(queries)
     for size in (1, 7, 300):
         parts = [index.search(queries[at : at + size]) for at in range(0, 700, size)]
-        check(whole, (np.concatenate([p.winners for p in parts]), np.concatenate([p.similarity for p in parts])))
+        check(
+            whole,
+            (
+                np.concatenate([p.winners for p in parts]),
+                np.concatenate([p.similarity for p in parts]),
+            ),
+        )
 
 
 def test_removed_rows_are_not_found(make):
@@ -129,14 +152,21 @@ def test_removed_rows_are_not_found(make):
     assert index.search(vectors[:1]).winners.tolist() == [0]
     for row in (0, 100, 105, 599):
         index.store.remove(row)
-    check(index.search(vectors), brute(vectors, np.arange(0, 1_200, 2), vectors, 0.95, removed=(0, 200, 210, 1_198)))
+    check(
+        index.search(vectors),
+        brute(vectors, np.arange(0, 1_200, 2), vectors, 0.95, removed=(0, 200, 210, 1_198)),
+    )
 
 
 def test_memory_is_bounded_when_everything_matches(make):
-    """10⁴ copies of one template: 640 000 pairs at or above the threshold, and as many a hair below another one."""
+    """10⁴ copies of one template: 640 000 pairs at or above the threshold, and as many a hair below
+    another one."""
     rng = np.random.default_rng(5)
     template = unit(rng, 1, 64)
-    for threshold, winner in ((0.99, 0), (float(similarities(template, template)[0, 0]) + 1e-9, -1)):
+    for threshold, winner in (
+        (0.99, 0),
+        (float(similarities(template, template)[0, 0]) + 1e-9, -1),
+    ):
         index = make(64, threshold)
         fill(index, np.repeat(template, 10_000, axis=0), np.arange(10_000))
         queries = np.repeat(template, 64, axis=0)

@@ -16,11 +16,28 @@ import streamer.dedup.sketch
 import streamer.dedup.store
 from streamer.config import Dedup
 from streamer.dedup.choose import open_index
-from streamer.dedup.meld import LOST, REPEAT, VOID_STALE, VOID_TERM, VOID_VECTOR, WON, Meld, W, least_capacity
+from streamer.dedup.meld import (
+    LOST,
+    REPEAT,
+    VOID_STALE,
+    VOID_TERM,
+    VOID_VECTOR,
+    WON,
+    Meld,
+    W,
+    least_capacity,
+)
 from streamer.records import Claim
 from streamer.wire.claim import Claims, DatasetEntry, Open, Withdraw, decode, encode
 
-KINDS = {WON: "won", LOST: "lost", REPEAT: "repeat", VOID_TERM: "void term", VOID_STALE: "void stale", VOID_VECTOR: "void vector"}
+KINDS = {
+    WON: "won",
+    LOST: "lost",
+    REPEAT: "repeat",
+    VOID_TERM: "void term",
+    VOID_STALE: "void stale",
+    VOID_VECTOR: "void vector",
+}
 DATASET = DatasetEntry("topic-id", "sha256:model", 2, 0.9, 1)
 
 
@@ -32,7 +49,9 @@ def at(degrees):
 def claims(partition, term, seen, *rows):
     """Rows are (offset, degrees)."""
     vectors = np.array([at(degrees) for _, degrees in rows], np.float16)
-    return Claims(partition, term, seen, np.array([offset for offset, _ in rows], np.int64), vectors)
+    return Claims(
+        partition, term, seen, np.array([offset for offset, _ in rows], np.int64), vectors
+    )
 
 
 def meld_of(*entries, threshold=0.9, window=W):
@@ -49,7 +68,9 @@ class TestZone:
     """τ = 0.9 is 25.8 degrees."""
 
     def test_a_winner_earlier_in_the_same_entry_wins(self):
-        meld, (_, applied) = meld_of(Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 60), (2, 10), (3, 40)))
+        meld, (_, applied) = meld_of(
+            Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 60), (2, 10), (3, 40))
+        )
         assert statuses(applied) == [WON, WON, LOST, LOST]
         assert applied.positions.tolist() == [1, 2, 3, 4]
         assert applied.winners.tolist() == [-1, -1, 1, 2]
@@ -58,8 +79,12 @@ class TestZone:
         assert len(meld) == 2
 
     def test_no_chaining_through_losers(self):
-        _, (_, applied) = meld_of(Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 20), (2, 40), (3, 60), (4, 80)))
-        assert statuses(applied) == [WON, LOST, WON, LOST, WON], "40 degrees is near 20, which did not win"
+        _, (_, applied) = meld_of(
+            Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 20), (2, 40), (3, 60), (4, 80))
+        )
+        assert statuses(applied) == [WON, LOST, WON, LOST, WON], (
+            "40 degrees is near 20, which did not win"
+        )
         assert applied.winners.tolist() == [-1, 1, -1, 3, -1]
 
     def test_the_lowest_position_is_named_and_not_the_nearest(self):
@@ -68,9 +93,13 @@ class TestZone:
 
     def test_rows_of_one_entry_share_seen_and_never_meet_what_lies_before_it(self):
         before = claims(0, 7, 1, (0, 0), (1, 90))  # positions 1 and 2
-        _, (*_, applied) = meld_of(Open(0, 1, 7, 0), before, claims(0, 7, 2, (2, 0), (3, 90), (4, 5)))
+        _, (*_, applied) = meld_of(
+            Open(0, 1, 7, 0), before, claims(0, 7, 2, (2, 0), (3, 90), (4, 5))
+        )
         assert statuses(applied) == [WON, LOST, LOST]
-        assert applied.winners.tolist() == [-1, 2, 3], "position 1 is below seen; 4 degrees meets only the first row of its own entry"
+        assert applied.winners.tolist() == [-1, 2, 3], (
+            "position 1 is below seen; 4 degrees meets only the first row of its own entry"
+        )
 
     def test_the_zone_reaches_across_blocks_of_the_store(self):
         rng = np.random.default_rng(0)
@@ -85,11 +114,15 @@ class TestZone:
 
     @pytest.mark.parametrize(("seen", "status"), [(1, LOST), (2, WON)])
     def test_the_zone_begins_at_seen(self, seen, status):
-        _, (*_, applied) = meld_of(Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0)), claims(0, 7, seen, (1, 0)))
+        _, (*_, applied) = meld_of(
+            Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0)), claims(0, 7, seen, (1, 0))
+        )
         assert statuses(applied) == [status]
 
     def test_the_zone_holds_winners_of_every_partition(self):
-        meld, (*_, applied) = meld_of(Open(0, 1, 7, 0), Open(1, 1, 8, 0), claims(0, 7, 2, (5, 0)), claims(1, 8, 2, (9, 3)))
+        meld, (*_, applied) = meld_of(
+            Open(0, 1, 7, 0), Open(1, 1, 8, 0), claims(0, 7, 2, (5, 0)), claims(1, 8, 2, (9, 3))
+        )
         assert statuses(applied) == [LOST]
         assert applied.origins.tolist() == [[0, 5]]
         assert meld.prior(1, 9).duplicate_of == (0, 5)
@@ -98,7 +131,9 @@ class TestZone:
         pair = np.array([at(0), at(20)], np.float16)
         threshold = dot(*pair)
         for τ, status in ((threshold, LOST), (np.nextafter(threshold, 1), WON)):
-            _, (_, applied) = meld_of(Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 20)), threshold=float(τ))
+            _, (_, applied) = meld_of(
+                Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 20)), threshold=float(τ)
+            )
             assert statuses(applied) == [WON, status]
 
 
@@ -112,7 +147,11 @@ class TestStale:
 
     def test_a_stale_claim_does_not_register_and_may_be_claimed_again(self):
         meld, (*_, stale, again) = meld_of(
-            Open(0, 1, 7, 0), *[Withdraw(9, 9, 7)] * 4, claims(0, 7, 0, (0, 0)), claims(0, 7, 6, (0, 0)), window=4
+            Open(0, 1, 7, 0),
+            *[Withdraw(9, 9, 7)] * 4,
+            claims(0, 7, 0, (0, 0)),
+            claims(0, 7, 6, (0, 0)),
+            window=4,
         )
         assert statuses(stale) == [VOID_STALE]
         assert statuses(again) == [WON]
@@ -138,13 +177,20 @@ class TestOpen:
             claims(0, 7, 4, (2, 0)),
             claims(0, 8, 5, (3, 0)),
         )
-        assert [statuses(a) for a in applied if len(a.status)] == [[VOID_TERM], [VOID_TERM], [VOID_TERM], [WON]]
+        assert [statuses(a) for a in applied if len(a.status)] == [
+            [VOID_TERM],
+            [VOID_TERM],
+            [VOID_TERM],
+            [WON],
+        ]
         assert [a.valid for a in applied] == [False, True, False, True, False, True]
         assert meld.open_of(0) == Open(0, 2, 8, 0)
         assert meld.open_of(1) is None
 
     def test_a_lower_generation_is_void_and_an_equal_one_replaces(self):
-        meld, applied = meld_of(Open(0, 5, 7, 0), Open(0, 4, 8, 0), Open(0, 5, 9, 0), Open(1, 1, 3, 0))
+        meld, applied = meld_of(
+            Open(0, 5, 7, 0), Open(0, 4, 8, 0), Open(0, 5, 9, 0), Open(1, 1, 3, 0)
+        )
         assert [a.valid for a in applied] == [True, False, True, True]
         assert meld.open_of(0).term == 9
 
@@ -153,7 +199,9 @@ class TestOpen:
         assert statuses(applied) == [VOID_TERM, WON]
 
     def test_an_open_forgets_verdicts_below_from_but_no_winner(self):
-        meld, _ = meld_of(Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 5), (2, 90), (3, 95)), Open(0, 2, 8, 2))
+        meld, _ = meld_of(
+            Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 5), (2, 90), (3, 95)), Open(0, 2, 8, 2)
+        )
         assert meld.prior(0, 0) is None
         assert meld.prior(0, 1) is None
         assert meld.prior(0, 2).won
@@ -162,15 +210,25 @@ class TestOpen:
         assert len(meld) == 2
 
     def test_the_same_term_again_only_forgets(self):
-        meld, (*_, applied) = meld_of(Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0)), Open(0, 1, 7, 1), claims(0, 7, 1, (1, 0), (0, 0)))
+        meld, (*_, applied) = meld_of(
+            Open(0, 1, 7, 0),
+            claims(0, 7, 1, (0, 0)),
+            Open(0, 1, 7, 1),
+            claims(0, 7, 1, (1, 0), (0, 0)),
+        )
         assert statuses(applied) == [LOST, VOID_TERM]
         assert applied.winners[0] == 1
         assert meld.prior(0, 1).duplicate_of == (0, 0)
 
     def test_an_origin_that_was_forgotten_can_not_count_again(self):
-        """Committed offsets never move back; should an open say so, what was committed stays decided."""
+        """Committed offsets never move back; should an open say so, what was committed stays
+        decided."""
         _, (*_, applied) = meld_of(
-            Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0)), Open(0, 2, 8, 5), Open(0, 3, 9, 0), claims(0, 9, 4, (0, 90), (5, 90))
+            Open(0, 1, 7, 0),
+            claims(0, 7, 1, (0, 0)),
+            Open(0, 2, 8, 5),
+            Open(0, 3, 9, 0),
+            claims(0, 9, 4, (0, 90), (5, 90)),
         )
         assert statuses(applied) == [VOID_TERM, WON]
 
@@ -182,7 +240,9 @@ class TestOpen:
 class TestPrior:
     def test_first_counting_claim_stands(self):
         meld, (_, first, again) = meld_of(
-            Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 5), (0, 90)), claims(0, 7, 4, (1, 90), (0, 90), (2, 90))
+            Open(0, 1, 7, 0),
+            claims(0, 7, 1, (0, 0), (1, 5), (0, 90)),
+            claims(0, 7, 4, (1, 90), (0, 90), (2, 90)),
         )
         assert statuses(first) == [WON, LOST, REPEAT]
         assert statuses(again) == [REPEAT, REPEAT, WON]
@@ -201,7 +261,9 @@ class TestPrior:
     def test_it_keeps_no_message_alive(self):
         meld = meld_of(Open(0, 1, 7, 0))[0]
         meld.apply(decode(encode(claims(0, 7, 1, (0, 0), (1, 1)))))
-        assert meld.prior(0, 1).vector.base is None, "a loser's vector is its own, not a view of a whole message"
+        assert meld.prior(0, 1).vector.base is None, (
+            "a loser's vector is its own, not a view of a whole message"
+        )
 
 
 class TestCapacity:
@@ -223,7 +285,13 @@ class TestCapacity:
             meld = Meld(16, 0.95, open_index(16, 0.95, "cpu"), window=8, capacity=least_capacity(8))
             meld.apply(Open(0, 1, 7, 0))
             for offset in range(100):
-                assert statuses(meld.apply(Claims(0, 7, meld.position, np.array([offset]), vectors[offset : offset + 1]))) == [WON]
+                assert statuses(
+                    meld.apply(
+                        Claims(
+                            0, 7, meld.position, np.array([offset]), vectors[offset : offset + 1]
+                        )
+                    )
+                ) == [WON]
                 assert len(meld) <= 24
             yield meld, vectors
 
@@ -240,7 +308,9 @@ class TestCapacity:
         claim = meld.prior(0, 3)
         assert claim[:4] == (4, True, None, None)
         assert claim.vector.tolist() == vectors[3].tolist()
-        assert statuses(meld.apply(Claims(0, 7, meld.position, np.array([3]), vectors[3:4]))) == [REPEAT]
+        assert statuses(meld.apply(Claims(0, 7, meld.position, np.array([3]), vectors[3:4]))) == [
+            REPEAT
+        ]
         meld.apply(Open(0, 1, 7, 50))
         assert meld.prior(0, 3) is None
         assert meld.prior(0, 60).won
@@ -256,41 +326,73 @@ class TestCapacity:
 class TestWithdraw:
     def test_a_withdrawn_winner_is_none_any_more(self):
         meld, (*_, withdrawn, again, later) = meld_of(
-            Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 5)), Withdraw(0, 0, 7), Withdraw(0, 0, 7), claims(0, 7, 1, (2, 0), (3, 0))
+            Open(0, 1, 7, 0),
+            claims(0, 7, 1, (0, 0), (1, 5)),
+            Withdraw(0, 0, 7),
+            Withdraw(0, 0, 7),
+            claims(0, 7, 1, (2, 0), (3, 0)),
         )
         assert withdrawn.valid
         assert not again.valid
         assert statuses(later) == [WON, LOST]
         assert later.winners.tolist() == [-1, 5]
-        assert meld.prior(0, 0)[:4] == (1, False, None, None), "won False without duplicate_of: withdrawn"
-        assert meld.prior(0, 1)[:3] == (2, False, (0, 0)), "a verdict is final, also when what it names is withdrawn"
+        assert meld.prior(0, 0)[:4] == (1, False, None, None), (
+            "won False without duplicate_of: withdrawn"
+        )
+        assert meld.prior(0, 1)[:3] == (2, False, (0, 0)), (
+            "a verdict is final, also when what it names is withdrawn"
+        )
         assert meld.precheck(np.array([at(0)], np.float16)).winners.tolist() == [5]
         assert len(meld) == 1
 
     @pytest.mark.parametrize("origin", [(0, 1), (0, 2), (3, 0)])
     def test_losers_and_unknown_origins_are_ignored(self, origin):
-        meld, applied = meld_of(Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 5)), Withdraw(*origin, 7))
+        meld, applied = meld_of(
+            Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 5)), Withdraw(*origin, 7)
+        )
         assert not applied[-1].valid
         assert len(meld) == 1
         assert meld.position == 4
 
     def test_a_zombie_withdraws_nothing(self):
-        meld, applied = meld_of(Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0)), Open(0, 2, 8, 0), Withdraw(0, 0, 7), Withdraw(0, 0, 8))
+        meld, applied = meld_of(
+            Open(0, 1, 7, 0),
+            claims(0, 7, 1, (0, 0)),
+            Open(0, 2, 8, 0),
+            Withdraw(0, 0, 7),
+            Withdraw(0, 0, 8),
+        )
         assert [a.valid for a in applied[3:]] == [False, True]
         assert len(meld) == 0
 
     def test_a_withdrawn_origin_does_not_count_again(self):
-        _, (*_, applied) = meld_of(Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0)), Withdraw(0, 0, 7), claims(0, 7, 3, (0, 0)))
+        _, (*_, applied) = meld_of(
+            Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0)), Withdraw(0, 0, 7), claims(0, 7, 3, (0, 0))
+        )
         assert statuses(applied) == [REPEAT]
 
 
 def test_a_row_that_is_no_unit_vector_is_void():
-    rows = np.array([[np.nan, 0], [np.inf, 0], [0, 0], [0.9893, 0], [1.011, 0], [0.9907, 0], [0, 1.0098], [65504, 65504]], np.float16)
+    rows = np.array(
+        [
+            [np.nan, 0],
+            [np.inf, 0],
+            [0, 0],
+            [0.9893, 0],
+            [1.011, 0],
+            [0.9907, 0],
+            [0, 1.0098],
+            [65504, 65504],
+        ],
+        np.float16,
+    )
     meld, (_, applied) = meld_of(Open(0, 1, 7, 0), Claims(0, 7, 1, np.arange(8), rows))
     assert statuses(applied) == [VOID_VECTOR] * 5 + [WON, WON, VOID_VECTOR]
     assert meld.prior(0, 0) is None
     assert statuses(meld.apply(claims(0, 7, 9, (0, 180)))) == [WON], "a void row does not register"
-    assert statuses(meld.apply(Claims(0, 7, 9, np.array([20]), np.ones((1, 1), np.float16)))) == [VOID_VECTOR]
+    assert statuses(meld.apply(Claims(0, 7, 9, np.array([20]), np.ones((1, 1), np.float16)))) == [
+        VOID_VECTOR
+    ]
 
 
 def test_the_first_dataset_entry_holds():
@@ -302,10 +404,19 @@ def test_the_first_dataset_entry_holds():
 
 
 class TestDigest:
-    LOG = (DATASET, Open(0, 1, 7, 0), claims(0, 7, 2, (0, 0), (1, 5), (2, 90)), Open(1, 1, 8, 4), claims(1, 8, 6, (4, 180)))
+    LOG = (
+        DATASET,
+        Open(0, 1, 7, 0),
+        claims(0, 7, 2, (0, 0), (1, 5), (2, 90)),
+        Open(1, 1, 8, 4),
+        claims(1, 8, 6, (4, 180)),
+    )
 
     def test_equal_on_every_replica(self):
-        assert meld_of(*self.LOG)[0].digest() == meld_of(*(decode(encode(entry)) for entry in self.LOG))[0].digest()
+        assert (
+            meld_of(*self.LOG)[0].digest()
+            == meld_of(*(decode(encode(entry)) for entry in self.LOG))[0].digest()
+        )
 
     @pytest.mark.parametrize(
         "log",
@@ -325,11 +436,24 @@ class TestDigest:
         assert meld_of(*log)[0].digest() != meld_of(*self.LOG)[0].digest()
 
     def test_differs_with_a_withdrawal(self):
-        assert meld_of(*self.LOG, Withdraw(0, 0, 7))[0].digest() != meld_of(*self.LOG, Withdraw(0, 1, 7))[0].digest()
+        assert (
+            meld_of(*self.LOG, Withdraw(0, 0, 7))[0].digest()
+            != meld_of(*self.LOG, Withdraw(0, 1, 7))[0].digest()
+        )
 
     def test_says_nothing_of_what_was_forgotten(self):
-        one = (Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (1, 5), (2, 4)), Open(0, 2, 8, 3), claims(0, 8, 5, (3, 90)))
-        two = (Open(0, 1, 7, 0), claims(0, 7, 1, (0, 0), (0, 5), (2, 7)), Open(0, 2, 8, 3), claims(0, 8, 5, (3, 90)))
+        one = (
+            Open(0, 1, 7, 0),
+            claims(0, 7, 1, (0, 0), (1, 5), (2, 4)),
+            Open(0, 2, 8, 3),
+            claims(0, 8, 5, (3, 90)),
+        )
+        two = (
+            Open(0, 1, 7, 0),
+            claims(0, 7, 1, (0, 0), (0, 5), (2, 7)),
+            Open(0, 2, 8, 3),
+            claims(0, 8, 5, (3, 90)),
+        )
         assert meld_of(*one)[0].digest() == meld_of(*two)[0].digest()
 
 
@@ -340,7 +464,8 @@ PARTS = st.sampled_from([1, 3, 256])
 
 
 def pool(seed):
-    """24 unit vectors of which many pairs lie within a few fp16 steps of 0.95, and four that are no unit vectors.
+    """24 unit vectors of which many pairs lie within a few fp16 steps of 0.95, and four that are no
+    unit vectors.
 
     Two clusters, and a chain in which only neighbours are near each other.
     """
@@ -354,19 +479,29 @@ def pool(seed):
     near = np.cos(angle) * centre + np.sin(angle) * apart
     step = np.arccos(0.95) * rng.choice([0.6, 0.9, 1.0], 8).cumsum()[:, None]
     chain = np.cos(step) * centre[0] + np.sin(step) * apart[0, 0]
-    units = np.concatenate([centre.reshape(2, DIM), near.reshape(14, DIM), chain]).astype(np.float16)
+    units = np.concatenate([centre.reshape(2, DIM), near.reshape(14, DIM), chain]).astype(
+        np.float16
+    )
     bad = np.zeros((4, DIM), np.float16)
     bad[1, 0], bad[2, 1], bad[3, 2] = np.nan, -np.inf, 1.02
     return np.concatenate([units, bad])
 
 
 ROW = st.tuples(st.integers(0, 14), st.integers(0, 27))
-CLAIM = st.tuples(st.just("claims"), st.integers(0, 1), st.integers(1, 3), st.integers(-2, 12), st.lists(ROW, min_size=1, max_size=9))
+CLAIM = st.tuples(
+    st.just("claims"),
+    st.integers(0, 1),
+    st.integers(1, 3),
+    st.integers(-2, 12),
+    st.lists(ROW, min_size=1, max_size=9),
+)
 OP = st.one_of(
     CLAIM,
     CLAIM,
     CLAIM,
-    st.tuples(st.just("open"), st.integers(0, 1), st.integers(0, 2), st.integers(1, 3), st.integers(0, 6)),
+    st.tuples(
+        st.just("open"), st.integers(0, 1), st.integers(0, 2), st.integers(1, 3), st.integers(0, 6)
+    ),
     st.tuples(st.just("withdraw"), st.integers(0, 1), st.integers(0, 14), st.integers(1, 3)),
     st.tuples(st.just("dataset"), st.sampled_from(["m", "n"])),
 )
@@ -376,7 +511,9 @@ def entry_of(op, position, vectors):
     if op[0] == "claims":
         _, partition, term, lag, rows = op
         offsets = np.array([offset for offset, _ in rows], np.int64)
-        return Claims(partition, term, max(position - lag, 0), offsets, vectors[[which for _, which in rows]])
+        return Claims(
+            partition, term, max(position - lag, 0), offsets, vectors[[which for _, which in rows]]
+        )
     if op[0] == "open":
         return Open(*op[1:])
     return Withdraw(*op[1:]) if op[0] == "withdraw" else DatasetEntry("t", op[1], DIM, 0.95, 1)
@@ -401,7 +538,14 @@ def same(verdict, claim):
     part=PARTS,
     width=st.sampled_from([3, DIM]),
 )
-@example(ops=[("open", 0, 1, 1, 0), ("claims", 0, 1, 0, [(i, i) for i in range(9)])], seed=0, pair=(0, 1), window=1000, part=3, width=3)
+@example(
+    ops=[("open", 0, 1, 1, 0), ("claims", 0, 1, 0, [(i, i) for i in range(9)])],
+    seed=0,
+    pair=(0, 1),
+    window=1000,
+    part=3,
+    width=3,
+)
 def test_equals_the_oracle(ops, seed, pair, window, part, width):
     vectors = pool(seed)
     threshold = dot(vectors[pair[0]], vectors[pair[1]])  # some pair lies exactly at τ
@@ -419,23 +563,44 @@ def test_equals_the_oracle(ops, seed, pair, window, part, width):
     ):
         oracle = Oracle(DIM, threshold, window)
         capacity = least_capacity(window)
-        replicas = [Meld(DIM, threshold, open_index(DIM, threshold, "cpu"), window, limit) for limit in (None, None, capacity, capacity)]
+        replicas = [
+            Meld(DIM, threshold, open_index(DIM, threshold, "cpu"), window, limit)
+            for limit in (None, None, capacity, capacity)
+        ]
         opened = [("open", 0, 0, 1, 0), ("open", 1, 0, 1, 0)]
         for op in opened + ops:
             entry = entry_of(op, oracle.position, vectors)
             expected = oracle.apply(entry)
-            every = [replica.apply(entry if at == 0 else decode(encode(entry))) for at, replica in enumerate(replicas)]
+            every = [
+                replica.apply(entry if at == 0 else decode(encode(entry)))
+                for at, replica in enumerate(replicas)
+            ]
             assert {replica.position for replica in replicas} == {oracle.position}
             assert all(len(replica) <= capacity for replica in replicas[2:])
             if not isinstance(entry, Claims):
                 assert {applied.valid for applied in every} == {expected}
                 continue
             for applied in every:
-                got = list(zip(map(KINDS.get, statuses(applied)), applied.winners.tolist(), applied.similarity.tolist(), strict=True))
-                origins = [oracle.winners[w][0] if w >= 0 else (-1, -1) for w in applied.winners.tolist()]
+                got = list(
+                    zip(
+                        map(KINDS.get, statuses(applied)),
+                        applied.winners.tolist(),
+                        applied.similarity.tolist(),
+                        strict=True,
+                    )
+                )
+                origins = [
+                    oracle.winners[w][0] if w >= 0 else (-1, -1) for w in applied.winners.tolist()
+                ]
                 assert list(map(tuple, applied.origins.tolist())) == origins
                 assert got == [
-                    (kind, winner, pytest.approx(s, abs=0) if s is not None else pytest.approx(np.nan, nan_ok=True))
+                    (
+                        kind,
+                        winner,
+                        pytest.approx(s, abs=0)
+                        if s is not None
+                        else pytest.approx(np.nan, nan_ok=True),
+                    )
                     for kind, winner, s in expected
                 ]
         check_state(oracle, replicas[0], vectors)
@@ -445,14 +610,18 @@ def test_equals_the_oracle(ops, seed, pair, window, part, width):
 
 
 def check_state(oracle, meld, vectors):
-    assert len(oracle.counted) == len(set(oracle.counted)), "an origin has at most one counting claim"
+    assert len(oracle.counted) == len(set(oracle.counted)), (
+        "an origin has at most one counting claim"
+    )
     assert len(meld) == len(oracle.winners.keys() - oracle.withdrawn)
     assert meld.dataset == oracle.dataset
     check_verdicts(oracle, meld)
     units = vectors[:24]
     seen, winners, similarity, origins = meld.precheck(units)
     assert seen == oracle.position
-    for vector, winner, value, origin in zip(units, winners.tolist(), similarity.tolist(), origins.tolist(), strict=True):
+    for vector, winner, value, origin in zip(
+        units, winners.tolist(), similarity.tolist(), origins.tolist(), strict=True
+    ):
         expected, at_least = oracle.near(vector, below=seen)
         assert winner == expected
         assert value == at_least if expected >= 0 else np.isnan(value)
@@ -468,5 +637,7 @@ def check_verdicts(oracle, meld):
             if isinstance(claim, Claim):
                 winner = same(verdict, claim)
                 assert claim.duplicate_of == (None if winner is None else oracle.winners[winner][0])
-                assert winner is None or winner < claim.position, "a loser names a winner earlier in the log"
+                assert winner is None or winner < claim.position, (
+                    "a loser names a winner earlier in the log"
+                )
                 assert offset < meld.claimed_until(partition)

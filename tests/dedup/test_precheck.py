@@ -48,18 +48,28 @@ def test_precheck_equals_brute_force_at_the_seen_it_returns(impatient):
                 if claim is not None and claim.vector.tolist() != vectors[offset].tolist():
                     wrong.append(f"prior({offset}) has another origin's vector")
 
-    threads = [threading.Thread(target=look, args=(results, seed)) for seed, results in enumerate(seen)] + [threading.Thread(target=ask)]
+    threads = [
+        threading.Thread(target=look, args=(results, seed)) for seed, results in enumerate(seen)
+    ] + [threading.Thread(target=ask)]
     for thread in threads:
         thread.start()
     winners: list[tuple[int, np.ndarray]] = []
     withdrawn_at: dict[int, int] = {}
     for at in range(0, 12_000, 60):
-        applied = meld.apply(Claims(0, 7, max(meld.position - 300, 0), np.arange(at, at + 60), vectors[at : at + 60]))
-        fresh = [(int(p), vectors[at + k]) for k, p in enumerate(applied.positions) if applied.status[k] == WON]
+        applied = meld.apply(
+            Claims(0, 7, max(meld.position - 300, 0), np.arange(at, at + 60), vectors[at : at + 60])
+        )
+        fresh = [
+            (int(p), vectors[at + k])
+            for k, p in enumerate(applied.positions)
+            if applied.status[k] == WON
+        ]
         winners += fresh
         if fresh and at % 5 == 0:
             withdrawn_at[fresh[0][0]] = meld.position
-            assert meld.apply(Withdraw(0, at + int(np.flatnonzero(applied.status == WON)[0]), 7)).valid
+            assert meld.apply(
+                Withdraw(0, at + int(np.flatnonzero(applied.status == WON)[0]), 7)
+            ).valid
     done.set()
     for thread in threads:
         thread.join(30)
@@ -74,11 +84,19 @@ def test_precheck_equals_brute_force_at_the_seen_it_returns(impatient):
         matches = queries.astype(np.float64) @ products.T >= THRESHOLD
         for row, winner in zip(matches, found.winners.tolist(), strict=True):
             certain = positions[row & (positions < found.seen) & (gone >= after)]
-            possible = positions[row & (positions < after + 60) & (gone >= found.seen)]  # the entry being applied counts whole
+            possible = positions[
+                row & (positions < after + 60) & (gone >= found.seen)
+            ]  # the entry being applied counts whole
             if winner >= 0:
-                assert winner in possible, "a winner that was applied, is near, and was not withdrawn before the search"
+                assert winner in possible, (
+                    "a winner that was applied, is near, and was not withdrawn before the search"
+                )
                 ahead += winner >= found.seen
             exact += len(certain) > 0
-            assert winner <= certain.min() if len(certain) and winner >= 0 else not len(certain), "every winner below seen was compared"
+            assert winner <= certain.min() if len(certain) and winner >= 0 else not len(certain), (
+                "every winner below seen was compared"
+            )
     assert exact > 1_000
-    assert sum(found.seen > 1_000 for results in seen for _, found, _ in results) > 20, "it looked while entries were applied"
+    assert sum(found.seen > 1_000 for results in seen for _, found, _ in results) > 20, (
+        "it looked while entries were applied"
+    )

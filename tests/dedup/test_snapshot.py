@@ -1,4 +1,5 @@
-"""Restored from a snapshot, a meld is the one that read the whole log; what is damaged is never taken for a state."""
+"""Restored from a snapshot, a meld is the one that read the whole log; what is damaged is never
+taken for a state."""
 
 import hashlib
 import io
@@ -33,7 +34,16 @@ def taken(state, offset=0):
     data = io.BytesIO()
     arrays = snapshot.write(state, data)
     sha256 = hashlib.sha256(data.getvalue()).hexdigest()
-    made = Header(1.5, "w0", "topic", offset, arrays=arrays, bytes=len(data.getvalue()), sha256=sha256, **snapshot.describe(state))
+    made = Header(
+        1.5,
+        "w0",
+        "topic",
+        offset,
+        arrays=arrays,
+        bytes=len(data.getvalue()),
+        sha256=sha256,
+        **snapshot.describe(state),
+    )
     return snapshot.decode(snapshot.encode(made)), data.getvalue()
 
 
@@ -53,7 +63,14 @@ def restored(header, data, threshold=0.9, index=None):
     capacity=st.sampled_from([None, 26]),
     width=st.sampled_from([3, DIM]),
 )
-@example(ops=[("claims", p, 1, 0, [(2 * i + p, i) for i in range(9)]) for p in (0, 1)] * 2, cut=2, seed=0, window=9, capacity=26, width=3)
+@example(
+    ops=[("claims", p, 1, 0, [(2 * i + p, i) for i in range(9)]) for p in (0, 1)] * 2,
+    cut=2,
+    seed=0,
+    window=9,
+    capacity=26,
+    width=3,
+)
 def test_snapshot_and_tail_are_the_whole_log(ops, cut, seed, window, capacity, width):
     vectors = pool(seed)
     threshold = dot(vectors[0], vectors[1])
@@ -91,7 +108,9 @@ def test_snapshot_and_tail_are_the_whole_log(ops, cut, seed, window, capacity, w
                 np.testing.assert_array_equal(getattr(applied, name), getattr(expected, name))
         assert again.digest() == whole.digest()
         assert len(again) == len(whole)
-        for left, right in zip(again.precheck(vectors[:24]), whole.precheck(vectors[:24]), strict=True):
+        for left, right in zip(
+            again.precheck(vectors[:24]), whole.precheck(vectors[:24]), strict=True
+        ):
             np.testing.assert_array_equal(left, right)
         for partition in range(2):
             assert again.open_of(partition) == whole.open_of(partition)
@@ -122,7 +141,12 @@ def test_blocks_of_the_real_size(rows):
     if rows:
         meld.apply(Withdraw(0, rows // 2, 2**64 - 1))
     header, data = taken(meld.state(), offset=17)
-    assert (header.offset, header.rows, header.withdrawn, header.position) == (17, rows, int(rows > 0), meld.position)
+    assert (header.offset, header.rows, header.withdrawn, header.position) == (
+        17,
+        rows,
+        int(rows > 0),
+        meld.position,
+    )
     again = restored(header, data)
     assert again.digest() == meld.digest()
     more = Claims(0, 2**64 - 1, meld.position, np.arange(rows, rows + 5000), unit(5000, 40, 2))
@@ -137,7 +161,9 @@ def test_what_was_evicted_stays_away():
     header, data = taken(meld.state())
     again = restored(header, data)
     assert (again.digest(), again.evicted, len(again)) == (meld.digest(), meld.evicted, len(meld))
-    assert again.prior(0, 3).vector.tolist() == meld.prior(0, 3).vector.tolist(), "its verdict may still be asked for"
+    assert again.prior(0, 3).vector.tolist() == meld.prior(0, 3).vector.tolist(), (
+        "its verdict may still be asked for"
+    )
 
 
 def small():
@@ -167,7 +193,12 @@ def test_a_flipped_bit_of_the_data_is_noticed(data):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [(lambda raw: raw[:-1], "too early"), (lambda raw: b"", "too early"), (lambda raw: raw + b"x", "longer")]
+    ("change", "said"),
+    [
+        (lambda raw: raw[:-1], "too early"),
+        (lambda raw: b"", "too early"),
+        (lambda raw: raw + b"x", "longer"),
+    ],
 )
 def test_data_of_another_length_are_noticed(change, said):
     header, raw = small()
@@ -207,7 +238,11 @@ def test_blocks_of_another_size_are_refused():
 
 def test_arrays_of_the_index_travel_along():
     meld = meld_with(10, dim=8)
-    cells = {"cells": np.arange(10, dtype=np.int32), "centroids": np.eye(8, dtype=np.float32), "none": np.empty((0, 8), np.float16)}
+    cells = {
+        "cells": np.arange(10, dtype=np.int32),
+        "centroids": np.eye(8, dtype=np.float32),
+        "none": np.empty((0, 8), np.float16),
+    }
     header, data = taken(replace(meld.state(), index=cells))
     state = snapshot.read(header, io.BytesIO(data), WinnerStore(8))
     assert state.index.keys() == cells.keys()
@@ -248,7 +283,9 @@ def test_an_index_whose_oldest_rows_were_evicted_since_its_training_goes_on():
         pass
     offsets = np.arange(16_000, 16_000 + 1000)
     for seed in range(12):
-        meld.apply(Claims(0, 2**64 - 1, meld.position, offsets + 1000 * seed, unit(1000, 40, 20 + seed)))
+        meld.apply(
+            Claims(0, 2**64 - 1, meld.position, offsets + 1000 * seed, unit(1000, 40, 20 + seed))
+        )
     assert meld.evicted > 0
     again = restored(*taken(meld.state()))
     queries = np.concatenate([unit(16_000, 40, 1)[::9], unit(1000, 40, 22)])

@@ -17,7 +17,11 @@ def filled(n, dim=2, step=3):
     for size in (0, 1, BLOCK - 2, 5, n):
         rows = slice(at, min(at + size, n))
         store.append(
-            vectors[rows], codes_of(store, vectors[rows]), np.arange(n)[rows] * step, partition=size % 7, offsets=np.arange(n)[rows] + 100
+            vectors[rows],
+            codes_of(store, vectors[rows]),
+            np.arange(n)[rows] * step,
+            partition=size % 7,
+            offsets=np.arange(n)[rows] + 100,
         )
         at = rows.stop
     return store, vectors
@@ -49,10 +53,19 @@ def test_vectors_and_spans():
     view = store.view
     rows = np.array([0, BLOCK + 3, BLOCK - 1, 7])
     np.testing.assert_array_equal(view.vectors(rows), vectors[rows])
-    joined = np.concatenate([block.vectors[here] for _, block, here in view.spans(BLOCK - 3, BLOCK + 4)])
+    joined = np.concatenate(
+        [block.vectors[here] for _, block, here in view.spans(BLOCK - 3, BLOCK + 4)]
+    )
     np.testing.assert_array_equal(joined, vectors[BLOCK - 3 : BLOCK + 4])
     assert [first for first, _, _ in view.spans(BLOCK - 3, BLOCK + 4)] == [BLOCK - 3, BLOCK]
-    assert sum(len(block.vectors[here]) for low in (0, 5, BLOCK) for _, block, here in view.spans(low, low)) == 0
+    assert (
+        sum(
+            len(block.vectors[here])
+            for low in (0, 5, BLOCK)
+            for _, block, here in view.spans(low, low)
+        )
+        == 0
+    )
 
 
 def test_removed():
@@ -67,10 +80,16 @@ def test_removed():
 
 def test_a_view_never_changes():
     store = WinnerStore(2)
-    store.append(np.ones((3, 2), np.float16), np.ones((3, 2), np.float32), np.arange(3), 0, np.arange(3))
+    store.append(
+        np.ones((3, 2), np.float16), np.ones((3, 2), np.float32), np.arange(3), 0, np.arange(3)
+    )
     view = store.view
     store.append(
-        np.zeros((2 * BLOCK, 2), np.float16), np.zeros((2 * BLOCK, 2), np.float32), np.arange(3, 3 + 2 * BLOCK), 0, np.arange(2 * BLOCK)
+        np.zeros((2 * BLOCK, 2), np.float16),
+        np.zeros((2 * BLOCK, 2), np.float32),
+        np.arange(3, 3 + 2 * BLOCK),
+        0,
+        np.arange(2 * BLOCK),
     )
     assert view.rows == 3
     assert len(view.blocks) == 1
@@ -87,7 +106,9 @@ def test_codes_are_fitted_as_the_store_grows():
     for at in range(0, n, 100):
         rows = slice(at, at + 100)
         before.append(store.view)
-        store.append(vectors[rows], codes_of(store, vectors[rows]), np.arange(n)[rows], 0, np.arange(n)[rows])
+        store.append(
+            vectors[rows], codes_of(store, vectors[rows]), np.arange(n)[rows], 0, np.arange(n)[rows]
+        )
         widths.append(store.view.blocks[0].codes.shape[1])
     assert widths[:10] == [dim] * 10
     assert widths[10:] == [64] * (len(widths) - 10)
@@ -96,7 +117,9 @@ def test_codes_are_fitted_as_the_store_grows():
         codes = np.concatenate([block.codes[here] for _, block, here in view.spans(0, view.rows)])
         np.testing.assert_allclose(codes, view.sketch.codes(widen(vectors[: view.rows])), atol=1e-6)
     short, _ = filled(2 * FIRST_FIT, dim=128)
-    assert short.view.blocks[0].codes.shape[1] == 128, "vectors that are short enough are their own codes"
+    assert short.view.blocks[0].codes.shape[1] == 128, (
+        "vectors that are short enough are their own codes"
+    )
     np.testing.assert_array_equal(short.view.sketch.codes(widen(vectors[:3])), widen(vectors[:3]))
     store.remove(3)
     assert before[20].is_removed(3), "a withdrawal reaches the views taken before"

@@ -21,10 +21,17 @@ INVALID = Decision("invalid", "truncated", ("small",), detail="ends at byte 10")
 
 @pytest.mark.parametrize(
     ("now", "flags"),
-    [(ACCEPTED, ()), (FLAGGED, ("small",)), (FILTERED, ("small", "dull")), (INVALID, ("small", "truncated"))],
+    [
+        (ACCEPTED, ()),
+        (FLAGGED, ("small",)),
+        (FILTERED, ("small", "dull")),
+        (INVALID, ("small", "truncated")),
+    ],
 )
 @pytest.mark.parametrize("action_is_flag", [True, False])
-def test_a_won_claim_is_accepted_whatever_is_said_now(now: Decision, flags: tuple[str, ...], action_is_flag: bool) -> None:
+def test_a_won_claim_is_accepted_whatever_is_said_now(
+    now: Decision, flags: tuple[str, ...], action_is_flag: bool
+) -> None:
     assert by_prior(WON, now, action_is_flag) == Decision("accepted", None, flags, claim=40)
 
 
@@ -38,12 +45,16 @@ def test_a_lost_claim_is_a_duplicate_whatever_is_said_now(now: Decision) -> None
 
 def test_a_lost_claim_with_action_flag_is_accepted_and_says_so() -> None:
     decided = by_prior(LOST, FILTERED, flags=True)
-    assert decided == Decision("accepted", None, ("small", "dull", NEAR_DUPLICATE), (3, 99), 0.97, 41)
+    assert decided == Decision(
+        "accepted", None, ("small", "dull", NEAR_DUPLICATE), (3, 99), 0.97, 41
+    )
 
 
 @pytest.mark.parametrize("action_is_flag", [True, False])
 def test_a_withdrawn_winner_stays_invalid(action_is_flag: bool) -> None:
-    assert by_prior(WITHDRAWN, ACCEPTED, action_is_flag) == Decision("invalid", "withdrawn", (), claim=42)
+    assert by_prior(WITHDRAWN, ACCEPTED, action_is_flag) == Decision(
+        "invalid", "withdrawn", (), claim=42
+    )
 
 
 def test_duplicate_keeps_the_flags_it_finds() -> None:

@@ -20,7 +20,10 @@ def made() -> list[DemoRecord]:
 
 
 def envelope(record: DemoRecord):
-    headers = [(name, value.encode() if isinstance(value, str) else value) for name, value in record.headers.items()]
+    headers = [
+        (name, value.encode() if isinstance(value, str) else value)
+        for name, value in record.headers.items()
+    ]
     return parse(Record(record.partition, 0, 0, record.value, headers), "image/jpeg")
 
 
@@ -64,7 +67,9 @@ def test_at_least_300_records_of_every_kind(made: list[DemoRecord]) -> None:
     assert {record.partition for record in made} == set(range(PARTITIONS))
 
 
-def test_a_copy_is_of_other_bytes_and_comes_after_what_it_repeats_in_the_same_partition(made: list[DemoRecord]) -> None:
+def test_a_copy_is_of_other_bytes_and_comes_after_what_it_repeats_in_the_same_partition(
+    made: list[DemoRecord],
+) -> None:
     at = {record.id: number for number, record in enumerate(made)}
     for record in made:
         if record.copy_of:
@@ -81,9 +86,20 @@ def test_a_scene_lies_in_one_partition(made: list[DemoRecord]) -> None:
 
 def test_the_damaged_ones_and_no_others_are_invalid(made: list[DemoRecord]) -> None:
     reasons = {record.id: look(record) for record in made}
-    assert {record.id for record in made if record.kind == "damaged"} == {id for id, reason in reasons.items() if reason}
+    assert {record.id for record in made if record.kind == "damaged"} == {
+        id for id, reason in reasons.items() if reason
+    }
     assert {
-        *("truncated", "corrupt", "too_many_pixels", "not_an_image", "empty_value", "bad_json", "no_image", "bad_base64"),
+        *(
+            "truncated",
+            "corrupt",
+            "too_many_pixels",
+            "not_an_image",
+            "empty_value",
+            "bad_json",
+            "no_image",
+            "bad_base64",
+        ),
         *("uri_not_allowed", "unsupported_encoding", "bad_header"),
     } == {reason for reason in reasons.values() if reason}
 
@@ -115,7 +131,10 @@ def test_a_folder_gives_its_images_with_their_captions(tmp_path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
     feed = folder_feed(tmp_path)
     found = [record for _, part in feed.parts for record in part]
-    assert [(record.id, record.caption) for record in found] == [("a.png", "Ein Rot, größer als die anderen"), ("sub/b.jpg", "")]
+    assert [(record.id, record.caption) for record in found] == [
+        ("a.png", "Ein Rot, größer als die anderen"),
+        ("sub/b.jpg", ""),
+    ]
     assert found[1].picture() == found[1].value == (tmp_path / "sub/b.jpg").read_bytes()
     assert feed.unreadable == ["bad.jpg: bad.txt is not UTF-8"]
 

@@ -16,7 +16,14 @@ from streamer.demo.sheet import CARDS, Facts, write_sheet
 from streamer.demo.thumbnail import thumbnail
 from streamer.errors import ConfigError, ProtocolError
 
-FACTS = Facts("a <title>", "a model", 0.9, {"min_side": "min_side must be ≥ 80"}, "verified", [("coffee", "Rachel & others; CC0")])
+FACTS = Facts(
+    "a <title>",
+    "a model",
+    0.9,
+    {"min_side": "min_side must be ≥ 80"},
+    "verified",
+    [("coffee", "Rachel & others; CC0")],
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +31,28 @@ def made() -> dict[str, DemoRecord]:
     return {record.id: record for record in records(photographs()[:7])}
 
 
-def row(record: DemoRecord, number: int, outcome: str = "accepted", reason: str = "", of: str = "", similarity: float = 0.0) -> Row:
-    return Row(f"00000_{number:012d}", outcome, reason, (), of, similarity, {"page": 0.25}, "jpg", 640, 480, 12_345, record)
+def row(
+    record: DemoRecord,
+    number: int,
+    outcome: str = "accepted",
+    reason: str = "",
+    of: str = "",
+    similarity: float = 0.0,
+) -> Row:
+    return Row(
+        f"00000_{number:012d}",
+        outcome,
+        reason,
+        (),
+        of,
+        similarity,
+        {"page": 0.25},
+        "jpg",
+        640,
+        480,
+        12_345,
+        record,
+    )
 
 
 class Page(HTMLParser):
@@ -65,7 +92,9 @@ def test_the_sheet_needs_no_other_file_and_shows_every_record(tmp_path, made) ->
     rows = (
         row(made["coffee/original"], 0),
         row(made["chelsea/original"], 1),
-        row(made["coffee/jpeg-q60"], 2, "duplicate", "near_duplicate", "00000_000000000000", 0.97649),
+        row(
+            made["coffee/jpeg-q60"], 2, "duplicate", "near_duplicate", "00000_000000000000", 0.97649
+        ),
         row(wicked, 3, "duplicate", "near_duplicate", "00000_000000000000", 0.9912),
         row(made["chelsea/thumbnail"], 4, "filtered", "min_side"),
         row(made["damaged/astronaut-cut-short"], 5, "invalid", "truncated"),
@@ -74,11 +103,18 @@ def test_the_sheet_needs_no_other_file_and_shows_every_record(tmp_path, made) ->
     )
     page = sheet(tmp_path, *rows)
     assert all(address.startswith(("data:image/jpeg;base64,", "#")) for address in page.addresses)
-    assert sum(address.startswith("data:") for address in page.addresses) == 6  # all but noise and nothing
+    assert (
+        sum(address.startswith("data:") for address in page.addresses) == 6
+    )  # all but noise and nothing
     text = "".join(page.text)
     for shown in rows:
         assert text.count(shown.record.id) == 1, shown.record.id
-    assert text.index("coffee/original") < text.index("0.991") < text.index("0.976") < text.index("chelsea/original")
+    assert (
+        text.index("coffee/original")
+        < text.index("0.991")
+        < text.index("0.976")
+        < text.index("chelsea/original")
+    )
     assert "<script>alert('\"&')</script>" in text
     assert "no bytes at all" in text
     assert "the image ends too early" in text
@@ -111,7 +147,11 @@ def test_a_thumbnail_is_small_and_shows_what_is_left_of_a_damaged_image(made) ->
 
 
 def test_the_result_is_read_back_and_compared_with_what_is_known(tmp_path, made) -> None:
-    sent = {(0, 0): made["coffee/original"], (1, 5): made["coffee/webp-q80"], (1, 6): made["coffee/mirrored"]}
+    sent = {
+        (0, 0): made["coffee/original"],
+        (1, 5): made["coffee/webp-q80"],
+        (1, 6): made["coffee/mirrored"],
+    }
     folder = tmp_path / "metadata"
     folder.mkdir()
 
@@ -126,12 +166,28 @@ def test_the_result_is_read_back_and_compared_with_what_is_known(tmp_path, made)
         pq.write_table(pa.table(columns), folder / name)
 
     write("a.parquet", ("00001_000000000005", "duplicate", "00000_000000000000"))
-    write("b.parquet", ("00000_000000000000", "accepted", None), ("00001_000000000006", "accepted", None))
+    write(
+        "b.parquet",
+        ("00000_000000000000", "accepted", None),
+        ("00001_000000000006", "accepted", None),
+    )
     result = read_result(tmp_path, sent)
-    assert [r.record.id for r in result.rows] == ["coffee/original", "coffee/webp-q80", "coffee/mirrored"]
-    assert result.truth()._asdict() == {"copies": 2, "found": 1, "filtered": 0, "crops": 0, "wrong_pairs": 0}
+    assert [r.record.id for r in result.rows] == [
+        "coffee/original",
+        "coffee/webp-q80",
+        "coffee/mirrored",
+    ]
+    assert result.truth()._asdict() == {
+        "copies": 2,
+        "found": 1,
+        "filtered": 0,
+        "crops": 0,
+        "wrong_pairs": 0,
+    }
     assert result.flagged() == 2
-    assert [(a.record.id, b.record.id) for a, b in [result.telling_pair()]] == [("coffee/original", "coffee/webp-q80")]
+    assert [(a.record.id, b.record.id) for a, b in [result.telling_pair()]] == [
+        ("coffee/original", "coffee/webp-q80")
+    ]
     assert list(outcome_lines(result)) == [
         ("in", "", 3),
         ("accepted", "", 2),
@@ -174,4 +230,9 @@ def test_encoded_knows_the_demos_formats() -> None:
     from PIL import Image
 
     image = Image.new("RGB", (20, 10), "teal")
-    assert [encoded(image, kind)[:3] for kind in ("jpg", "png", "webp", "gif")] == [b"\xff\xd8\xff", b"\x89PN", b"RIF", b"GIF"]
+    assert [encoded(image, kind)[:3] for kind in ("jpg", "png", "webp", "gif")] == [
+        b"\xff\xd8\xff",
+        b"\x89PN",
+        b"RIF",
+        b"GIF",
+    ]

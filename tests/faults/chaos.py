@@ -1,12 +1,13 @@
-"""Chaos on a real Kafka: replicas of one group under kill -9, SIGSTOP past the session, SIGTERM and broker restarts, with filters that
-change their mind and files that are gone when a reference is followed again, while near-duplicates keep arriving close together on
-different partitions.
+"""Chaos on a real Kafka: replicas of one group under kill -9, SIGSTOP past the session, SIGTERM and
+broker restarts, with filters that change their mind and files that are gone when a reference is
+followed again, while near-duplicates keep arriving close together on different partitions.
 
     python3 tasks.py chaos --minutes 30 --faults 100 --seed 7
     python3 tasks.py chaos --minutes 10 --faults 40 --seed 7 --capacity 24576 --rate 300    forgets the oldest winners as well
 
-The seed fixes the faults and the pictures; the processes' timing stays their own. When the faults are over and everything is decided,
-`tests.faults.verdict` judges the folder and the logs. Exit 1 on any violation; the folder is kept then.
+The seed fixes the faults and the pictures; the processes' timing stays their own. When the faults
+are over and everything is decided, `tests.faults.verdict` judges the folder and the logs. Exit 1 on
+any violation; the folder is kept then.
 """
 
 from __future__ import annotations
@@ -54,17 +55,19 @@ LONG_DECK = (*DECK, *DECK, "kill", "kill", "long pause")
 REACH = 500
 """Pictures come again among so many later ones; with a capacity, among twice as many as it keeps."""
 REFERENCES = 0.3
-"""Share of the records that are references, to files that are deleted with the next fault: who won with one may have to be withdrawn."""
+"""Share of the records that are references, to files that are deleted with the next fault: who won
+with one may have to be withdrawn."""
 QUIET_S = 180.0
-"""So long nothing may be decided while records are left, or a process go on that shall end: the watchdog waits for a commit for 90 s, and
-before it the committed offsets may be waited for."""
+"""So long nothing may be decided while records are left, or a process go on that shall end: the
+watchdog waits for a commit for 90 s, and before it the committed offsets may be waited for."""
 AWAY = re.compile(r"no Kafka broker at|the broker is away|not within \d+ s|no leader after")
 """What a process may end with 1 for, if the broker was away meanwhile."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """``after_s``: since the fault before. ``for_s``: how long a pause, or a broker that is away, lasts."""
+    """``after_s``: since the fault before. ``for_s``: how long a pause, or a broker that is away,
+    lasts."""
 
     after_s: float
     kind: str
@@ -76,22 +79,34 @@ class Fault:
         return f"{self.kind}{where}" + (f" for {self.for_s:.1f} s" if self.for_s else "")
 
 
-def plan(seed: int, count: int, gap_s: float, replicas: int, deck: tuple[str, ...] = DECK) -> list[Fault]:
-    """``count`` faults, one every ``gap_s`` seconds on average; every kind of the deck comes before one comes again."""
+def plan(
+    seed: int, count: int, gap_s: float, replicas: int, deck: tuple[str, ...] = DECK
+) -> list[Fault]:
+    """``count`` faults, one every ``gap_s`` seconds on average; every kind of the deck comes before
+    one comes again."""
     dice = random.Random(seed)
     drawn: list[str] = []
     while len(drawn) < count:
         drawn += dice.sample(deck, len(deck))
-    lasting = {"pause": (1.2 * SESSION_S, 2 * SESSION_S), "long pause": (1.05 * TRANSACTION_S, 1.4 * TRANSACTION_S)}
+    lasting = {
+        "pause": (1.2 * SESSION_S, 2 * SESSION_S),
+        "long pause": (1.05 * TRANSACTION_S, 1.4 * TRANSACTION_S),
+    }
     lasting |= {"broker kill": (0.0, 4.0), "broker stop": (0.0, 4.0)}
     return [
-        Fault(dice.uniform(0.2, 1.8) * gap_s, kind, dice.randrange(replicas), dice.uniform(*lasting.get(kind, (0.0, 0.0))))
+        Fault(
+            dice.uniform(0.2, 1.8) * gap_s,
+            kind,
+            dice.randrange(replicas),
+            dice.uniform(*lasting.get(kind, (0.0, 0.0))),
+        )
         for kind in drawn[:count]
     ]
 
 
 def pictures(seed: int, reach: int) -> Iterator[list[bytes]]:
-    """Groups without end: an original with its near-duplicates (re-encodings, sizes, crops around the threshold), in any order."""
+    """Groups without end: an original with its near-duplicates (re-encodings, sizes, crops around
+    the threshold), in any order."""
     dice = random.Random(seed)
     for number in range(sys.maxsize):
         original = jpeg(seed * 10_000_000 + number)
@@ -101,9 +116,19 @@ def pictures(seed: int, reach: int) -> Iterator[list[bytes]]:
         elif kind < 0.06:
             yield [jpeg(seed * 10_000_000 + number, size=(20, 20))]
         else:
-            group = [original, *(variant(original, dice) for _ in range(dice.choice((0, 0, 1, 1, 2, 3))))]
+            group = [
+                original,
+                *(variant(original, dice) for _ in range(dice.choice((0, 0, 1, 1, 2, 3)))),
+            ]
             if dice.random() < 0.1:
-                group.append(variant(jpeg(seed * 10_000_000 + dice.randrange(max(0, number - reach), number + 1)), dice))
+                group.append(
+                    variant(
+                        jpeg(
+                            seed * 10_000_000 + dice.randrange(max(0, number - reach), number + 1)
+                        ),
+                        dice,
+                    )
+                )
             dice.shuffle(group)
             yield group
 
@@ -112,15 +137,25 @@ def variant(image: bytes, dice: random.Random) -> bytes:
     picture = Image.open(io.BytesIO(image))
     edge = dice.choice((0, 0, 1, 2, 3))
     width, height = picture.size
-    cropped = picture.crop((dice.randint(0, edge), dice.randint(0, edge), width - dice.randint(0, edge), height - dice.randint(0, edge)))
+    cropped = picture.crop(
+        (
+            dice.randint(0, edge),
+            dice.randint(0, edge),
+            width - dice.randint(0, edge),
+            height - dice.randint(0, edge),
+        )
+    )
     output = io.BytesIO()
-    cropped.resize((dice.randint(80, 130), dice.randint(60, 90))).save(output, "JPEG", quality=dice.randint(40, 95))
+    cropped.resize((dice.randint(80, 130), dice.randint(60, 90))).save(
+        output, "JPEG", quality=dice.randint(40, 95)
+    )
     return output.getvalue()
 
 
 @dataclass
 class Feed:
-    """Produces pictures in a thread of its own, members of a group to different partitions, until `stop`. Outages only delay it.
+    """Produces pictures in a thread of its own, members of a group to different partitions, until
+    `stop`. Outages only delay it.
 
     A part of them lies in ``folder``, until `forget`.
     """
@@ -160,12 +195,19 @@ class Feed:
 
     def _run(self) -> None:
         producer = Producer(
-            {"bootstrap.servers": self.bootstrap, "enable.idempotence": True, "message.timeout.ms": 300_000, "log_level": 0}
+            {
+                "bootstrap.servers": self.bootstrap,
+                "enable.idempotence": True,
+                "message.timeout.ms": 300_000,
+                "log_level": 0,
+            }
         )
         dice = random.Random(self.seed)
         groups = pictures(self.seed, self.reach)
         while not self._stopping.is_set():
-            burst = dice.randint(1, round(self.rate))  # all at once, so that twins meet in claims that are on their way together
+            burst = dice.randint(
+                1, round(self.rate)
+            )  # all at once, so that twins meet in claims that are on their way together
             for group in itertools.islice(groups, burst // 2):
                 partitions = dice.sample(range(self.partitions), min(len(group), self.partitions))
                 for image, partition in zip(group, partitions, strict=False):
@@ -173,9 +215,18 @@ class Feed:
                     if dice.random() < REFERENCES:
                         path = self.folder / str(self.produced)
                         path.write_bytes(image)
-                        headers |= {"uri": path.as_uri(), "sha256": hashlib.sha256(image).hexdigest()}
+                        headers |= {
+                            "uri": path.as_uri(),
+                            "sha256": hashlib.sha256(image).hexdigest(),
+                        }
                         image = b""
-                    producer.produce(self.topic, image, partition=partition, headers=headers, on_delivery=self._delivered)
+                    producer.produce(
+                        self.topic,
+                        image,
+                        partition=partition,
+                        headers=headers,
+                        on_delivery=self._delivered,
+                    )
                     self.produced += 1
             producer.poll(0)
             self._stopping.wait(burst / self.rate)
@@ -200,7 +251,8 @@ class Slot:
 
 
 class Chaos:
-    """A broker, a dataset and its replicas in ``folder``, and what is done to them. One thread; `close` ends everything."""
+    """A broker, a dataset and its replicas in ``folder``, and what is done to them. One thread;
+    `close` ends everything."""
 
     def __init__(
         self, folder: Path, seed: int, replicas: int = 3, partitions: int = 6, rate: float = 60.0, static: bool = False,
@@ -246,7 +298,12 @@ class Chaos:
     def __enter__(self) -> Chaos:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.service.close()
         self.broker.close()
         if error is not None:
@@ -255,20 +312,36 @@ class Chaos:
 
     def _settings(self) -> dict[str, Any]:
         moody = {"type": "tests.plugins.thumbnail:Moody", "args": {"share": 0.1}}
-        timing = {"session.timeout.ms": round(SESSION_S * 1000), "heartbeat.interval.ms": 1000, "max.poll.interval.ms": 30_000}
+        timing = {
+            "session.timeout.ms": round(SESSION_S * 1000),
+            "heartbeat.interval.ms": 1000,
+            "max.poll.interval.ms": 30_000,
+        }
         timing["linger.ms"] = 150  # claims are longer on their way, so that more twins meet there
         return {
             "dataset": "chaos",
-            "kafka": {"bootstrap_servers": self.broker.bootstrap_servers, "topic": self.topic, "client": timing},
+            "kafka": {
+                "bootstrap_servers": self.broker.bootstrap_servers,
+                "topic": self.topic,
+                "client": timing,
+            },
             "fetch": {"schemes": ["file"], "hosts": [str(self._files)]},
             "decode": {"threads": 2},
-            "embedder": {"type": "tests.plugins.thumbnail:ThumbnailEmbedder", "args": {"delay_ms": 40}},
+            "embedder": {
+                "type": "tests.plugins.thumbnail:ThumbnailEmbedder",
+                "args": {"delay_ms": 40},
+            },
             "filters": [
                 {"field": "min_side", "at_least": 40},
                 {**moody, "name": "moody"},
                 {**moody, "name": "late", "type": "tests.plugins.thumbnail:LateMoody"},
             ],
-            "dedup": {"threshold": TAU, "train_at": 1024, "snapshot_every": 500, "capacity": self._capacity},
+            "dedup": {
+                "threshold": TAU,
+                "train_at": 1024,
+                "snapshot_every": 500,
+                "capacity": self._capacity,
+            },
             "output": {
                 "path": str(self._folder / "out"),
                 "epoch_records": round(2.5 * self._rate),
@@ -284,7 +357,8 @@ class Chaos:
     # The run
 
     def run(self, faults: list[Fault]) -> None:
-        """Waits until every replica has committed something, then does the faults, one after another."""
+        """Waits until every replica has committed something, then does the faults, one after
+        another."""
         self.feed.start()
         deadline = time.monotonic() + 120
         while not all(slot.replica.count("epoch committed") for slot in self.slots):
@@ -298,24 +372,34 @@ class Chaos:
             self._strike(fault)
 
     def settle(self) -> int:
-        """Ends the feed, waits until every record is decided, and stops the replicas until each ended well. The number of records."""
-        while self._broker_at is not None or any(slot.wake_at or slot.start_at for slot in self.slots):
+        """Ends the feed, waits until every record is decided, and stops the replicas until each
+        ended well. The number of records."""
+        while self._broker_at is not None or any(
+            slot.wake_at or slot.start_at for slot in self.slots
+        ):
             self._step()
         records = self.feed.stop()
         self._tell(f"quiet: {self._progress()}")
         before, since = self.decided, time.monotonic()
-        while self.decided < records or any(slot.start_at or not slot.replica.count("partitions assigned") for slot in self.slots):
+        while self.decided < records or any(
+            slot.start_at or not slot.replica.count("partitions assigned") for slot in self.slots
+        ):
             self._step()
             if self.decided != before:
                 before, since = self.decided, time.monotonic()
-            assert time.monotonic() - since < QUIET_S, f"{self._progress()}, and no more\n" + "\n\n".join(s.replica.log for s in self.slots)
+            assert time.monotonic() - since < QUIET_S, (
+                f"{self._progress()}, and no more\n"
+                + "\n\n".join(s.replica.log for s in self.slots)
+            )
         time.sleep(1.0)  # each reads the others' last claims
         for slot in self.slots:
             slot.expects.add(0)
             slot.replica.kill(signal.SIGTERM)
         for number, slot in enumerate(self.slots):
             slot.replica.end(QUIET_S)
-            while self._ended(number, slot) in (1, 75) and not self.wrong:  # what it left behind is its own next start's business
+            while (
+                self._ended(number, slot) in (1, 75) and not self.wrong
+            ):  # what it left behind is its own next start's business
                 slot = Slot(self._start(f"w{number}", "--until", "end"), {0})
                 slot.replica.end(QUIET_S)
         self._tell("ended")
@@ -337,7 +421,11 @@ class Chaos:
         return f"{self.decided} of {self.feed.produced} records decided, replicas {up}"
 
     def _is_up(self, fault: Fault) -> bool:
-        return self._broker_at is None if fault.kind.startswith("broker") else self.slots[fault.target].start_at is None
+        return (
+            self._broker_at is None
+            if fault.kind.startswith("broker")
+            else self.slots[fault.target].start_at is None
+        )
 
     def _strike(self, fault: Fault) -> None:
         self.feed.forget()
@@ -350,7 +438,10 @@ class Chaos:
             slot.wake_at = None
             slot.replica.kill()
         elif fault.kind == "stop":
-            slot.expects |= {0, -signal.SIGTERM}  # the latter before Python has imported what handles it
+            slot.expects |= {
+                0,
+                -signal.SIGTERM,
+            }  # the latter before Python has imported what handles it
             slot.replica.kill(signal.SIGTERM)
         else:
             slot.replica.kill(signal.SIGSTOP)
@@ -375,8 +466,16 @@ class Chaos:
                 slot.wake_at, slot.start_at = None, now + self._dice.uniform(0.0, 1.5)
 
     def _start(self, writer: str, *args: str) -> Replica:
-        kafka = {**self.service.settings["kafka"], "group_instance_id": writer if self._static else None}
-        return self.service.start(*args, writer=writer, kafka=kafka, env={"STREAMER_LOG_LEVEL": "debug", "OMP_NUM_THREADS": "1"})
+        kafka = {
+            **self.service.settings["kafka"],
+            "group_instance_id": writer if self._static else None,
+        }
+        return self.service.start(
+            *args,
+            writer=writer,
+            kafka=kafka,
+            env={"STREAMER_LOG_LEVEL": "debug", "OMP_NUM_THREADS": "1"},
+        )
 
     def _ended(self, number: int, slot: Slot) -> int:
         """Books the end of a process, and what it said; returns its exit code."""
@@ -392,9 +491,15 @@ class Chaos:
                 self.restored += entry["snapshot"] > 0
         last = next((entry["message"] for entry in reversed(said) if entry["level"] == "error"), "")
         self.ends[f"{code}{': ' + re.sub(r'[0-9]+', 'N', last)[:100] if code > 0 else ''}"] += 1
-        explained = code in slot.expects or code == 75 or (code == 1 and self._broker_away_until > 0 and AWAY.search(last))
+        explained = (
+            code in slot.expects
+            or code == 75
+            or (code == 1 and self._broker_away_until > 0 and AWAY.search(last))
+        )
         if not explained or any("Traceback" in line or "this is a bug" in line for line in lines):
-            self.wrong.append(f"w{number} ended with {code} ({path.name}): {last or slot.replica.log}")
+            self.wrong.append(
+                f"w{number} ended with {code} ({path.name}): {last or slot.replica.log}"
+            )
         return code
 
     def _save(self, number: int, slot: Slot) -> Path:
@@ -407,25 +512,39 @@ class Chaos:
 
     def judge(self, records: int) -> tuple[Evidence, dict[str, Any], list[str]]:
         """What is left behind, what it was about, and everything that is wrong with it."""
-        evidence = read_evidence(self.service.output, self.service.dataset, self.broker.bootstrap_servers, self.topic)
+        evidence = read_evidence(
+            self.service.output, self.service.dataset, self.broker.bootstrap_servers, self.topic
+        )
         log = read_log(evidence.claims, self._capacity)
-        found = [*self.wrong, *violations(evidence, log), *wrong_digests(evidence.claims, self.digests, self._capacity)]
+        found = [
+            *self.wrong,
+            *violations(evidence, log),
+            *wrong_digests(evidence.claims, self.digests, self._capacity),
+        ]
         if len(evidence.produced) != records:
-            found.append(f"{records} records were produced, and {len(evidence.produced)} are in the topic")
+            found.append(
+                f"{records} records were produced, and {len(evidence.produced)} are in the topic"
+            )
         if len(self.digests) < len(self.slots):
             found.append(f"{len(self.digests)} digests were told, fewer than there are replicas")
-        report = json.loads(streamer("dataset", "verify", str(self.service.output), "--json", expect=None).stdout)
+        report = json.loads(
+            streamer("dataset", "verify", str(self.service.output), "--json", expect=None).stdout
+        )
         found += [f"`dataset verify` says {problem}" for problem in report["problems"]]
         if report["records"] != records:
             found.append(f"`dataset verify` counts {report['records']} records of {records}")
         return evidence, measures(evidence, log), found
 
 
-def wrong_digests(claims: list[bytes], digests: Collection[tuple[int, str]], capacity: int | None = None) -> list[str]:
+def wrong_digests(
+    claims: list[bytes], digests: Collection[tuple[int, str]], capacity: int | None = None
+) -> list[str]:
     """Which of the replicas' digests are not those of a fresh meld that reads the log alone."""
     first = decode(claims[0])
     assert isinstance(first, DatasetEntry)
-    meld = Meld(first.dim, first.threshold, open_index(first.dim, first.threshold, "cpu"), capacity=capacity)
+    meld = Meld(
+        first.dim, first.threshold, open_index(first.dim, first.threshold, "cpu"), capacity=capacity
+    )
     fresh = {}
     wanted = {position for position, _ in digests}
     for value in claims:
@@ -455,11 +574,23 @@ def _parsed(line: str) -> dict[str, Any] | None:
 @click.option("--partitions", default=6, show_default=True)
 @click.option("--rate", default=60.0, show_default=True, help="Records a second, at most.")
 @click.option("--static", is_flag=True, help="Static members, as on Kubernetes.")
-@click.option("--capacity", type=click.IntRange(24_576), help="dedup.capacity. Choose a rate that brings more winners than that.")
+@click.option(
+    "--capacity",
+    type=click.IntRange(24_576),
+    help="dedup.capacity. Choose a rate that brings more winners than that.",
+)
 def main(
-    minutes: float, faults: int, seed: int | None, replicas: int, partitions: int, rate: float, static: bool, capacity: int | None
+    minutes: float,
+    faults: int,
+    seed: int | None,
+    replicas: int,
+    partitions: int,
+    rate: float,
+    static: bool,
+    capacity: int | None,
 ) -> None:
-    """Chaos on a real Kafka, and a judgement at the end. Exit 1 on any violation; the folder is kept then."""
+    """Chaos on a real Kafka, and a judgement at the end. Exit 1 on any violation; the folder is
+    kept then."""
     console = Console()
     seed = random.SystemRandom().randrange(10_000) if seed is None else seed
     folder = Path(tempfile.mkdtemp(prefix=f"streamer-chaos-{seed}-"))

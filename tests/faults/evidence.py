@@ -1,6 +1,8 @@
-"""What a dataset left behind: its folder, its logs and its input, read with plain tarfile, pyarrow, json and a Kafka consumer.
+"""What a dataset left behind: its folder, its logs and its input, read with plain tarfile, pyarrow,
+json and a Kafka consumer.
 
-Nothing here is the service's own code, so that a mistake of the service cannot hide itself. `tests.faults.verdict` judges what is read.
+Nothing here is the service's own code, so that a mistake of the service cannot hide itself.
+`tests.faults.verdict` judges what is read.
 """
 
 from __future__ import annotations
@@ -74,24 +76,42 @@ class Evidence:
 
 
 def read_evidence(folder: Path, dataset: str, bootstrap: str, topic: str) -> Evidence:
-    """Reads the logs to their ends, and the dataset's ``folder``. Blocks. Raises RuntimeError if the broker stays silent for 60 s."""
+    """Reads the logs to their ends, and the dataset's ``folder``. Blocks. Raises RuntimeError if
+    the broker stays silent for 60 s."""
     produced = {}
     for message in messages(bootstrap, topic):
         headers = dict(message.headers() or [])
         origin = message.partition(), message.offset()
-        sha256 = headers["sha256"].decode() if "uri" in headers else hashlib.sha256(message.value()).hexdigest()
+        sha256 = (
+            headers["sha256"].decode()
+            if "uri" in headers
+            else hashlib.sha256(message.value()).hexdigest()
+        )
         produced[origin] = Produced(sha256, headers["text"].decode())
     tables = [path for path in sorted((folder / "metadata").iterdir()) if path.is_file()]
     tars = sorted((folder / "shards").rglob("*.tar"))
     return Evidence(
         produced=produced,
         claims=[message.value() for message in messages(bootstrap, f"{dataset}.claims")],
-        commits=[json.loads(message.value()) for message in messages(bootstrap, f"{dataset}.commits")],
-        manifests={path.relative_to(folder).as_posix(): json.loads(path.read_bytes()) for path in (folder / "manifests").iterdir()},
+        commits=[
+            json.loads(message.value()) for message in messages(bootstrap, f"{dataset}.commits")
+        ],
+        manifests={
+            path.relative_to(folder).as_posix(): json.loads(path.read_bytes())
+            for path in (folder / "manifests").iterdir()
+        },
         files={path.relative_to(folder).as_posix(): _sum(path) for path in [*tables, *tars]},
         rows=[row for path in tables for row in _rows(path, path.relative_to(folder).as_posix())],
-        members=[member for path in tars for member in _members(path, path.relative_to(folder).as_posix())],
-        staged=[str(path.relative_to(folder)) for path in (folder / ".staging").rglob("*") if path.is_file()],
+        members=[
+            member
+            for path in tars
+            for member in _members(path, path.relative_to(folder).as_posix())
+        ],
+        staged=[
+            str(path.relative_to(folder))
+            for path in (folder / ".staging").rglob("*")
+            if path.is_file()
+        ],
         committed=_committed(bootstrap, topic, f"streamer.{dataset}"),
     )
 
@@ -102,11 +122,15 @@ def messages(bootstrap: str, topic: str) -> Iterator[Message]:
                          "isolation.level": "read_committed", "log_level": 0})  # fmt: skip
     try:
         waiting = set(consumer.list_topics(topic, timeout=SILENCE_S).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in waiting])
+        consumer.assign(
+            [TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in waiting]
+        )
         while waiting:
             message = consumer.poll(SILENCE_S)
             if message is None:
-                raise RuntimeError(f"{topic}: nothing for {SILENCE_S:.0f} s, and {waiting} not read to the end")
+                raise RuntimeError(
+                    f"{topic}: nothing for {SILENCE_S:.0f} s, and {waiting} not read to the end"
+                )
             if message.error() is None:
                 yield message
             elif message.error().code() == KafkaError._PARTITION_EOF:
@@ -121,7 +145,9 @@ def _committed(bootstrap: str, topic: str, group: str) -> dict[int, int]:
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "log_level": 0})
     try:
         partitions = consumer.list_topics(topic, timeout=SILENCE_S).topics[topic].partitions
-        found = consumer.committed([TopicPartition(topic, partition) for partition in partitions], timeout=SILENCE_S)
+        found = consumer.committed(
+            [TopicPartition(topic, partition) for partition in partitions], timeout=SILENCE_S
+        )
         return {entry.partition: entry.offset for entry in found}
     finally:
         consumer.close()
@@ -135,7 +161,9 @@ def _rows(path: Path, name: str) -> Iterator[Row]:
     table = pq.read_table(path)
     column = table["embedding"].combine_chunks()
     there = np.asarray(column.is_valid())
-    numbers = column.filter(pa.array(there)).flatten().to_numpy(zero_copy_only=False).astype(np.float16)
+    numbers = (
+        column.filter(pa.array(there)).flatten().to_numpy(zero_copy_only=False).astype(np.float16)
+    )
     vectors = iter(numbers.reshape(int(there.sum()), -1)) if there.any() else iter(())
     for facts, is_there in zip(table.drop_columns("embedding").to_pylist(), there, strict=True):
         yield Row(name, facts, next(vectors) if is_there else None)

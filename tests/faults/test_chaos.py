@@ -1,4 +1,5 @@
-"""The short form of `tests.faults.chaos`, and proof that its judgement finds what it is there to find."""
+"""The short form of `tests.faults.chaos`, and proof that its judgement finds what it is there to
+find."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def test_replicas_agree_whatever_happens_to_them(embedded: type[Broker], tmp_pat
     with Chaos(tmp_path, SEED) as chaos:
         chaos.run(faults)
         evidence, told, found = chaos.judge(chaos.settle())
-    print(*(f"{name}: {value}" for name, value in told.items()), chaos.drops, chaos.ends, sep="\n  ")
+    print(
+        *(f"{name}: {value}" for name, value in told.items()), chaos.drops, chaos.ends, sep="\n  "
+    )
     assert not found, "\n".join(found[:20])
     assert told["duplicates decided by the log"] >= 0.15 * told["records duplicate"] > 40
     check_the_judge(evidence, DAMAGES)
@@ -39,7 +42,9 @@ def test_replicas_agree_whatever_happens_to_them(embedded: type[Broker], tmp_pat
         check_the_judge(evidence, WITHDRAWALS)
     position, _ = chaos.digests[-1]
     assert wrong_digests(evidence.claims, [(position, "0" * 64)])
-    assert wrong_digests(evidence.claims[:-1], chaos.digests), "a log that ends early has other digests"
+    assert wrong_digests(evidence.claims[:-1], chaos.digests), (
+        "a log that ends early has other digests"
+    )
 
 
 def check_the_judge(evidence: Evidence, damages: list[Damage]) -> None:
@@ -47,7 +52,9 @@ def check_the_judge(evidence: Evidence, damages: list[Damage]) -> None:
     for damage, words in damages:
         damaged = damage(evidence)
         found = violations(damaged, read_log(damaged.claims))
-        assert any(words in line for line in found), f"{damage.__name__}: nothing says {words!r} in {found[:5]}"
+        assert any(words in line for line in found), (
+            f"{damage.__name__}: nothing says {words!r} in {found[:5]}"
+        )
 
 
 def of(evidence: Evidence, outcome: str) -> list[Row]:
@@ -56,7 +63,12 @@ def of(evidence: Evidence, outcome: str) -> list[Row]:
 
 def changed(evidence: Evidence, row: Row, **facts: object) -> Evidence:
     """With other facts in this row."""
-    return replace(evidence, rows=[Row(r.file, {**r.facts, **facts}, r.vector) if r is row else r for r in evidence.rows])
+    return replace(
+        evidence,
+        rows=[
+            Row(r.file, {**r.facts, **facts}, r.vector) if r is row else r for r in evidence.rows
+        ],
+    )
 
 
 def a_row_gone(evidence: Evidence) -> Evidence:
@@ -77,12 +89,18 @@ def a_winner_in_no_shard(evidence: Evidence) -> Evidence:
 
 
 def a_sample_in_two_shards(evidence: Evidence) -> Evidence:
-    twice = [member._replace(shard="shards/jpg/other-00000001-000.tar") for member in evidence.members[:3]]
+    twice = [
+        member._replace(shard="shards/jpg/other-00000001-000.tar")
+        for member in evidence.members[:3]
+    ]
     return replace(evidence, members=[*evidence.members, *twice])
 
 
 def another_image(evidence: Evidence) -> Evidence:
-    members = [member._replace(sha256="0" * 64) if member.extension == "jpg" else member for member in evidence.members]
+    members = [
+        member._replace(sha256="0" * 64) if member.extension == "jpg" else member
+        for member in evidence.members
+    ]
     return replace(evidence, members=members)
 
 
@@ -106,17 +124,24 @@ def a_won_claim_forgotten(evidence: Evidence) -> Evidence:
 
 
 def a_claim_gone(evidence: Evidence) -> Evidence:
-    last = next(i for i in reversed(range(len(evidence.claims))) if evidence.claims[i][:4] == b"SCLM")
+    last = next(
+        i for i in reversed(range(len(evidence.claims))) if evidence.claims[i][:4] == b"SCLM"
+    )
     return replace(evidence, claims=[*evidence.claims[:last], *evidence.claims[last + 1 :]])
 
 
 def a_withdrawal_gone(evidence: Evidence) -> Evidence:
-    return replace(evidence, claims=[value for value in evidence.claims if b'"withdraw"' not in value])
+    return replace(
+        evidence, claims=[value for value in evidence.claims if b'"withdraw"' not in value]
+    )
 
 
 def another_vector(evidence: Evidence) -> Evidence:
     a, b, *_ = of(evidence, "accepted")
-    return replace(evidence, rows=[Row(r.file, r.facts, b.vector if r is a else r.vector) for r in evidence.rows])
+    return replace(
+        evidence,
+        rows=[Row(r.file, r.facts, b.vector if r is a else r.vector) for r in evidence.rows],
+    )
 
 
 def an_epoch_not_shown(evidence: Evidence) -> Evidence:
@@ -128,11 +153,17 @@ def an_epoch_not_committed(evidence: Evidence) -> Evidence:
 
 
 def another_file(evidence: Evidence) -> Evidence:
-    return replace(evidence, files={path: (size + 1, sha256) for path, (size, sha256) in evidence.files.items()})
+    return replace(
+        evidence,
+        files={path: (size + 1, sha256) for path, (size, sha256) in evidence.files.items()},
+    )
 
 
 def another_offset(evidence: Evidence) -> Evidence:
-    return replace(evidence, committed={partition: offset - 1 for partition, offset in evidence.committed.items()})
+    return replace(
+        evidence,
+        committed={partition: offset - 1 for partition, offset in evidence.committed.items()},
+    )
 
 
 def something_staged(evidence: Evidence) -> Evidence:
@@ -165,7 +196,8 @@ WITHDRAWALS: list[Damage] = [(a_withdrawal_gone, "and is invalid")]
 
 
 def test_the_judge_knows_from_the_log_who_was_evicted_when() -> None:
-    """As the meld does, after every entry, whatever its size; some winners are withdrawn before or after."""
+    """As the meld does, after every entry, whatever its size; some winners are withdrawn before or
+    after."""
     capacity, dim, dice = least_capacity(), 8, np.random.default_rng(8)
     meld, log = Meld(dim, 0.97, open_index(dim, 0.97, "cpu"), capacity=capacity), ClaimLog(capacity)
     read_both(meld, log, DatasetEntry("topic", "model", dim, 0.97, VERSION))
@@ -174,7 +206,9 @@ def test_the_judge_knows_from_the_log_who_was_evicted_when() -> None:
     while log.evicted < 3 * EVICTED:
         vectors = dice.standard_normal((int(dice.integers(1, 2000)), dim))
         unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-        read_both(meld, log, Claims(0, 7, meld.position, np.arange(offset, offset + len(unit)), unit))
+        read_both(
+            meld, log, Claims(0, 7, meld.position, np.arange(offset, offset + len(unit)), unit)
+        )
         offset += len(unit)
         read_both(meld, log, Withdraw(0, int(dice.integers(offset)), 7))
     assert min(log.kinds["won"], log.kinds["lost"], len(log.withdrawn)) > 10
@@ -183,7 +217,11 @@ def test_the_judge_knows_from_the_log_who_was_evicted_when() -> None:
 def read_both(meld: Meld, log: ClaimLog, entry: Entry) -> None:
     meld.apply(entry)
     log.read(encode(entry))
-    assert (log.position, log.evicted, len(log.winners) - len(log.gone)) == (meld.position, meld.evicted, len(meld))
+    assert (log.position, log.evicted, len(log.winners) - len(log.gone)) == (
+        meld.position,
+        meld.evicted,
+        len(meld),
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,15 +240,24 @@ def read_both(meld: Meld, log: ClaimLog, entry: Entry) -> None:
         ({10: 30, 20: 30}, None, 20, "of a lower position"),
     ],
 )
-def test_a_winner_is_missed_only_once_it_is_gone(gone: dict[int, int], claim: int | None, names: int | None, says: str) -> None:
-    """A record that is near the winners at 10 and 20, of which some are gone; its term begins at 16, its epoch was sealed at 39."""
+def test_a_winner_is_missed_only_once_it_is_gone(
+    gone: dict[int, int], claim: int | None, names: int | None, says: str
+) -> None:
+    """A record that is near the winners at 10 and 20, of which some are gone; its term begins at
+    16, its epoch was sealed at 39."""
     log = ClaimLog(threshold=0.9, gone=gone)
     log.position = 15
     log.read(encode(Open(0, 1, 7, 0)))
     rows = [row(log, 10, 0), row(log, 20, 40)]
-    rows.append(row(log, 30, 20) if claim else row(log, 30, 20, claim=None, outcome="duplicate", duplicate_of=str(names)))
+    rows.append(
+        row(log, 30, 20)
+        if claim
+        else row(log, 30, 20, claim=None, outcome="duplicate", duplicate_of=str(names))
+    )
     if names is not None:
-        rows[-1].facts["similarity"] = float(rows[-1].vector.astype(float) @ rows[names // 10 - 1].vector.astype(float))
+        rows[-1].facts["similarity"] = float(
+            rows[-1].vector.astype(float) @ rows[names // 10 - 1].vector.astype(float)
+        )
     commits = [{"files": [{"path": "rows"}], "claims_position": 39}]
     found = [*_near(Evidence({}, [], commits, {}, {}, rows, [], [], {}), log)]
     assert any(says in line for line in found) if says else not found, found

@@ -1,6 +1,8 @@
-"""Judges what a dataset left behind (`tests.faults.evidence`) by the design's own words, sharing no code with the service.
+"""Judges what a dataset left behind (`tests.faults.evidence`) by the design's own words, sharing no
+code with the service.
 
-The claim log is decoded and decided here once more, row after row, from its raw bytes (section 6.1 of the design).
+The claim log is decoded and decided here once more, row after row, from its raw bytes (section 6.1
+of the design).
 """
 
 from __future__ import annotations
@@ -66,10 +68,12 @@ class ClaimLog:
     evicted: int = 0
     """How many winners were evicted, the oldest."""
     gone: dict[int, int] = field(default_factory=dict)
-    """Position of a winner → the last one before it was evicted or withdrawn: who has seen more than that cannot find it."""
+    """Position of a winner → the last one before it was evicted or withdrawn: who has seen more
+    than that cannot find it."""
     kinds: Counter[str] = field(default_factory=Counter)
     parted: int = 0
-    """Pairs of winners that are near, the first of which was gone before the search for the second: what `violations` let pass."""
+    """Pairs of winners that are near, the first of which was gone before the search for the second:
+    what `violations` let pass."""
     _opens: dict[int, dict[str, int]] = field(default_factory=dict)
     _floors: dict[int, int] = field(default_factory=dict)
     _terms: defaultdict[int, list[Term]] = field(default_factory=lambda: defaultdict(list))
@@ -81,7 +85,9 @@ class ClaimLog:
         if value[:4] == b"SCLM":
             _, _, dim, partition, rows, term, seen = HEADER.unpack_from(value)
             offsets = np.frombuffer(value, "<i8", rows, HEADER.size)
-            vectors = np.frombuffer(value, "<f2", rows * dim, HEADER.size + 8 * rows).reshape(rows, dim)
+            vectors = np.frombuffer(value, "<f2", rows * dim, HEADER.size + 8 * rows).reshape(
+                rows, dim
+            )
             start = self.position
             for row, (offset, vector) in enumerate(zip(offsets.tolist(), vectors, strict=True), 1):
                 self.kinds[self._claim(partition, term, seen, offset, vector, start)] += 1
@@ -105,13 +111,18 @@ class ClaimLog:
         elif entry["entry"] == "withdraw":
             partition, offset = entry["partition"], entry["offset"]
             counted = self.counted.get((partition, offset))
-            if counted is not None and counted.winner < 0 and self._owns(partition, entry["term"], offset):
+            if (
+                counted is not None
+                and counted.winner < 0
+                and self._owns(partition, entry["term"], offset)
+            ):
                 self.withdrawn.add(counted.position)
                 self.gone.setdefault(counted.position, self.position)
         self.position += 1
 
     def seen(self, origin: Origin) -> int:
-        """What a search for it had seen at least: what the batch before its own had, under the term that could commit it."""
+        """What a search for it had seen at least: what the batch before its own had, under the term
+        that could commit it."""
         partition, offset = origin
         term = next(term for term in reversed(self._terms[partition]) if term.offsets[0] <= offset)
         its = term.seen[bisect_right(term.offsets, offset) - 1]
@@ -131,7 +142,9 @@ class ClaimLog:
             self.gone.setdefault(position, self.position)
         self.evicted = following
 
-    def _claim(self, partition: int, term: int, seen: int, offset: int, vector: np.ndarray, start: int) -> str:
+    def _claim(
+        self, partition: int, term: int, seen: int, offset: int, vector: np.ndarray, start: int
+    ) -> str:
         if not self._owns(partition, term, offset):
             return "void, not under the latest open"
         latest = self._terms[partition][-1]
@@ -147,7 +160,9 @@ class ClaimLog:
         similar = self._vectors[first : len(self._positions)] @ wide
         for at in np.flatnonzero(similar >= self.threshold).tolist():
             if self._positions[first + at] not in self.withdrawn:
-                self.counted[partition, offset] = Counted(self.position, start, vector, self._positions[first + at], float(similar[at]))
+                self.counted[partition, offset] = Counted(
+                    self.position, start, vector, self._positions[first + at], float(similar[at])
+                )
                 return "lost"
         if len(self._positions) == len(self._vectors):
             self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
@@ -167,8 +182,15 @@ def read_log(claims: list[bytes], capacity: int | None = None) -> ClaimLog:
 
 
 def violations(evidence: Evidence, log: ClaimLog) -> list[str]:
-    """Everything that contradicts the invariants; empty if all is well. ``log``: the evidence's claims."""
-    return [*_epochs(evidence), *_records(evidence), *_shards(evidence), *_claims(evidence, log), *_near(evidence, log)]
+    """Everything that contradicts the invariants; empty if all is well. ``log``: the evidence's
+    claims."""
+    return [
+        *_epochs(evidence),
+        *_records(evidence),
+        *_shards(evidence),
+        *_claims(evidence, log),
+        *_near(evidence, log),
+    ]
 
 
 def measures(evidence: Evidence, log: ClaimLog) -> dict[str, Any]:
@@ -176,10 +198,15 @@ def measures(evidence: Evidence, log: ClaimLog) -> dict[str, Any]:
     rows = [row.facts for row in evidence.rows]
     duplicates = [row for row in rows if row["outcome"] == "duplicate"]
     return {
-        **{f"records {name}": count for name, count in sorted(Counter(row["outcome"] for row in rows).items())},
+        **{
+            f"records {name}": count
+            for name, count in sorted(Counter(row["outcome"] for row in rows).items())
+        },
         "duplicates decided by the log": sum(row["claim"] is not None for row in duplicates),
         "duplicates decided by the pre-check": sum(row["claim"] is None for row in duplicates),
-        "accepted although a filter said no later": sum(row["outcome"] == "accepted" and bool(row["flags"]) for row in rows),
+        "accepted although a filter said no later": sum(
+            row["outcome"] == "accepted" and bool(row["flags"]) for row in rows
+        ),
         **{f"claims {name}": count for name, count in sorted(log.kinds.items())},
         "claim log positions": log.position,
         "epochs": sum(bool(manifest["files"]) for manifest in evidence.commits),
@@ -190,7 +217,8 @@ def measures(evidence: Evidence, log: ClaimLog) -> dict[str, Any]:
 
 
 def _epochs(evidence: Evidence) -> Iterator[str]:
-    """The folder shows exactly what the commit log names, and the ranges tile each partition up to the committed offset."""
+    """The folder shows exactly what the commit log names, and the ranges tile each partition up to
+    the committed offset."""
     named: set[str] = set()
     ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
     paths = set()
@@ -209,7 +237,10 @@ def _epochs(evidence: Evidence) -> Iterator[str]:
             named.add(file["path"])
             if evidence.files.get(file["path"]) != (file["bytes"], file["sha256"]):
                 yield f"{file['path']} is not the file of {path}"
-    yield from (f"{path} is in no committed epoch" for path in [*evidence.manifests.keys() - paths, *evidence.files.keys() - named])
+    yield from (
+        f"{path} is in no committed epoch"
+        for path in [*evidence.manifests.keys() - paths, *evidence.files.keys() - named]
+    )
     yield from (f"{path} is left in staging" for path in evidence.staged)
     for partition, found in sorted(ranges.items()):
         at = 0
@@ -226,7 +257,9 @@ def _records(evidence: Evidence) -> Iterator[str]:
     rows = Counter(row.origin for row in evidence.rows)
     yield from (f"{origin} is lost" for origin in evidence.produced.keys() - rows.keys())
     yield from (f"{origin} was never produced" for origin in rows.keys() - evidence.produced.keys())
-    yield from (f"{origin} was decided {count} times" for origin, count in rows.items() if count > 1)
+    yield from (
+        f"{origin} was decided {count} times" for origin, count in rows.items() if count > 1
+    )
     for row in evidence.rows:
         produced, facts = evidence.produced.get(row.origin), row.facts
         if facts["key"] != _key(row.origin):
@@ -238,19 +271,24 @@ def _records(evidence: Evidence) -> Iterator[str]:
 
 
 def _shards(evidence: Evidence) -> Iterator[str]:
-    """Exactly the accepted records are in the shards, byte for byte as they were produced, each once."""
+    """Exactly the accepted records are in the shards, byte for byte as they were produced, each
+    once."""
     samples: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
     for shard, key, extension, sha256 in evidence.members:
         if extension in samples[key]:
             yield f"{key}.{extension} is in the shards twice: {samples[key][extension][0]}, {shard}"
         samples[key][extension] = shard, sha256
-    accepted = {row.facts["key"]: row for row in evidence.rows if row.facts["outcome"] == "accepted"}
+    accepted = {
+        row.facts["key"]: row for row in evidence.rows if row.facts["outcome"] == "accepted"
+    }
     yield from (f"{key} is accepted and in no shard" for key in accepted.keys() - samples.keys())
     yield from (f"{key} is in a shard and not accepted" for key in samples.keys() - accepted.keys())
     for key in accepted.keys() & samples.keys():
         row, produced = accepted[key].facts, evidence.produced.get(accepted[key].origin)
         shard = row["shard"]
-        if {"json", "txt", row["format"]} != samples[key].keys() or {found for found, _ in samples[key].values()} != {shard}:
+        if {"json", "txt", row["format"]} != samples[key].keys() or {
+            found for found, _ in samples[key].values()
+        } != {shard}:
             yield f"{key} is not whole in its shard {shard}: {samples[key]}"
         elif produced is not None:
             if samples[key][row["format"]][1] != produced.sha256:
@@ -279,26 +317,41 @@ def _claims(evidence: Evidence, log: ClaimLog) -> Iterator[str]:
         if counted.winner < 0:
             if outcome != "accepted" or NEAR in facts["flags"]:
                 yield f"{origin} won at {counted.position} and is {outcome}, {facts['flags']}"
-        elif (facts["duplicate_of"], facts["similarity"]) != (_key(log.winners[counted.winner]), counted.similarity):
+        elif (facts["duplicate_of"], facts["similarity"]) != (
+            _key(log.winners[counted.winner]),
+            counted.similarity,
+        ):
             yield f"{origin} lost to {log.winners[counted.winner]} and is a duplicate of {facts['duplicate_of']}"
         elif outcome != "duplicate" and NEAR not in facts["flags"]:
             yield f"{origin} lost at {counted.position} and is {outcome}, {facts['flags']}"
     for row in evidence.rows:
         if row.origin not in log.counted and row.facts["claim"] is not None:
             yield f"{row.origin}: its row names a claim at {row.facts['claim']}, which never counted"
-        if row.origin not in log.counted and row.facts["outcome"] == "accepted" and NEAR not in row.facts["flags"]:
+        if (
+            row.origin not in log.counted
+            and row.facts["outcome"] == "accepted"
+            and NEAR not in row.facts["flags"]
+        ):
             yield f"{row.origin} is accepted without a claim that counted"
 
 
 def _near(evidence: Evidence, log: ClaimLog) -> Iterator[str]:
-    """Brute force in float64 over all winners, withdrawn ones too: none is near an earlier one that was not gone; a duplicate names the
-    lowest that its search can have found."""
-    winners = [row for row in evidence.rows if row.facts["reason"] == "withdrawn" or _is_winner(row)]
+    """Brute force in float64 over all winners, withdrawn ones too: none is near an earlier one that
+    was not gone; a duplicate names the lowest that its search can have found."""
+    winners = [
+        row for row in evidence.rows if row.facts["reason"] == "withdrawn" or _is_winner(row)
+    ]
     winners.sort(key=lambda row: -1 if row.facts["claim"] is None else row.facts["claim"])
-    duplicates = [row for row in evidence.rows if row.facts["outcome"] == "duplicate" or NEAR in row.facts["flags"]]
+    duplicates = [
+        row
+        for row in evidence.rows
+        if row.facts["outcome"] == "duplicate" or NEAR in row.facts["flags"]
+    ]
     missing = [row for row in [*winners, *duplicates] if row.vector is None]
     if missing or not winners:
-        yield from (f"{row.origin} is {row.facts['outcome']} and has no embedding" for row in missing)
+        yield from (
+            f"{row.origin} is {row.facts['outcome']} and has no embedding" for row in missing
+        )
         return
     known = np.stack([row.vector for row in winners]).astype(np.float64)
     gone = np.array([log.gone.get(row.facts["claim"], NEVER) for row in winners])
@@ -313,16 +366,26 @@ def _near(evidence: Evidence, log: ClaimLog) -> Iterator[str]:
             else:
                 yield f"{winners[left].origin} and {winners[at + right].origin} are both accepted, similarity {known[left] @ here[right]!r}"
     number = {row.facts["key"]: at for at, row in enumerate(winners)}
-    sealed = {file["path"]: manifest["claims_position"] for manifest in evidence.commits for file in manifest["files"]}
+    sealed = {
+        file["path"]: manifest["claims_position"]
+        for manifest in evidence.commits
+        for file in manifest["files"]
+    }
     for at in range(0, len(duplicates), BLOCK):
         part = duplicates[at : at + BLOCK]
         similar = known @ np.stack([row.vector for row in part]).astype(np.float64).T
         for i, row in enumerate(part):
             counted, named = log.counted.get(row.origin), number.get(row.facts["duplicate_of"])
             until = sealed.get(row.file, NEVER) if counted is None else counted.start
-            until = min(until, gone[named]) if named is not None else 0  # a search at which what it names was there: what was gone by then?
+            until = (
+                min(until, gone[named]) if named is not None else 0
+            )  # a search at which what it names was there: what was gone by then?
             near = np.flatnonzero((similar[:, i] >= log.threshold) & (gone >= until))
-            yield from _named(row, winners[near[0]] if len(near) else None, float(similar[near[0], i]) if len(near) else 0.0)
+            yield from _named(
+                row,
+                winners[near[0]] if len(near) else None,
+                float(similar[near[0], i]) if len(near) else 0.0,
+            )
             if counted is None and named is not None and gone[named] < log.seen(row.origin):
                 yield f"{row.origin} is a duplicate of {row.facts['duplicate_of']}, which was gone at {gone[named]}, before the search for it"
 

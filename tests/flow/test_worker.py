@@ -1,4 +1,5 @@
-"""`Worker` and `Failure`: the first thread that fails stops all, and its exception is the one that is told."""
+"""`Worker` and `Failure`: the first thread that fails stops all, and its exception is the one that
+is told."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def test_a_failing_thread_sets_stop_and_its_error_is_raised_in_the_callers_threa
         assert raised.value is error
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), MemoryError(), GeneratorExit()])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), MemoryError(), GeneratorExit()]
+)
 def test_whatever_a_thread_raises_stops_the_process(error: BaseException) -> None:
     failure = Failure()
 
@@ -54,7 +57,10 @@ def test_whatever_a_thread_raises_stops_the_process(error: BaseException) -> Non
 
 def test_the_first_error_is_the_one_that_is_told() -> None:
     failure = Failure()
-    first, second = Worker("first", lambda: _raise("first"), failure), Worker("second", lambda: _raise("second"), failure)
+    first, second = (
+        Worker("first", lambda: _raise("first"), failure),
+        Worker("second", lambda: _raise("second"), failure),
+    )
     first.start()
     assert first.join(10)
     second.start()
@@ -87,7 +93,11 @@ def test_join_says_whether_the_thread_ended_and_stop_ends_it() -> None:
 
 def test_workers_are_named_daemons() -> None:
     seen: list[tuple[str, bool]] = []
-    worker = Worker("claims", lambda: seen.append((threading.current_thread().name, threading.current_thread().daemon)), Failure())
+    worker = Worker(
+        "claims",
+        lambda: seen.append((threading.current_thread().name, threading.current_thread().daemon)),
+        Failure(),
+    )
     worker.start()
     assert worker.join(10)
     assert seen == [("claims", True)]

@@ -13,7 +13,8 @@ from tests.integration.service import THUMBNAIL, Made, Service
 
 @pytest.fixture
 def make_service(kafka: str, topic_name: str, tmp_path: Path) -> Iterator[Made]:
-    """``make_service(dataset, **settings)``: a service with the light test embedder unless the settings say otherwise."""
+    """``make_service(dataset, **settings)``: a service with the light test embedder unless the
+    settings say otherwise."""
     made: list[Service] = []
 
     def make(dataset: str, **settings: Any) -> Service:

@@ -1,4 +1,5 @@
-"""Real `streamer` processes for the integration tests, and a reader of what they wrote that shares nothing with the service."""
+"""Real `streamer` processes for the integration tests, and a reader of what they wrote that shares
+nothing with the service."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Replica:
                     self.changed.notify_all()
 
     def wait_for(self, text: str, count: int = 1, timeout: float = 60.0) -> None:
-        """Until ``text`` stood in ``count`` lines, or the process ended (AssertionError then, and after the time-out)."""
+        """Until ``text`` stood in ``count`` lines, or the process ended (AssertionError then, and
+        after the time-out)."""
         deadline = time.monotonic() + timeout
         with self.changed:
             while sum(text in line for line in self.lines) < count:
@@ -97,13 +99,23 @@ class Service:
         path.write_text(yaml.safe_dump({**self.settings, **changes}))
         return path
 
-    def start(self, *args: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = (), **changes: Any) -> Replica:
+    def start(
+        self,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        **changes: Any,
+    ) -> Replica:
         """``streamer run``; ``prefix`` is a command that starts the one behind it."""
         return self.launch("run", "-c", str(self.config(**changes)), *args, env=env, prefix=prefix)
 
-    def launch(self, *args: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()) -> Replica:
+    def launch(
+        self, *args: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> Replica:
         command = [*prefix, sys.executable, "-m", "streamer", *args]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=_environment(env))
+        process = subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=_environment(env)
+        )
         replica = Replica(process)
         replica.reader = threading.Thread(target=replica.read, daemon=True)
         replica.reader.start()
@@ -130,14 +142,27 @@ def streamer(
 ) -> subprocess.CompletedProcess[str]:
     """One finished command."""
     done = subprocess.run(
-        [sys.executable, "-m", "streamer", *args], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=_environment(env)
+        [sys.executable, "-m", "streamer", *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=_environment(env),
     )
-    assert expect is None or done.returncode == expect, f"exit {done.returncode}, not {expect}:\n{done.stdout}\n{done.stderr}"
+    assert expect is None or done.returncode == expect, (
+        f"exit {done.returncode}, not {expect}:\n{done.stdout}\n{done.stderr}"
+    )
     return done
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
-    return {**os.environ, "STREAMER_LOG": "json", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", **(extra or {})}
+    return {
+        **os.environ,
+        "STREAMER_LOG": "json",
+        "OMP_NUM_THREADS": "2",
+        "HF_HUB_OFFLINE": "1",
+        **(extra or {}),
+    }
 
 
 def verified(folder: Path | str) -> dict[str, Any]:
@@ -145,7 +170,9 @@ def verified(folder: Path | str) -> dict[str, Any]:
     done = streamer("dataset", "verify", str(folder), "--json", expect=None)
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["ok"], json.dumps(report["problems"][:20], indent=1)
-    assert done.returncode == 0, f"exit {done.returncode} although all is well: {done.stderr[-2000:]}"
+    assert done.returncode == 0, (
+        f"exit {done.returncode} although all is well: {done.stderr[-2000:]}"
+    )
     return report
 
 
@@ -178,15 +205,19 @@ def read_output(folder: Path) -> Output:
                 key, extension = member.name.split(".")
                 file = tar.extractfile(member)
                 assert file is not None
-                assert extension not in members.setdefault(key, {}), f"{member.name} is in two shards"
+                assert extension not in members.setdefault(key, {}), (
+                    f"{member.name} is in two shards"
+                )
                 members[key][extension] = file.read()
                 shard_of[key] = str(path.relative_to(folder))
     return Output(rows, members, shard_of)
 
 
-def check_exactly_once(output: Output, produced: Mapping[tuple[int, int], bytes], threshold: float) -> None:
-    """Every produced record is decided once; accepted ones are in the shards as they were produced; duplicates name an accepted record;
-    no two accepted records are near-duplicates."""
+def check_exactly_once(
+    output: Output, produced: Mapping[tuple[int, int], bytes], threshold: float
+) -> None:
+    """Every produced record is decided once; accepted ones are in the shards as they were produced;
+    duplicates name an accepted record; no two accepted records are near-duplicates."""
     origins = [(row["partition"], row["offset"]) for row in output.rows]
     assert len(origins) == len(set(origins)), "a record was decided twice"
     assert set(origins) == set(produced), (
@@ -196,14 +227,24 @@ def check_exactly_once(output: Output, produced: Mapping[tuple[int, int], bytes]
     assert set(output.members) == set(accepted)
     for key, row in accepted.items():
         image = output.members[key][row["format"]]
-        assert hashlib.sha256(image).hexdigest() == hashlib.sha256(produced[row["partition"], row["offset"]]).hexdigest() == row["sha256"]
+        assert (
+            hashlib.sha256(image).hexdigest()
+            == hashlib.sha256(produced[row["partition"], row["offset"]]).hexdigest()
+            == row["sha256"]
+        )
         assert row["shard"] == output.shard_of[key]
     for row in output.of("duplicate"):
-        assert row["duplicate_of"] in accepted, f"{row['key']} is a duplicate of {row['duplicate_of']}, which is not accepted"
+        assert row["duplicate_of"] in accepted, (
+            f"{row['key']} is a duplicate of {row['duplicate_of']}, which is not accepted"
+        )
         assert row["similarity"] >= threshold
-        pair = np.array(row["embedding"], np.float64) @ np.array(accepted[row["duplicate_of"]]["embedding"], np.float64)
+        pair = np.array(row["embedding"], np.float64) @ np.array(
+            accepted[row["duplicate_of"]]["embedding"], np.float64
+        )
         assert pair == row["similarity"]
-    vectors = np.array([row["embedding"] for row in accepted.values() if not row["flags"]], np.float64)
+    vectors = np.array(
+        [row["embedding"] for row in accepted.values() if not row["flags"]], np.float64
+    )
     if len(vectors):
         gram = vectors @ vectors.T
         np.fill_diagonal(gram, -1.0)
@@ -218,8 +259,11 @@ def read_claims(kafka: str, topic: str) -> Iterator[bytes]:
         yield stored.value
 
 
-def photographs(count: int, seed: int, near_duplicates: float = 0.3, invalid: float = 0.03, small: float = 0.05) -> list[bytes]:
-    """Distinct smooth pictures, re-encodings of earlier ones, broken files and tiny ones, in a random order that the seed fixes."""
+def photographs(
+    count: int, seed: int, near_duplicates: float = 0.3, invalid: float = 0.03, small: float = 0.05
+) -> list[bytes]:
+    """Distinct smooth pictures, re-encodings of earlier ones, broken files and tiny ones, in a
+    random order that the seed fixes."""
     from PIL import Image
 
     from streamer.testing import jpeg
@@ -234,9 +278,15 @@ def photographs(count: int, seed: int, near_duplicates: float = 0.3, invalid: fl
         elif kind < invalid + small:
             made.append(jpeg(seed * 100_000 + i, size=(20, 20)))
         elif kind < invalid + small + near_duplicates and originals:
-            image = Image.open(io.BytesIO(originals[int(rng.integers(max(0, len(originals) - 200), len(originals)))]))
+            image = Image.open(
+                io.BytesIO(
+                    originals[int(rng.integers(max(0, len(originals) - 200), len(originals)))]
+                )
+            )
             buffer = io.BytesIO()
-            image.resize((int(rng.integers(80, 130)), int(rng.integers(60, 90)))).save(buffer, "JPEG", quality=int(rng.integers(40, 95)))
+            image.resize((int(rng.integers(80, 130)), int(rng.integers(60, 90)))).save(
+                buffer, "JPEG", quality=int(rng.integers(40, 95))
+            )
             made.append(buffer.getvalue())
         else:
             made.append(jpeg(seed * 100_000 + i))

@@ -35,18 +35,52 @@ CASES: dict[str, tuple[Callable[[dict[str, Any], Path], None], int, tuple[str, .
     "typo": (_changed(bacth={"size": 3}), 2, ("bacth", "did you mean 'batch'")),
     "typo in a section": (_changed(batch={"sise": 3}), 2, ("batch.sise", "did you mean 'size'")),
     "unknown head field": (
-        _changed(filters=[{"field": "aestetic_score", "at_least": 1}], heads=[{"type": "aesthetic"}]),
+        _changed(
+            filters=[{"field": "aestetic_score", "at_least": 1}], heads=[{"type": "aesthetic"}]
+        ),
         2,
         ("aestetic_score", "aesthetic_score"),
     ),
-    "unknown head type": (_changed(heads=[{"type": "aestetic"}]), 2, ("heads.0.type", "did you mean 'aesthetic'")),
-    "missing weights": (_changed(heads=[{"type": "linear", "name": "cat", "weights": "/nowhere/cat.pth"}]), 2, ("/nowhere/cat.pth",)),
-    "missing plugin": (_changed(embedder={"type": "tests.plugins.nothing:Embedder"}), 2, ("tests.plugins.nothing",)),
-    "plugin of another kind": (_changed(embedder={"type": "tests.plugins.thumbnail:Moody"}), 2, ("ImageEmbedder",)),
-    "protocol property": (_changed(kafka={"client": {"enable.auto.commit": True}}), 2, ("enable.auto.commit",)),
-    "unreachable broker": (_changed(kafka={"bootstrap_servers": "127.0.0.1:9"}), 1, ("127.0.0.1:9", "bootstrap_servers")),
-    "missing topic": (_changed(kafka={"topic": "no-such-topic"}), 1, ("no-such-topic", "does not exist")),
-    "missing GPU for the index": (_changed(dedup={"threshold": 0.9, "device": "cuda:63"}), 2, ("dedup.device: cuda:63", "no such GPU")),
+    "unknown head type": (
+        _changed(heads=[{"type": "aestetic"}]),
+        2,
+        ("heads.0.type", "did you mean 'aesthetic'"),
+    ),
+    "missing weights": (
+        _changed(heads=[{"type": "linear", "name": "cat", "weights": "/nowhere/cat.pth"}]),
+        2,
+        ("/nowhere/cat.pth",),
+    ),
+    "missing plugin": (
+        _changed(embedder={"type": "tests.plugins.nothing:Embedder"}),
+        2,
+        ("tests.plugins.nothing",),
+    ),
+    "plugin of another kind": (
+        _changed(embedder={"type": "tests.plugins.thumbnail:Moody"}),
+        2,
+        ("ImageEmbedder",),
+    ),
+    "protocol property": (
+        _changed(kafka={"client": {"enable.auto.commit": True}}),
+        2,
+        ("enable.auto.commit",),
+    ),
+    "unreachable broker": (
+        _changed(kafka={"bootstrap_servers": "127.0.0.1:9"}),
+        1,
+        ("127.0.0.1:9", "bootstrap_servers"),
+    ),
+    "missing topic": (
+        _changed(kafka={"topic": "no-such-topic"}),
+        1,
+        ("no-such-topic", "does not exist"),
+    ),
+    "missing GPU for the index": (
+        _changed(dedup={"threshold": 0.9, "device": "cuda:63"}),
+        2,
+        ("dedup.device: cuda:63", "no such GPU"),
+    ),
     "unwritable output": (_unwritable, 1, ("file/out",)),
 }
 
@@ -65,7 +99,9 @@ def test_wrong_config_ends_at_once_with_one_message(
     message = replica.lines[-1]
     assert all(word in message for word in words), replica.log
     assert "Traceback" not in replica.log
-    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").rglob("*")), list((tmp_path / "out").rglob("*"))
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").rglob("*")), list(
+        (tmp_path / "out").rglob("*")
+    )
     for name in ("claims", "commits", "dead"):
         with pytest.raises(DependencyError):
             read_topic(kafka, f"{dataset_name}.{name}")
@@ -78,19 +114,39 @@ def test_config_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "word"), [({"dedup": {"threshold": 0.9}}, "threshold"), ({"embedder": "other"}, "embedder"), ({"dedup": False}, "threshold")]
+    ("change", "word"),
+    [
+        ({"dedup": {"threshold": 0.9}}, "threshold"),
+        ({"embedder": "other"}, "embedder"),
+        ({"dedup": False}, "threshold"),
+    ],
 )
 def test_dataset_with_another_threshold_or_model(
-    change: dict[str, Any], word: str, kafka: str, topic_name: str, dataset_name: str, make_service: Made
+    change: dict[str, Any],
+    word: str,
+    kafka: str,
+    topic_name: str,
+    dataset_name: str,
+    make_service: Made,
 ) -> None:
     create_topic(kafka, topic_name)
     produce(kafka, topic_name, [(image, {}) for image in photographs(8, seed=3)])
     service = make_service(dataset_name)
     service.run("--until", "end")
-    checked = json.loads(streamer("check", "--json", "-c", str(service.config())).stdout)["checks"][-1]
-    assert checked["detail"] == f"{dataset_name} exists, with the same topic, embedder and threshold"
+    checked = json.loads(streamer("check", "--json", "-c", str(service.config())).stdout)["checks"][
+        -1
+    ]
+    assert (
+        checked["detail"] == f"{dataset_name} exists, with the same topic, embedder and threshold"
+    )
     asked = json.loads(
-        streamer("check", "--json", "-c", str(service.config(dedup={"threshold": 0.9, "snapshots": "/proc/x"})), expect=None).stdout
+        streamer(
+            "check",
+            "--json",
+            "-c",
+            str(service.config(dedup={"threshold": 0.9, "snapshots": "/proc/x"})),
+            expect=None,
+        ).stdout
     )
     wrong = [check for check in asked["checks"] if not check["ok"]]
     assert wrong[0]["check"] == "index", asked
@@ -103,7 +159,9 @@ def test_dataset_with_another_threshold_or_model(
     assert dataset_name in replica.lines[-1]
     assert word in replica.lines[-1]
     assert "replay" in replica.lines[-1]
-    checked = json.loads(streamer("check", "--json", "-c", str(service.config(**change)), expect=2).stdout)["checks"][-1]
+    checked = json.loads(
+        streamer("check", "--json", "-c", str(service.config(**change)), expect=2).stdout
+    )["checks"][-1]
     assert (checked["check"], checked["ok"]) == ("dataset", False)
     assert word in checked["detail"]
     assert sorted(str(path) for path in service.output.rglob("*")) == before

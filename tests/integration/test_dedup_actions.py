@@ -1,4 +1,5 @@
-"""``dedup.action: flag`` and ``dedup: off``: every sound record is accepted, once, also over a kill -9."""
+"""``dedup.action: flag`` and ``dedup: off``: every sound record is accepted, once, also over a kill
+-9."""
 
 from __future__ import annotations
 
@@ -29,8 +30,14 @@ def test_duplicates_flagged_and_duplicates_not_looked_for(
 ) -> None:
     images = photographs(500, seed=31)
     create_topic(kafka, topic_name, partitions=2)
-    origins = produce(kafka, topic_name, [(image, {"text": str(i)}) for i, image in enumerate(images)])
-    flag = make_service(f"{dataset_name}-flag", dedup={"threshold": TAU, "action": "flag"}, **_settings(tmp_path, "flag"))
+    origins = produce(
+        kafka, topic_name, [(image, {"text": str(i)}) for i, image in enumerate(images)]
+    )
+    flag = make_service(
+        f"{dataset_name}-flag",
+        dedup={"threshold": TAU, "action": "flag"},
+        **_settings(tmp_path, "flag"),
+    )
     off = make_service(f"{dataset_name}-off", dedup=False, **_settings(tmp_path, "off"))
     first = [service.start("--until", "end") for service in (flag, off)]
     for replica in first:
@@ -58,7 +65,8 @@ def test_duplicates_flagged_and_duplicates_not_looked_for(
 
 
 def _check_flags(service: Service) -> None:
-    """A flagged record names a winner that is not flagged itself, and winners are no duplicates of each other."""
+    """A flagged record names a winner that is not flagged itself, and winners are no duplicates of
+    each other."""
     accepted = {row["key"]: row for row in read_output(service.output).of("accepted")}
     flagged = [row for row in accepted.values() if row["flags"]]
     assert len(flagged) > 50
@@ -68,10 +76,15 @@ def _check_flags(service: Service) -> None:
         assert not winner["flags"]
         exact = np.array(row["embedding"], np.float64) @ np.array(winner["embedding"], np.float64)
         assert row["similarity"] == exact >= TAU
-    winners = np.array([row["embedding"] for row in accepted.values() if not row["flags"]], np.float64)
+    winners = np.array(
+        [row["embedding"] for row in accepted.values() if not row["flags"]], np.float64
+    )
     gram = winners @ winners.T
     np.fill_diagonal(gram, -1)
     assert gram.max() < TAU
-    counts = [json.loads(path.read_text())["counts"] for path in (service.output / "manifests").glob("*.json")]
+    counts = [
+        json.loads(path.read_text())["counts"]
+        for path in (service.output / "manifests").glob("*.json")
+    ]
     assert sum(c.get("accepted", 0) for c in counts) == len(accepted)
     assert not any("duplicate" in c for c in counts)

@@ -9,21 +9,34 @@ from streamer.testing import create_topic, produce, read_topic
 from tests.integration.service import Made, check_exactly_once, photographs, read_output, verified
 
 
-def test_bounded_run_decides_every_record_once(kafka: str, topic_name: str, dataset_name: str, make_service: Made) -> None:
+def test_bounded_run_decides_every_record_once(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made
+) -> None:
     images = photographs(400, seed=1)
     create_topic(kafka, topic_name, partitions=3)
-    origins = produce(kafka, topic_name, [(image, {"text": f"picture {i}", "id": str(i)}) for i, image in enumerate(images)])
+    origins = produce(
+        kafka,
+        topic_name,
+        [(image, {"text": f"picture {i}", "id": str(i)}) for i, image in enumerate(images)],
+    )
     service = make_service(dataset_name, filters=[{"field": "min_side", "at_least": 40}])
     service.run("--until", "end")
     output = read_output(service.output)
     check_exactly_once(output, dict(zip(origins, images, strict=True)), threshold=0.97)
     report = verified(service.output)
     assert report["records"] == len(images)
-    assert {outcome for outcome, n in report["outcomes"].items() if n} == {"accepted", "filtered", "duplicate", "invalid"}
+    assert {outcome for outcome, n in report["outcomes"].items() if n} == {
+        "accepted",
+        "filtered",
+        "duplicate",
+        "invalid",
+    }
     dead = read_topic(kafka, f"{dataset_name}.dead")
     invalid = {(row["partition"], row["offset"]): row["reason"] for row in output.of("invalid")}
     assert {
-        (int(dict(d.headers)["streamer-partition"]), int(dict(d.headers)["streamer-offset"])): dict(d.headers)["streamer-reason"].decode()
+        (int(dict(d.headers)["streamer-partition"]), int(dict(d.headers)["streamer-offset"])): dict(
+            d.headers
+        )["streamer-reason"].decode()
         for d in dead
     } == invalid
     sample = output.members[output.of("accepted")[0]["key"]]
@@ -31,7 +44,9 @@ def test_bounded_run_decides_every_record_once(kafka: str, topic_name: str, data
     assert json.loads(sample["json"])
 
 
-def test_sigterm_drains_seals_commits_and_ends_with_0(kafka: str, topic_name: str, dataset_name: str, make_service: Made) -> None:
+def test_sigterm_drains_seals_commits_and_ends_with_0(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made
+) -> None:
     images = photographs(60, seed=2)
     create_topic(kafka, topic_name, partitions=1)
     origins = produce(kafka, topic_name, [(image, {}) for image in images])
@@ -44,5 +59,7 @@ def test_sigterm_drains_seals_commits_and_ends_with_0(kafka: str, topic_name: st
     assert dataset_name in replica.lines[0]
     assert "ended well" in replica.lines[-1]
     service.run("--until", "end")
-    check_exactly_once(read_output(service.output), dict(zip(origins, images, strict=True)), threshold=0.97)
+    check_exactly_once(
+        read_output(service.output), dict(zip(origins, images, strict=True)), threshold=0.97
+    )
     verified(service.output)

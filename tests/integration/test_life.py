@@ -1,4 +1,5 @@
-"""How a replica ends: signals, times, full disks, broken plugins, namesakes. Always with one message, and with nothing half-written visible."""
+"""How a replica ends: signals, times, full disks, broken plugins, namesakes. Always with one
+message, and with nothing half-written visible."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from typing import Any
 import pytest
 
 from streamer.testing import create_topic, produce, read_topic
-from tests.integration.service import Made, Replica, check_exactly_once, photographs, read_output, verified
+from tests.integration.service import (
+    Made,
+    Replica,
+    check_exactly_once,
+    photographs,
+    read_output,
+    verified,
+)
 
 TAU = 0.97
 SLOW = {"type": "tests.plugins.thumbnail:ThumbnailEmbedder", "args": {"delay_ms": 60}}
@@ -22,7 +30,12 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    output = {"path": str(tmp_path / "out"), "epoch_records": 60, "seal_after": "1s", **changes.pop("output", {})}
+    output = {
+        "path": str(tmp_path / "out"),
+        "epoch_records": 60,
+        "seal_after": "1s",
+        **changes.pop("output", {}),
+    }
     return {"embedder": SLOW, "batch": {"size": 16, "linger": "10ms"}, "output": output, **changes}
 
 
@@ -34,8 +47,11 @@ def files(folder: Path) -> list[Path]:
 # By itself, and by signals
 
 
-def test_a_run_until_a_time(kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path) -> None:
-    """Records with a time stamp before it are decided, later ones are not; waiting for the time is part of it."""
+def test_a_run_until_a_time(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
+) -> None:
+    """Records with a time stamp before it are decided, later ones are not; waiting for the time is
+    part of it."""
     images = photographs(90, seed=61)
     create_topic(kafka, topic_name, partitions=2)
     origins = produce(kafka, topic_name, [(image, {}) for image in images])
@@ -83,7 +99,9 @@ def test_a_second_signal_ends_at_once_and_nothing_is_lost(
 
 
 @pytest.mark.parametrize("when", ["loading", "idle"])
-def test_sigterm_before_there_is_anything_to_drain(when: str, kafka: str, topic_name: str, dataset_name: str, make_service: Made) -> None:
+def test_sigterm_before_there_is_anything_to_drain(
+    when: str, kafka: str, topic_name: str, dataset_name: str, make_service: Made
+) -> None:
     create_topic(kafka, topic_name)
     service = make_service(dataset_name)
     replica = service.start()
@@ -94,7 +112,9 @@ def test_sigterm_before_there_is_anything_to_drain(when: str, kafka: str, topic_
 
 
 @pytest.mark.parametrize("after_s", [0.05, 0.3, 0.6, 0.9, 1.2, 2.0])
-def test_sigterm_during_the_imports(after_s: float, kafka: str, topic_name: str, dataset_name: str, make_service: Made) -> None:
+def test_sigterm_during_the_imports(
+    after_s: float, kafka: str, topic_name: str, dataset_name: str, make_service: Made
+) -> None:
     """By the signal itself, as any process that has no handler yet, or by ours."""
     create_topic(kafka, topic_name)
     replica = make_service(dataset_name).start()
@@ -118,7 +138,9 @@ def test_a_plugin_that_breaks_ends_the_process_and_a_fixed_one_goes_on(
     began = time.monotonic()
     replica = service.run("--until", "end", expect=1)
     assert time.monotonic() - began < 60
-    assert any("RuntimeError: the accelerator fell off the bus" in line for line in replica.lines), replica.log
+    assert any(
+        "RuntimeError: the accelerator fell off the bus" in line for line in replica.lines
+    ), replica.log
     before = read_output(service.output)
     verified(service.output)
     assert 0 < len(before.rows) < len(images)
@@ -130,12 +152,17 @@ def test_a_plugin_that_breaks_ends_the_process_and_a_fixed_one_goes_on(
 def test_a_full_disk_ends_the_process_and_the_next_start_goes_on(
     kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
 ) -> None:
-    """A limit on the size of files stands for a full disk: root would not notice a read-only folder."""
+    """A limit on the size of files stands for a full disk: root would not notice a read-only
+    folder."""
     images = photographs(200, seed=65)
     create_topic(kafka, topic_name)
     origins = produce(kafka, topic_name, [(image, {}) for image in images])
-    service = make_service(dataset_name, **settings(tmp_path, output={"epoch_records": 1000, "seal_after": "1h"}))
-    replica = service.start("--until", "end", prefix=("sh", "-c", 'ulimit -f 80; exec "$@"', "sh"))  # 40 960 bytes a file
+    service = make_service(
+        dataset_name, **settings(tmp_path, output={"epoch_records": 1000, "seal_after": "1h"})
+    )
+    replica = service.start(
+        "--until", "end", prefix=("sh", "-c", 'ulimit -f 80; exec "$@"', "sh")
+    )  # 40 960 bytes a file
     assert replica.end() == 1, replica.log
     message = replica.lines[-1]
     assert "File too large" in message, replica.log
@@ -165,11 +192,16 @@ def test_a_port_in_use_ends_the_start_before_anything_is_written(
     began = time.monotonic()
     replica = service.run("--until", "end", expect=1)
     assert time.monotonic() - began < 30
-    assert all(word in replica.lines[-1] for word in ("http.port", str(port_in_use), "set http.port to another")), replica.log
+    assert all(
+        word in replica.lines[-1]
+        for word in ("http.port", str(port_in_use), "set http.port to another")
+    ), replica.log
     assert not service.output.exists()
 
 
-def test_too_many_invalid_records_blow_the_fuse(kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path) -> None:
+def test_too_many_invalid_records_blow_the_fuse(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
+) -> None:
     images = photographs(200, seed=66, invalid=0.6)
     create_topic(kafka, topic_name)
     produce(kafka, topic_name, [(image, {}) for image in images])
@@ -192,7 +224,9 @@ def test_of_two_processes_with_one_name_the_older_ends_with_75(
     images = photographs(300, seed=67)
     create_topic(kafka, topic_name, partitions=2)
     origins = produce(kafka, topic_name, [(image, {}) for image in images[:150]])
-    service = make_service(dataset_name, **settings(tmp_path, output={"epoch_records": 1000, "seal_after": "3s"}))
+    service = make_service(
+        dataset_name, **settings(tmp_path, output={"epoch_records": 1000, "seal_after": "3s"})
+    )
     if static:
         service.settings["kafka"] = {**service.settings["kafka"], "group_instance_id": "w0"}
     older = service.start()
@@ -201,7 +235,9 @@ def test_of_two_processes_with_one_name_the_older_ends_with_75(
     time.sleep(0.5)  # an epoch is open, its files are in the folder that the namesake cleans up
     newer = service.start()
     newer.wait_for("partitions assigned", timeout=90)
-    if older.process.poll() is None:  # it may have committed just before: it hears of its namesake at its next commit
+    if (
+        older.process.poll() is None
+    ):  # it may have committed just before: it hears of its namesake at its next commit
         origins += produce(kafka, topic_name, [(image, {}) for image in images[220:]])
     else:
         images = images[:220]
@@ -217,7 +253,13 @@ def test_of_two_processes_with_one_name_the_older_ends_with_75(
 
 def _until_decided(replica: Replica, folder: Path, count: int) -> None:
     deadline = time.monotonic() + 90
-    while sum(sum(json.loads(path.read_text())["counts"].values()) for path in (folder / "manifests").glob("*.json")) < count:
+    while (
+        sum(
+            sum(json.loads(path.read_text())["counts"].values())
+            for path in (folder / "manifests").glob("*.json")
+        )
+        < count
+    ):
         assert replica.process.poll() is None, replica.log
         assert time.monotonic() < deadline, replica.log
         time.sleep(0.1)

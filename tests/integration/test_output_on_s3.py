@@ -12,7 +12,14 @@ import pytest
 from pyarrow import fs
 
 from streamer.testing import create_topic, produce
-from tests.integration.service import Made, check_exactly_once, photographs, read_output, streamer, verified
+from tests.integration.service import (
+    Made,
+    check_exactly_once,
+    photographs,
+    read_output,
+    streamer,
+    verified,
+)
 from tests.sink_data import s3_server
 
 TAU = 0.97
@@ -26,11 +33,18 @@ def s3_query() -> Iterator[str]:
 
 @pytest.mark.timeout(300)
 def test_the_line_on_s3_over_a_kill_9(
-    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path, s3_query: str
+    kafka: str,
+    topic_name: str,
+    dataset_name: str,
+    make_service: Made,
+    tmp_path: Path,
+    s3_query: str,
 ) -> None:
     images = photographs(400, seed=41)
     create_topic(kafka, topic_name, partitions=2)
-    origins = produce(kafka, topic_name, [(image, {"text": str(i)}) for i, image in enumerate(images)])
+    origins = produce(
+        kafka, topic_name, [(image, {"text": str(i)}) for i, image in enumerate(images)]
+    )
     prefix = f"curated/{uuid.uuid4().hex}/out"
     settings: dict[str, Any] = {
         "embedder": {"type": "tests.plugins.thumbnail:ThumbnailEmbedder", "args": {"delay_ms": 60}},
@@ -56,7 +70,9 @@ def test_the_line_on_s3_over_a_kill_9(
     assert "accepted" in streamer("dataset", "stats", uri).stdout
 
 
-def test_a_bucket_that_is_not_there(kafka: str, topic_name: str, dataset_name: str, make_service: Made, s3_query: str) -> None:
+def test_a_bucket_that_is_not_there(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, s3_query: str
+) -> None:
     create_topic(kafka, topic_name)
     service = make_service(dataset_name, output={"path": f"s3://nowhere-at-all/out{s3_query}"})
     before = time.monotonic()

@@ -1,4 +1,5 @@
-"""The main job: photographs and hostile files from a folder, through Kafka, into shards that every loader opens."""
+"""The main job: photographs and hostile files from a folder, through Kafka, into shards that every
+loader opens."""
 
 from __future__ import annotations
 
@@ -26,11 +27,22 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def demo_embedder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     checkpoint = write_demo_checkpoint(tmp_path_factory.mktemp("weights") / "lite0.safetensors")
-    return {"type": "timm", "model": "tf_efficientnet_lite0", "pretrained": False, "checkpoint": str(checkpoint)}
+    return {
+        "type": "timm",
+        "model": "tf_efficientnet_lite0",
+        "pretrained": False,
+        "checkpoint": str(checkpoint),
+    }
 
 
 def test_photographs_end_in_shards_that_every_loader_opens(
-    kafka: str, topic_name: str, dataset_name: str, make_service: Made, shared_data: Path, demo_embedder: dict[str, Any], tmp_path: Path
+    kafka: str,
+    topic_name: str,
+    dataset_name: str,
+    make_service: Made,
+    shared_data: Path,
+    demo_embedder: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     photos = shared_data / "photos"
     done = streamer(
@@ -51,7 +63,10 @@ def test_photographs_end_in_shards_that_every_loader_opens(
     assert Counter(row["id"] for row in output.rows) == Counter(list(wanted))
     for row in output.rows:
         assert row["sha256"] == wanted[row["id"]]["sha256"]
-        assert (row["width"], row["height"]) == (int(wanted[row["id"]]["width"]), int(wanted[row["id"]]["height"]))
+        assert (row["width"], row["height"]) == (
+            int(wanted[row["id"]]["width"]),
+            int(wanted[row["id"]]["height"]),
+        )
     report = verified(service.output)
     assert report["records"] == len(wanted)
     assert set(report["outcomes"]) >= {"accepted", "filtered"}
@@ -61,9 +76,20 @@ def test_photographs_end_in_shards_that_every_loader_opens(
 
 
 def test_hostile_files_have_their_rows_and_dead_letters(
-    kafka: str, topic_name: str, dataset_name: str, make_service: Made, shared_data: Path, demo_embedder: dict[str, Any], tmp_path: Path
+    kafka: str,
+    topic_name: str,
+    dataset_name: str,
+    make_service: Made,
+    shared_data: Path,
+    demo_embedder: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
-    files = sorted(path for folder in ("hostile", "photos/coco") for path in (shared_data / folder).rglob("*") if path.is_file())
+    files = sorted(
+        path
+        for folder in ("hostile", "photos/coco")
+        for path in (shared_data / folder).rglob("*")
+        if path.is_file()
+    )
     for folder in ("hostile", "photos/coco"):
         streamer(
             "produce", str(shared_data / folder), "--topic", topic_name, "--bootstrap", kafka, "--all-files",
@@ -87,7 +113,10 @@ def test_hostile_files_have_their_rows_and_dead_letters(
     invalid = {(row["partition"], row["offset"]): row["reason"] for row in output.of("invalid")}
     dead = [dict(stored.headers) for stored in read_topic(kafka, f"{dataset_name}.dead")]
     assert {
-        (int(d["streamer-partition"] or b""), int(d["streamer-offset"] or b"")): (d["streamer-reason"] or b"").decode() for d in dead
+        (int(d["streamer-partition"] or b""), int(d["streamer-offset"] or b"")): (
+            d["streamer-reason"] or b""
+        ).decode()
+        for d in dead
     } == invalid
     print(f"peak resident memory {peak / 1e6:.0f} MB, {report['outcomes']}")
     assert peak < 3_000_000_000
@@ -101,7 +130,16 @@ def _peak_resident_bytes(replica: Replica) -> int:
             status = Path(f"/proc/{replica.process.pid}/status").read_text()
         except (FileNotFoundError, ProcessLookupError):
             break
-        peak = max([peak, *(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))])
+        peak = max(
+            [
+                peak,
+                *(
+                    int(line.split()[1]) * 1024
+                    for line in status.splitlines()
+                    if line.startswith("VmHWM")
+                ),
+            ]
+        )
         try:
             replica.process.wait(0.1)
         except subprocess.TimeoutExpired:
@@ -112,7 +150,11 @@ def _peak_resident_bytes(replica: Replica) -> int:
 def _python(code: str, env: dict[str, str] | None = None) -> Any:
     """The JSON that a fresh interpreter prints: the loaders warn and keep global state."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})}
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **(env or {})},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -142,7 +184,9 @@ def _opens_in_datasets(folder: Path, output: Output, tmp_path: Path) -> None:
             """,
             {"HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"},
         )
-        assert {key: text for key, _, text in keys} == {row["key"]: row["text"] for row in output.of("accepted")}, f"streaming={streaming}"
+        assert {key: text for key, _, text in keys} == {
+            row["key"]: row["text"] for row in output.of("accepted")
+        }, f"streaming={streaming}"
 
 
 def _opens_in_duckdb(folder: Path, output: Output) -> None:
@@ -151,4 +195,6 @@ def _opens_in_duckdb(folder: Path, output: Output) -> None:
         query = "select outcome, count(*), count(embedding) from '" + {str(folder)!r} + "/metadata/*.parquet' group by 1"
         print(json.dumps(duckdb.sql(query).fetchall()))
     """)
-    assert {outcome: n for outcome, n, _ in found} == dict(Counter(row["outcome"] for row in output.rows))
+    assert {outcome: n for outcome, n, _ in found} == dict(
+        Counter(row["outcome"] for row in output.rows)
+    )

@@ -1,4 +1,5 @@
-"""Every kind of input record through one real run: each has its row with the right outcome and reason, and its place."""
+"""Every kind of input record through one real run: each has its row with the right outcome and
+reason, and its place."""
 
 from __future__ import annotations
 
@@ -79,7 +80,9 @@ def sha(data: bytes) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_every_kind_of_record(kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path, web: str) -> None:
+def test_every_kind_of_record(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path, web: str
+) -> None:
     allowed, other = tmp_path / "images", tmp_path / "elsewhere"
     for folder in (allowed, other):
         folder.mkdir()
@@ -88,7 +91,9 @@ def test_every_kind_of_record(kafka: str, topic_name: str, dataset_name: str, ma
     (allowed / "link.jpg").symlink_to(other / "f.jpg")
     file = f"file://{allowed}"
     noise = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)).save(noise, "PNG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)).save(
+        noise, "PNG"
+    )
 
     ok = ("accepted", None)
     cases: dict[str, tuple[Value, tuple[str, str | None]]] = {
@@ -148,7 +153,10 @@ def test_every_kind_of_record(kafka: str, topic_name: str, dataset_name: str, ma
         "again": ((jpeg(2, quality=60), {"id": "bear-2"}), ("duplicate", "near_duplicate")),
         "as a PNG": ((png(2), {}), ("duplicate", "near_duplicate")),
     }  # fmt: skip
-    save_file({"weight": _left_minus_right(), "bias": np.zeros(1, np.float32)}, tmp_path / "left.safetensors")
+    save_file(
+        {"weight": _left_minus_right(), "bias": np.zeros(1, np.float32)},
+        tmp_path / "left.safetensors",
+    )
     create_topic(kafka, topic_name)
     produce(kafka, topic_name, [value for value, _ in cases.values()])
     service = make_service(
@@ -171,26 +179,51 @@ def test_every_kind_of_record(kafka: str, topic_name: str, dataset_name: str, ma
     rows = {name: output.by_origin[0, i] for i, name in enumerate(cases)}
     assert len(output.rows) == len(cases)
 
-    assert {name: (r["outcome"], r["reason"]) for name, r in rows.items()} == {name: expected for name, (_, expected) in cases.items()}
+    assert {name: (r["outcome"], r["reason"]) for name, r in rows.items()} == {
+        name: expected for name, (_, expected) in cases.items()
+    }
     left = {name: row["left_score"] for name, row in rows.items()}
     for name, row in rows.items():
         if row["embedding"] is None:
             assert left[name] is None or np.isnan(left[name])
         else:
-            exact = np.array(row["embedding"], np.float64) @ _left_minus_right()[0].astype(np.float64)
+            exact = np.array(row["embedding"], np.float64) @ _left_minus_right()[0].astype(
+                np.float64
+            )
             assert left[name] == pytest.approx(exact, abs=2e-3)
             assert ("leaning" in row["flags"]) == (left[name] > 0.3)
             assert ("too_far" in row["flags"]) == (left[name] > 0.6)
-    assert [name for name in rows if "leaning" in rows[name]["flags"]] == ["leaning", "too far", "too far again"]
+    assert [name for name in rows if "leaning" in rows[name]["flags"]] == [
+        "leaning",
+        "too far",
+        "too far again",
+    ]
 
     described = rows["described"]
-    assert (described["id"], described["text"], described["url"]) == ("bear-1", "ein Bär", "https://example/b.jpg")
+    assert (described["id"], described["text"], described["url"]) == (
+        "bear-1",
+        "ein Bär",
+        "https://example/b.jpg",
+    )
     assert json.loads(described["metadata"]) == {"lang": "de"}
-    assert (described["format"], described["width"], described["height"], described["bytes"]) == ("jpg", 96, 64, len(jpeg(2)))
+    assert (described["format"], described["width"], described["height"], described["bytes"]) == (
+        "jpg",
+        96,
+        64,
+        len(jpeg(2)),
+    )
     assert described["sha256"] == sha(jpeg(2))
     assert rows["other spelling"]["text"] == "capitals"
-    assert (rows["the sniffed format counts"]["format"], rows["webp"]["format"], rows["another format"]["format"]) == ("png", "webp", "gif")
-    assert (rows["base64"]["id"], rows["base64"]["text"], json.loads(rows["base64"]["metadata"])) == (
+    assert (
+        rows["the sniffed format counts"]["format"],
+        rows["webp"]["format"],
+        rows["another format"]["format"],
+    ) == ("png", "webp", "gif")
+    assert (
+        rows["base64"]["id"],
+        rows["base64"]["text"],
+        json.loads(rows["base64"]["metadata"]),
+    ) == (
         "j1",
         "from JSON",
         {"lang": "en", "n": 3},
@@ -198,12 +231,19 @@ def test_every_kind_of_record(kafka: str, topic_name: str, dataset_name: str, ma
     assert rows["cloud event"]["id"] == "e-1"
     assert json.loads(rows["cloud event"]["metadata"]) == {"ce_source": "/cam", "ce_type": "image"}
     assert (rows["file"]["id"], rows["file"]["sha256"]) == ("by-reference", sha(jpeg(910)))
-    assert (rows["file in a header"]["text"], rows["file in a header"]["sha256"]) == ("header", sha(jpeg(911)))
+    assert (rows["file in a header"]["text"], rows["file in a header"]["sha256"]) == (
+        "header",
+        sha(jpeg(911)),
+    )
     assert rows["http"]["sha256"] == sha(SERVED["/a.jpg"])
     assert rows["again"]["duplicate_of"] == described["key"]
     for name, flagged in (("described", False), ("base64", False), ("plain", True)):
         assert ("metadata.lang" in rows[name]["flags"]) == flagged
-    assert rows["small and long"]["flags"] == ["tiny", "text_length", "metadata.lang"]  # all that is known, the first is the reason
+    assert rows["small and long"]["flags"] == [
+        "tiny",
+        "text_length",
+        "metadata.lang",
+    ]  # all that is known, the first is the reason
     assert rows["too small"]["embedding"] is None
 
     for name, data in {
@@ -220,15 +260,21 @@ def test_every_kind_of_record(kafka: str, topic_name: str, dataset_name: str, ma
         assert row["shard"] == output.shard_of[row["key"]]
         assert row["shard"].startswith(f"shards/{row['format']}/")
 
-    dead = {int(dict(d.headers)["streamer-offset"] or b""): d for d in read_topic(kafka, f"{dataset_name}.dead")}
-    names = list(cases)
-    assert {names[o]: (dict(d.headers)["streamer-reason"] or b"").decode() for o, d in dead.items()} == {
-        name: reason for name, (_, (outcome, reason)) in cases.items() if outcome == "invalid"
+    dead = {
+        int(dict(d.headers)["streamer-offset"] or b""): d
+        for d in read_topic(kafka, f"{dataset_name}.dead")
     }
+    names = list(cases)
+    assert {
+        names[o]: (dict(d.headers)["streamer-reason"] or b"").decode() for o, d in dead.items()
+    } == {name: reason for name, (_, (outcome, reason)) in cases.items() if outcome == "invalid"}
     for offset, letter in dead.items():
         value, headers = cases[names[offset]][0]
         assert letter.value == value
-        assert dict(letter.headers).items() >= {k: v.encode() if isinstance(v, str) else v for k, v in headers.items()}.items()
+        assert (
+            dict(letter.headers).items()
+            >= {k: v.encode() if isinstance(v, str) else v for k, v in headers.items()}.items()
+        )
         assert dict(letter.headers)["streamer-topic"] == topic_name.encode()
     report = verified(service.output)
     assert report["records"] == len(cases)

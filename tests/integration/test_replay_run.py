@@ -11,7 +11,16 @@ import pytest
 from streamer.config import Kafka
 from streamer.kafka.admin import Admin
 from streamer.testing import create_topic, produce, read_topic
-from tests.integration.service import Made, Replica, Service, check_exactly_once, photographs, read_output, streamer, verified
+from tests.integration.service import (
+    Made,
+    Replica,
+    Service,
+    check_exactly_once,
+    photographs,
+    read_output,
+    streamer,
+    verified,
+)
 
 TAU = 0.97
 PARTITIONS = (0, 1, 2)
@@ -23,10 +32,17 @@ class Replays:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def start(self, dataset: str, first: str, last: str, writer: str = "w0", delay_ms: int = 0) -> Replica:
-        embedder = {"type": "tests.plugins.thumbnail:ThumbnailEmbedder", "args": {"delay_ms": delay_ms}}
+    def start(
+        self, dataset: str, first: str, last: str, writer: str = "w0", delay_ms: int = 0
+    ) -> Replica:
+        embedder = {
+            "type": "tests.plugins.thumbnail:ThumbnailEmbedder",
+            "args": {"delay_ms": delay_ms},
+        }
         path = str(self.service.config(writer=writer, embedder=embedder))
-        return self.service.launch("replay", "run", "-c", path, "--dataset", dataset, "--from", first, "--until", last)
+        return self.service.launch(
+            "replay", "run", "-c", path, "--dataset", dataset, "--from", first, "--until", last
+        )
 
     def output(self, dataset: str) -> Path:
         return self.service.output.parent / dataset
@@ -39,13 +55,20 @@ def manifests(folder: Path) -> list[dict[str, Any]]:
 def live_state(kafka: str, service: Service) -> tuple[object, ...]:
     """Everything of the live dataset that a replay might touch."""
     admin = Admin(Kafka(bootstrap_servers=kafka, topic=service.settings["kafka"]["topic"]))
-    offsets = admin.committed(f"streamer.{service.dataset}", service.settings["kafka"]["topic"], PARTITIONS)
-    logs = {name: len(read_topic(kafka, f"{service.dataset}.{name}", committed=False)) for name in ("claims", "commits", "dead")}
+    offsets = admin.committed(
+        f"streamer.{service.dataset}", service.settings["kafka"]["topic"], PARTITIONS
+    )
+    logs = {
+        name: len(read_topic(kafka, f"{service.dataset}.{name}", committed=False))
+        for name in ("claims", "commits", "dead")
+    }
     return offsets, logs, sorted(str(path) for path in service.output.rglob("*"))
 
 
 @pytest.mark.timeout(400)
-def test_replays_beside_a_live_dataset(kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path) -> None:
+def test_replays_beside_a_live_dataset(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
+) -> None:
     images = photographs(900, seed=51, invalid=0.0)
     create_topic(kafka, topic_name, partitions=3)
     origins = produce(kafka, topic_name, [(image, {}) for image in images])  # 300 each
@@ -60,13 +83,20 @@ def test_replays_beside_a_live_dataset(kafka: str, topic_name: str, dataset_name
     live = {key: row["outcome"] for key, row in read_output(service.output).by_origin.items()}
     replays = Replays(service)
 
-    # From offsets, a count of them from there. It is killed once, records arrive meanwhile, and two replicas finish it.
-    new, wanted = f"{dataset_name}-again", {(p, o) for p, first in ((0, 20), (1, 50)) for o in range(first, first + 200)}
+    # From offsets, a count of them from there. It is killed once, records arrive meanwhile, and two
+    # replicas finish it.
+    new, wanted = (
+        f"{dataset_name}-again",
+        {(p, o) for p, first in ((0, 20), (1, 50)) for o in range(first, first + 200)},
+    )
     killed = replays.start(new, "offset:0=20,1=50", "count:200", delay_ms=60)
     killed.wait_for("epoch committed", timeout=90)
     killed.kill()
     produce(kafka, topic_name, [(image, {}) for image in photographs(60, seed=52)])
-    pair = [replays.start(new, "offset:0=20,1=50", "count:200", writer=f"w{i}", delay_ms=20) for i in range(2)]
+    pair = [
+        replays.start(new, "offset:0=20,1=50", "count:200", writer=f"w{i}", delay_ms=20)
+        for i in range(2)
+    ]
     # At the same time: a tiny one, of the last ten offsets that there were then.
     small = f"{dataset_name}-small"
     tiny = replays.start(small, "offset:290", "count:10", writer="w5")
@@ -83,20 +113,27 @@ def test_replays_beside_a_live_dataset(kafka: str, topic_name: str, dataset_name
     for m in manifests(replays.output(new)):
         for p, (first, following) in m["partitions"].items():
             tiles.setdefault(p, []).append([first, following])
-    assert {p: (min(t)[0], max(t)[1]) for p, t in tiles.items()} == {"0": (20, 220), "1": (50, 250), "2": (300, 300)}
+    assert {p: (min(t)[0], max(t)[1]) for p, t in tiles.items()} == {
+        "0": (20, 220),
+        "1": (50, 250),
+        "2": (300, 300),
+    }
 
     tiny_rows = read_output(replays.output(small)).by_origin
     assert set(tiny_rows) == {(p, o) for p in PARTITIONS for o in range(290, 300)}
     verified(replays.output(small))
 
-    # Not one offset, entry or file of the live dataset moved, and it has nothing to say about the new names.
+    # Not one offset, entry or file of the live dataset moved, and it has nothing to say about the
+    # new names.
     assert live_state(kafka, service) == before
     done = streamer("lag", "-c", str(service.config()), "--json")
     assert json.loads(done.stdout)["records"] == 60
     assert set(read_output(service.output).by_origin) == set(live)
 
 
-def test_a_replay_into_what_is_no_replays_dataset(kafka: str, topic_name: str, dataset_name: str, make_service: Made) -> None:
+def test_a_replay_into_what_is_no_replays_dataset(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made
+) -> None:
     create_topic(kafka, topic_name)
     produce(kafka, topic_name, [(image, {}) for image in photographs(8, seed=3)])
     live = make_service(dataset_name)

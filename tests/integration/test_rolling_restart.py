@@ -13,15 +13,25 @@ from pathlib import Path
 import pytest
 
 from streamer.testing import create_topic, produce
-from tests.integration.service import Made, Service, check_exactly_once, photographs, read_output, verified
+from tests.integration.service import (
+    Made,
+    Service,
+    check_exactly_once,
+    photographs,
+    read_output,
+    verified,
+)
 
 TAU = 0.97
 Produced = dict[tuple[int, int], bytes]
 
 
 @contextmanager
-def stream(kafka: str, topic: str, images: list[bytes], produced: Produced) -> Iterator[threading.Event]:
-    """Produces ``images`` little by little until there are none left or the event is set; ``produced`` grows."""
+def stream(
+    kafka: str, topic: str, images: list[bytes], produced: Produced
+) -> Iterator[threading.Event]:
+    """Produces ``images`` little by little until there are none left or the event is set;
+    ``produced`` grows."""
     stop = threading.Event()
     errors: list[BaseException] = []
 
@@ -31,7 +41,9 @@ def stream(kafka: str, topic: str, images: list[bytes], produced: Produced) -> I
                 if stop.wait(0.15):
                     return
                 part = images[at : at + 15]
-                produced.update(zip(produce(kafka, topic, [(image, {}) for image in part]), part, strict=True))
+                produced.update(
+                    zip(produce(kafka, topic, [(image, {}) for image in part]), part, strict=True)
+                )
         except BaseException as error:
             errors.append(error)
 
@@ -46,7 +58,10 @@ def stream(kafka: str, topic: str, images: list[bytes], produced: Produced) -> I
 
 
 def decided(service: Service) -> int:
-    return sum(sum(json.loads(path.read_text())["counts"].values()) for path in (service.output / "manifests").glob("*.json"))
+    return sum(
+        sum(json.loads(path.read_text())["counts"].values())
+        for path in (service.output / "manifests").glob("*.json")
+    )
 
 
 @pytest.mark.timeout(300)
@@ -57,7 +72,12 @@ def test_replicas_restarted_one_by_one_while_records_come(
     service = make_service(
         dataset_name,
         embedder={"type": "tests.plugins.thumbnail:ThumbnailEmbedder", "args": {"delay_ms": 15}},
-        output={"path": str(tmp_path / "out"), "epoch_records": 50, "shard_records": 30, "seal_after": "1s"},
+        output={
+            "path": str(tmp_path / "out"),
+            "epoch_records": 50,
+            "shard_records": 30,
+            "seal_after": "1s",
+        },
         batch={"size": 16, "linger": "10ms"},
         dead_letters={"max_ratio": 1},
     )
@@ -76,7 +96,9 @@ def test_replicas_restarted_one_by_one_while_records_come(
     deadline = time.monotonic() + 60
     while decided(service) < len(produced):
         assert time.monotonic() < deadline, [replica.log for replica in running.values()]
-        assert all(replica.process.poll() is None for replica in running.values()), [replica.log for replica in running.values()]
+        assert all(replica.process.poll() is None for replica in running.values()), [
+            replica.log for replica in running.values()
+        ]
         time.sleep(0.2)
     for replica in running.values():
         replica.process.send_signal(signal.SIGTERM)
@@ -87,5 +109,8 @@ def test_replicas_restarted_one_by_one_while_records_come(
     assert len(output.of("duplicate")) > 50
     report = verified(service.output)
     assert report["records"] == len(produced) > 300
-    assert {path.name.rsplit("-", 1)[0] for path in (service.output / "manifests").iterdir()} == {"w0", "w1"}
+    assert {path.name.rsplit("-", 1)[0] for path in (service.output / "manifests").iterdir()} == {
+        "w0",
+        "w1",
+    }
     assert not [path for path in (service.output / ".staging").rglob("*") if path.is_file()]

@@ -1,4 +1,5 @@
-"""``kill -9``, and a start that goes on from a snapshot; what ``streamer index`` says and mends meanwhile."""
+"""``kill -9``, and a start that goes on from a snapshot; what ``streamer index`` says and mends
+meanwhile."""
 
 from __future__ import annotations
 
@@ -10,13 +11,23 @@ from pathlib import Path
 import pytest
 
 from streamer.testing import create_topic, produce
-from tests.integration.service import Made, Service, check_exactly_once, photographs, read_output, streamer, verified
+from tests.integration.service import (
+    Made,
+    Service,
+    check_exactly_once,
+    photographs,
+    read_output,
+    streamer,
+    verified,
+)
 
 TAU = 0.97
 
 
 def index(verb: str, service: Service, *args: str, expect: int = 0) -> dict:
-    return json.loads(streamer("index", verb, "-c", str(service.config()), "--json", *args, expect=expect).stdout)
+    return json.loads(
+        streamer("index", verb, "-c", str(service.config()), "--json", *args, expect=expect).stdout
+    )
 
 
 def restored_from(log: list[str]) -> int:
@@ -35,7 +46,12 @@ def test_a_killed_replica_goes_on_from_its_snapshot(
     service = make_service(
         dataset_name,
         embedder={"type": "tests.plugins.thumbnail:ThumbnailEmbedder", "args": {"delay_ms": 40}},
-        output={"path": str(tmp_path / "out"), "epoch_records": 64, "shard_records": 40, "seal_after": "2s"},
+        output={
+            "path": str(tmp_path / "out"),
+            "epoch_records": 64,
+            "shard_records": 40,
+            "seal_after": "2s",
+        },
         batch={"size": 16, "linger": "10ms"},
         dedup={"threshold": TAU, "snapshot_every": 200},
         dead_letters={"max_ratio": 1},
@@ -120,6 +136,9 @@ def test_what_cannot_be(kafka: str, topic_name: str, dataset_name: str, make_ser
     service = make_service(dataset_name)
     done = streamer("index", "info", "-c", str(service.config()), expect=1)
     assert f"{dataset_name}.claims" in done.stderr
-    for setting, said in (("dedup=off", "dedup is off"), ("dedup.snapshots=off", "dedup.snapshots is off")):
+    for setting, said in (
+        ("dedup=off", "dedup is off"),
+        ("dedup.snapshots=off", "dedup.snapshots is off"),
+    ):
         done = streamer("index", "rebuild", "-c", str(service.config()), "--set", setting, expect=2)
         assert said in done.stderr

@@ -1,4 +1,5 @@
-"""A running replica as its watchers see it: the metrics agree with what was written, the probes with what it does."""
+"""A running replica as its watchers see it: the metrics agree with what was written, the probes
+with what it does."""
 
 from __future__ import annotations
 
@@ -38,17 +39,27 @@ def ask(port: int, path: str) -> tuple[int, str]:
 def scrape(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     status, text = ask(port, "/metrics")
     assert status == 200
-    return {(s.name, tuple(sorted(s.labels.items()))): s.value for f in text_string_to_metric_families(text) for s in f.samples}
+    return {
+        (s.name, tuple(sorted(s.labels.items()))): s.value
+        for f in text_string_to_metric_families(text)
+        for s in f.samples
+    }
 
 
 def total(scraped: dict[Any, float], name: str, **labels: str) -> float:
-    return sum(v for (n, have), v in scraped.items() if n == name and labels.items() <= dict(have).items())
+    return sum(
+        v for (n, have), v in scraped.items() if n == name and labels.items() <= dict(have).items()
+    )
 
 
-def test_metrics_and_probes_of_a_real_run(kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path) -> None:
+def test_metrics_and_probes_of_a_real_run(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
+) -> None:
     images = photographs(398, seed=11)
     (tmp_path / "there.jpg").write_bytes(jpeg(77))
-    references = [(b"", {"uri": f"file://{tmp_path}/{name}"}) for name in ("there.jpg", "not-there.jpg")]
+    references = [
+        (b"", {"uri": f"file://{tmp_path}/{name}"}) for name in ("there.jpg", "not-there.jpg")
+    ]
     records = [*((image, {"text": f"picture {i}"}) for i, image in enumerate(images)), *references]
     create_topic(kafka, topic_name, partitions=2)
     produce(kafka, topic_name, records)
@@ -56,7 +67,12 @@ def test_metrics_and_probes_of_a_real_run(kafka: str, topic_name: str, dataset_n
         dataset_name,
         fetch={"schemes": ["file"], "hosts": [str(tmp_path)]},
         filters=[{"name": "tiny", "field": "min_side", "at_least": 40}],
-        output={"path": str(tmp_path / "out"), "epoch_records": 100, "shard_records": 100, "seal_after": "1s"},
+        output={
+            "path": str(tmp_path / "out"),
+            "epoch_records": 100,
+            "shard_records": 100,
+            "seal_after": "1s",
+        },
     )
     replica = service.start()
     port = port_of(replica)
@@ -66,7 +82,10 @@ def test_metrics_and_probes_of_a_real_run(kafka: str, topic_name: str, dataset_n
     assert ask(port, "/livez")[0] == 200
 
     deadline = time.monotonic() + 120
-    while total(seen := scrape(port), "streamer_records_consumed_total") < len(records) and time.monotonic() < deadline:
+    while (
+        total(seen := scrape(port), "streamer_records_consumed_total") < len(records)
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.3)
     status, body = ask(port, "/readyz")
     assert status == 200, body
@@ -76,12 +95,24 @@ def test_metrics_and_probes_of_a_real_run(kafka: str, topic_name: str, dataset_n
     output = read_output(service.output)
     assert len(output.rows) == len(records)
     rows = Counter((row["outcome"], row["reason"] or "") for row in output.rows)
-    counted = {key: n for key in rows if (n := int(total(seen, "streamer_decisions_total", outcome=key[0], reason=key[1])))}
+    counted = {
+        key: n
+        for key in rows
+        if (n := int(total(seen, "streamer_decisions_total", outcome=key[0], reason=key[1])))
+    }
     assert counted == rows
-    assert total(seen, "streamer_decisions_total") == total(seen, "streamer_records_consumed_total") == len(records)
+    assert (
+        total(seen, "streamer_decisions_total")
+        == total(seen, "streamer_records_consumed_total")
+        == len(records)
+    )
     assert ("filtered", "tiny") in rows
-    manifests = [json.loads(path.read_text()) for path in (service.output / "manifests").glob("*.json")]
-    assert total(seen, "streamer_epochs_committed_total") == sum(1 for m in manifests if sum(m["counts"].values()))
+    manifests = [
+        json.loads(path.read_text()) for path in (service.output / "manifests").glob("*.json")
+    ]
+    assert total(seen, "streamer_epochs_committed_total") == sum(
+        1 for m in manifests if sum(m["counts"].values())
+    )
     assert total(seen, "streamer_end_to_end_seconds_count") == len(records)
     assert total(seen, "streamer_dead_letters_total") == len(output.of("invalid"))
     assert total(seen, "streamer_index_vectors") == len(output.of("accepted"))
@@ -95,7 +126,9 @@ def test_metrics_and_probes_of_a_real_run(kafka: str, topic_name: str, dataset_n
     assert total(seen, "streamer_fetch_errors_total", cause="not_found") == 1
     for thread in ("MainThread", "decode", "device", "writer", "claims"):
         assert total(seen, "streamer_thread_cpu_seconds_total", thread=thread) > 0, thread
-    assert {dict(labels)["partition"] for name, labels in seen if name == "streamer_lag_records"} == {"0", "1"}
+    assert {
+        dict(labels)["partition"] for name, labels in seen if name == "streamer_lag_records"
+    } == {"0", "1"}
     assert total(seen, "streamer_lag_records") == 0
     assert total(seen, "streamer_lag_seconds") == 0
     assert 0 < total(seen, "process_resident_memory_bytes") < 3e9
@@ -107,7 +140,9 @@ def test_metrics_and_probes_of_a_real_run(kafka: str, topic_name: str, dataset_n
     assert replica.end() == 0, replica.log
 
 
-def test_lag_is_seen_before_the_first_commit(kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path) -> None:
+def test_lag_is_seen_before_the_first_commit(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
+) -> None:
     """A replica that never commits must not look as if nothing were behind."""
     create_topic(kafka, topic_name, partitions=1)
     produce(kafka, topic_name, [(image, {}) for image in photographs(50, seed=12)])
@@ -115,12 +150,16 @@ def test_lag_is_seen_before_the_first_commit(kafka: str, topic_name: str, datase
     replica = service.start()
     port = port_of(replica)
     deadline = time.monotonic() + 60
-    while total(seen := scrape(port), "streamer_epoch_records") < 50 and time.monotonic() < deadline:
+    while (
+        total(seen := scrape(port), "streamer_epoch_records") < 50 and time.monotonic() < deadline
+    ):
         time.sleep(0.2)
     time.sleep(3)
     later = scrape(port)
     assert total(later, "streamer_records_consumed_total") == 0
     assert total(later, "streamer_lag_records") == 50
     assert total(later, "streamer_lag_seconds") > 3
-    assert total(later, "streamer_epoch_age_seconds") > total(seen, "streamer_epoch_age_seconds") > 0
+    assert (
+        total(later, "streamer_epoch_age_seconds") > total(seen, "streamer_epoch_age_seconds") > 0
+    )
     replica.kill()

@@ -1,4 +1,5 @@
-"""`Batcher`: full or lingered, the order of the line kept, marks and flushes behind their records, older runs forgotten."""
+"""`Batcher`: full or lingered, the order of the line kept, marks and flushes behind their records,
+older runs forgotten."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def settled(offset: int) -> Settled:
 
 
 class Line:
-    """A batcher with its channel, fed by hand. ``linger`` is long unless a test is about it: then only what is full comes out."""
+    """A batcher with its channel, fed by hand. ``linger`` is long unless a test is about it: then
+    only what is full comes out."""
 
     def __init__(self, size: int = 4, linger_s: float = LONG) -> None:
         self.run = Run(1, 0)
@@ -40,7 +42,12 @@ class Line:
         self.chunks: Channel[Chunk] = Channel("decode", 10_000)
         self.batcher = Batcher(self.chunks, size, linger_s, self.fence)
 
-    def span(self, marks: Mapping[int, int] | None = None, flush: int = 0, terms: Mapping[int, Term] | None = None) -> Span:
+    def span(
+        self,
+        marks: Mapping[int, int] | None = None,
+        flush: int = 0,
+        terms: Mapping[int, Term] | None = None,
+    ) -> Span:
         return Span(self.run, {0: TERM} if terms is None else terms, marks or {}, flush)
 
     def promise(self, span: Span | None = None) -> Future[list[Decoded]]:
@@ -48,7 +55,9 @@ class Line:
         assert self.chunks.put(Chunk(span or self.span(), future))
         return future
 
-    def feed(self, rows: list[Decoded], marks: Mapping[int, int] | None = None, flush: int = 0) -> None:
+    def feed(
+        self, rows: list[Decoded], marks: Mapping[int, int] | None = None, flush: int = 0
+    ) -> None:
         self.promise(self.span(marks, flush)).set_result(rows)
 
     def take(self, timeout: float = 0.0) -> Batch | None:
@@ -284,17 +293,22 @@ def test_what_a_decode_worker_raised_comes_out_here() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.tuples(st.lists(st.booleans(), max_size=9), st.booleans(), st.booleans()), max_size=12),
+    st.lists(
+        st.tuples(st.lists(st.booleans(), max_size=9), st.booleans(), st.booleans()), max_size=12
+    ),
     st.integers(1, 6),
 )
 def test_whatever_comes_in_goes_out_once_in_order_and_marks_follow_their_records(
     chunks: list[tuple[list[bool], bool, bool]], size: int
 ) -> None:
-    """Chunks of rows (True: a sample), with or without a mark (the chunk's end) and a flush behind them."""
+    """Chunks of rows (True: a sample), with or without a mark (the chunk's end) and a flush behind
+    them."""
     line = Line(size=size)
     at, flushes, ends = 0, 0, []
     for rows, marked, flushed in chunks:
-        decoded: list[Decoded] = [sample(at + i) if is_sample else settled(at + i) for i, is_sample in enumerate(rows)]
+        decoded: list[Decoded] = [
+            sample(at + i) if is_sample else settled(at + i) for i, is_sample in enumerate(rows)
+        ]
         at += len(rows)
         flushes += flushed
         line.feed(decoded, {0: at} if marked else None, flushes if flushed else 0)

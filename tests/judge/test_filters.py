@@ -99,7 +99,10 @@ def test_nan_fails_every_bound():
 
 
 @given(
-    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+    )
 )
 def test_no_metadata_value_makes_a_rule_raise(value):
     facts = Facts(format="jpg", metadata={"x": value})
@@ -128,7 +131,11 @@ def test_the_format_comes_first_and_all_failures_are_listed():
         ["png"],
         ["aesthetic"],
     )
-    assert rules.header_rules.check(CAT) == [FailedRule("format", True), FailedRule("min_side", False), FailedRule("terse", True)]
+    assert rules.header_rules.check(CAT) == [
+        FailedRule("format", True),
+        FailedRule("min_side", False),
+        FailedRule("terse", True),
+    ]
     assert rules.score_rules.check(CAT, {"aesthetic": 4.0}) == [FailedRule("aesthetic_score", True)]
     assert rules.header_rules.check(Facts()) == [
         FailedRule("format", True),
@@ -143,7 +150,9 @@ def test_no_score_rule_is_falsy():
     assert Rules([FieldRule(field="a_score", at_least=1)], ["jpg"], ["a"]).score_rules
 
 
-@pytest.mark.parametrize(("written", "meant"), [("jpeg", "jpg"), ("JPG", "jpg"), (".png", "png"), ("tif", "tiff")])
+@pytest.mark.parametrize(
+    ("written", "meant"), [("jpeg", "jpg"), ("JPG", "jpg"), (".png", "png"), ("tif", "tiff")]
+)
 def test_a_format_that_could_never_match_is_a_config_error(written, meant):
     with pytest.raises(ConfigError, match=f"output.formats: '{written}' is written '{meant}'"):
         Rules([], ["png", written])
@@ -188,8 +197,14 @@ def test_custom_filters(plugins, caplog):
     check = rules.header_rules.check
     assert check(Facts(format="jpg", metadata={"n": 2})) == []
     assert check(Facts(format="jpg", metadata={"n": 3})) == [FailedRule("even", False)]
-    assert check(Facts(format="jpg", metadata={"n": 3}, text="a")) == [FailedRule("even", False), FailedRule("even:odd_number_", False)]
-    assert check(Facts(format="jpg", metadata={})) == [FailedRule("even", False), FailedRule("even:error_KeyError", False)]
+    assert check(Facts(format="jpg", metadata={"n": 3}, text="a")) == [
+        FailedRule("even", False),
+        FailedRule("even:odd_number_", False),
+    ]
+    assert check(Facts(format="jpg", metadata={})) == [
+        FailedRule("even", False),
+        FailedRule("even:error_KeyError", False),
+    ]
     assert "filter even raised KeyError" in caplog.text
     assert rules.score_rules.check(CAT, {"aesthetic": 5.0}) == []
     assert rules.score_rules.check(CAT, {"aesthetic": 4.9}) == [FailedRule("good", True)]
@@ -200,7 +215,10 @@ def test_a_custom_filter_that_only_raises_is_broken(plugins):
     check = Rules([even], ["jpg"]).header_rules.check
     for _ in range(99):
         check(Facts(format="jpg", metadata={}))
-    with pytest.raises(PluginError, match=r"filter even: Even\.keep\(\) raised for each of its first 100 records; the last: KeyError: 'n'"):
+    with pytest.raises(
+        PluginError,
+        match=r"filter even: Even\.keep\(\) raised for each of its first 100 records; the last: KeyError: 'n'",
+    ):
         check(Facts(format="jpg", metadata={}))
 
     check = Rules([even], ["jpg"]).header_rules.check

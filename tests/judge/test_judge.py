@@ -1,4 +1,5 @@
-"""`Judge`: every way a row of a batch is decided, on the real batcher, rules and meld. Only the model and the claim stage are stand-ins."""
+"""`Judge`: every way a row of a batch is decided, on the real batcher, rules and meld. Only the
+model and the claim stage are stand-ins."""
 
 from __future__ import annotations
 
@@ -26,7 +27,18 @@ from streamer.judge.filters import Rules
 from streamer.judge.judge import Judge
 from streamer.model.model import Embedded, unit_vectors
 from streamer.ops.metrics import Metrics
-from streamer.records import NEAR_DUPLICATE, Claim, Decision, Decoded, Facts, FailedRule, Record, Sample, Settled, Term
+from streamer.records import (
+    NEAR_DUPLICATE,
+    Claim,
+    Decision,
+    Decoded,
+    Facts,
+    FailedRule,
+    Record,
+    Sample,
+    Settled,
+    Term,
+)
 from streamer.wire.claim import Claims, Open
 
 DIM = 8
@@ -59,8 +71,13 @@ class Vectors:
             raise self.broken
         numbers = [int(p[0, 0, 0]) for p in pixels]
         self.calls.append(len(numbers))
-        scores = {name: np.array([column[n] for n in numbers], np.float32) for name, column in self.heads.items()}
-        units, lengths = unit_vectors(torch.tensor(np.array([self.vectors[n] for n in numbers], np.float32)))
+        scores = {
+            name: np.array([column[n] for n in numbers], np.float32)
+            for name, column in self.heads.items()
+        }
+        units, lengths = unit_vectors(
+            torch.tensor(np.array([self.vectors[n] for n in numbers], np.float32))
+        )
         self.resident = units.float()
         return Ready(Embedded(units.numpy(), lengths.numpy(), scores, self.failures, self.resident))
 
@@ -168,10 +185,18 @@ def made() -> Iterator[list[Setup]]:
             setup.stop()
 
 
-def sample(number: int, failures: Sequence[FailedRule] = (), prior: Claim | None = None, **facts: Any) -> Sample:
+def sample(
+    number: int, failures: Sequence[FailedRule] = (), prior: Claim | None = None, **facts: Any
+) -> Sample:
     """The record at offset 100 + number, whose vector is the model's ``number``."""
     known = {"data": b"x", "format": "jpg", **facts}
-    return Sample(Record(0, 100 + number, 0, b"v", ()), Facts(**known), np.full((1, 1, 3), number, np.uint8), list(failures), prior)
+    return Sample(
+        Record(0, 100 + number, 0, b"v", ()),
+        Facts(**known),
+        np.full((1, 1, 3), number, np.uint8),
+        list(failures),
+        prior,
+    )
 
 
 def settled(number: int, decision: Decision, prior: Claim | None = None, **facts: Any) -> Settled:
@@ -182,7 +207,11 @@ def test_an_undecided_batch_goes_on_to_claim() -> None:
     setup = Setup([EYE[0] * 5, NEAR_0, EYE[2]])
     judged = setup.judged([sample(i) for i in range(3)])
     assert judged.decisions == [Decision("accepted")] * 3
-    assert judged.claimed.tolist() == [0, 1, 2]  # 0 and 1 are near each other, but batch-mates may yet lose
+    assert judged.claimed.tolist() == [
+        0,
+        1,
+        2,
+    ]  # 0 and 1 are near each other, but batch-mates may yet lose
     assert judged.seen == setup.meld.position == 1
     assert judged.embedded.all()
     assert judged.embeddings.dtype == np.float16
@@ -192,13 +221,18 @@ def test_an_undecided_batch_goes_on_to_claim() -> None:
 
 def test_settled_records_are_not_embedded_and_keep_their_decision() -> None:
     setup = Setup([EYE[0], EYE[1]], heads={"a": [0.5, 0.6]})
-    invalid, filtered = Decision("invalid", "corrupt", detail="x"), Decision("filtered", "small", ("small",))
+    invalid, filtered = (
+        Decision("invalid", "corrupt", detail="x"),
+        Decision("filtered", "small", ("small",)),
+    )
     judged = setup.judged([settled(5, invalid), sample(0), settled(6, filtered), sample(1)])
     assert judged.decisions == [invalid, Decision("accepted"), filtered, Decision("accepted")]
     assert judged.embedded.tolist() == [False, True, False, True]
     assert judged.claimed.tolist() == [1, 3]
     assert setup.model.calls == [2]
-    np.testing.assert_array_equal(judged.scores["a"], np.array([np.nan, 0.5, np.nan, 0.6], np.float32))
+    np.testing.assert_array_equal(
+        judged.scores["a"], np.array([np.nan, 0.5, np.nan, 0.6], np.float32)
+    )
     assert not judged.embeddings[0].any()
 
 
@@ -209,11 +243,17 @@ def test_a_batch_without_a_sample_does_not_ask_the_model() -> None:
     assert judged.claimed.tolist() == []
 
 
-@pytest.mark.parametrize("bad", [np.full(DIM, np.nan), np.zeros(DIM), np.array([np.inf, *np.zeros(DIM - 1)])])
+@pytest.mark.parametrize(
+    "bad", [np.full(DIM, np.nan), np.zeros(DIM), np.array([np.inf, *np.zeros(DIM - 1)])]
+)
 def test_an_embedding_that_is_none_makes_one_record_invalid(bad: np.ndarray) -> None:
     setup = Setup([EYE[0], bad, EYE[1]])
     judged = setup.judged([sample(i) for i in range(3)])
-    assert judged.decisions == [Decision("accepted"), Decision("invalid", "embedding_not_finite"), Decision("accepted")]
+    assert judged.decisions == [
+        Decision("accepted"),
+        Decision("invalid", "embedding_not_finite"),
+        Decision("accepted"),
+    ]
     assert judged.embedded.tolist() == [True, False, True]
     assert judged.claimed.tolist() == [0, 2]
     assert np.isfinite(judged.embeddings).all()
@@ -221,8 +261,13 @@ def test_an_embedding_that_is_none_makes_one_record_invalid(bad: np.ndarray) -> 
 
 def test_an_image_that_the_model_cannot_take_makes_one_record_invalid() -> None:
     setup = Setup([EYE[0], np.full(DIM, np.nan), EYE[1]], heads={"a": [0.5, np.nan, np.nan]})
-    setup.model.failures = {1: InvalidRecord("embedder_failed", "KeyError: 'x'"), 2: InvalidRecord("head_failed", "OSError: y")}
-    judged = setup.judged([settled(7, Decision("invalid", "corrupt")), *(sample(i) for i in range(3))])
+    setup.model.failures = {
+        1: InvalidRecord("embedder_failed", "KeyError: 'x'"),
+        2: InvalidRecord("head_failed", "OSError: y"),
+    }
+    judged = setup.judged(
+        [settled(7, Decision("invalid", "corrupt")), *(sample(i) for i in range(3))]
+    )
     assert judged.decisions[1:] == [
         Decision("accepted"),
         Decision("invalid", "embedder_failed", detail="KeyError: 'x'"),
@@ -237,7 +282,9 @@ def test_a_won_prior_that_the_model_cannot_take_now_keeps_its_vector() -> None:
     setup.model.failures = {0: InvalidRecord("embedder_failed")}
     prior = setup.win(100, EYE[0])
     judged = setup.judged([sample(0, prior=prior)])
-    assert judged.decisions == [Decision("accepted", None, ("embedder_failed",), claim=prior.position)]
+    assert judged.decisions == [
+        Decision("accepted", None, ("embedder_failed",), claim=prior.position)
+    ]
     np.testing.assert_array_equal(judged.embeddings[0], EYE[0].astype(np.float16))
 
 
@@ -262,7 +309,11 @@ RULES = (
         (2.5, 0.1, Decision("accepted", None, ("meh",))),
         (1.0, 0.1, Decision("filtered", "low", ("meh", "low"))),
         (5.0, 0.9, Decision("filtered", "unsafe", ("unsafe",))),
-        (1.0, 0.9, Decision("filtered", "low", ("meh", "low", "unsafe"))),  # the first removal is the reason
+        (
+            1.0,
+            0.9,
+            Decision("filtered", "low", ("meh", "low", "unsafe")),
+        ),  # the first removal is the reason
         (float("nan"), 0.1, Decision("filtered", "low", ("meh", "low"))),  # NaN fails every rule
     ],
 )
@@ -286,7 +337,9 @@ def test_a_won_prior_is_accepted_though_the_filters_say_no_now_and_keeps_its_vec
     setup = Setup([EYE[3]], heads={"a": [0.0], "b": [0.9]}, rules=RULES)
     prior = setup.win(100, EYE[0])
     judged = setup.judged([sample(0, [FailedRule("small", True)], prior)])
-    assert judged.decisions == [Decision("accepted", None, ("small", "meh", "low", "unsafe"), claim=prior.position)]
+    assert judged.decisions == [
+        Decision("accepted", None, ("small", "meh", "low", "unsafe"), claim=prior.position)
+    ]
     assert judged.claimed.tolist() == []
     np.testing.assert_array_equal(judged.embeddings[0], EYE[0].astype(np.float16))
     assert judged.scores["a"].tolist() == [0.0]
@@ -307,7 +360,11 @@ def test_a_lost_prior_is_a_duplicate(flag: bool) -> None:
     setup.win(1, EYE[0])
     prior = setup.lose(100, NEAR_0)
     [decision] = setup.judged([sample(0, prior=prior)]).decisions
-    assert (decision.duplicate_of, decision.similarity, decision.claim) == ((0, 1), prior.similarity, prior.position)
+    assert (decision.duplicate_of, decision.similarity, decision.claim) == (
+        (0, 1),
+        prior.similarity,
+        prior.position,
+    )
     assert (decision.outcome, decision.reason, decision.flags) == (
         ("accepted", None, (NEAR_DUPLICATE,)) if flag else ("duplicate", NEAR_DUPLICATE, ())
     )
@@ -318,7 +375,11 @@ def test_a_lost_prior_whose_image_is_gone_is_still_a_duplicate() -> None:
     setup.win(1, EYE[0])
     prior = setup.lose(100, NEAR_0)
     [decision] = setup.judged([settled(0, Decision("invalid", "not_found"), prior)]).decisions
-    assert (decision.outcome, decision.duplicate_of, decision.flags) == ("duplicate", (0, 1), ("not_found",))
+    assert (decision.outcome, decision.duplicate_of, decision.flags) == (
+        "duplicate",
+        (0, 1),
+        ("not_found",),
+    )
 
 
 def test_a_lost_prior_whose_image_is_gone_cannot_be_kept_with_action_flag() -> None:
@@ -326,14 +387,18 @@ def test_a_lost_prior_whose_image_is_gone_cannot_be_kept_with_action_flag() -> N
     setup.win(1, EYE[0])
     prior = setup.lose(100, NEAR_0)
     judged = setup.judged([settled(0, Decision("invalid", "not_found", detail="404"), prior)])
-    assert judged.decisions == [Decision("invalid", "not_found", claim=prior.position, detail="404")]
+    assert judged.decisions == [
+        Decision("invalid", "not_found", claim=prior.position, detail="404")
+    ]
     assert setup.stage.withdrawn == []  # it was no winner: nobody counts on it
 
 
 def test_a_won_prior_that_is_undecodable_now_but_has_its_bytes_is_delivered() -> None:
     setup = Setup()
     prior = setup.win(100, EYE[0])
-    judged = setup.judged([settled(0, Decision("invalid", "truncated"), prior, data=b"x", format="jpg")])
+    judged = setup.judged(
+        [settled(0, Decision("invalid", "truncated"), prior, data=b"x", format="jpg")]
+    )
     assert judged.decisions == [Decision("accepted", None, ("truncated",), claim=prior.position)]
     assert judged.embedded.tolist() == [True]
     np.testing.assert_array_equal(judged.embeddings[0], EYE[0].astype(np.float16))
@@ -342,12 +407,19 @@ def test_a_won_prior_that_is_undecodable_now_but_has_its_bytes_is_delivered() ->
 
 @pytest.mark.parametrize("facts", [{}, {"data": b"x"}])
 @pytest.mark.parametrize("flag", [False, True])
-def test_a_won_prior_that_cannot_be_written_down_any_more_is_withdrawn(facts: dict[str, Any], flag: bool) -> None:
+def test_a_won_prior_that_cannot_be_written_down_any_more_is_withdrawn(
+    facts: dict[str, Any], flag: bool
+) -> None:
     setup = Setup(flag=flag)
     prior = setup.win(100, EYE[0])
     judged = setup.judged([settled(0, Decision("invalid", "not_found"), prior, **facts)])
     [decision] = judged.decisions
-    assert (decision.outcome, decision.reason, decision.claim, decision.detail) == ("invalid", "withdrawn", prior.position, "not_found")
+    assert (decision.outcome, decision.reason, decision.claim, decision.detail) == (
+        "invalid",
+        "withdrawn",
+        prior.position,
+        "not_found",
+    )
     assert setup.stage.withdrawn == [(0, 100, 77)]
     assert judged.claimed.tolist() == []
 
@@ -424,14 +496,23 @@ def test_what_the_model_raises_stops_the_process(made: list[Setup]) -> None:
     assert setup.stage.judged == []
 
 
-def test_the_index_is_given_the_rows_where_the_model_left_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_given_the_rows_where_the_model_left_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     setup = Setup([EYE[0], EYE[1], EYE[2], EYE[3]], rules=[{"field": "text_length", "at_least": 1}])
     given: list[Any] = []
     search = setup.meld.index.search
-    monkeypatch.setattr(setup.meld.index, "search", lambda *args: given.append(args) or search(*args))
-    rows = [settled(9, Decision("invalid", "corrupt")), *(sample(i, [] if i != 1 else [FailedRule("text_length", True)]) for i in range(4))]
+    monkeypatch.setattr(
+        setup.meld.index, "search", lambda *args: given.append(args) or search(*args)
+    )
+    rows = [
+        settled(9, Decision("invalid", "corrupt")),
+        *(sample(i, [] if i != 1 else [FailedRule("text_length", True)]) for i in range(4)),
+    ]
     judged = setup.judged(rows)
     assert judged.claimed.tolist() == [1, 3, 4]
     ((vectors, resident),) = given
     assert resident.tensor is setup.model.resident
-    np.testing.assert_array_equal(resident.tensor[resident.rows].numpy(), vectors.astype(np.float32))
+    np.testing.assert_array_equal(
+        resident.tensor[resident.rows].numpy(), vectors.astype(np.float32)
+    )

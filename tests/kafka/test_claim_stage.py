@@ -1,4 +1,5 @@
-"""`ClaimLog` and `ClaimStage` on a real claims topic. Two stages in this process are two replicas: each has its own meld, client and threads."""
+"""`ClaimLog` and `ClaimStage` on a real claims topic. Two stages in this process are two replicas:
+each has its own meld, client and threads."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ from confluent_kafka.admin import AdminClient
 from streamer.config import Config, parse
 from streamer.dedup.choose import open_index
 from streamer.dedup.meld import Meld
-from streamer.errors import DatasetMismatch, DependencyError, ProtocolError, StreamerError, TemporaryError
+from streamer.errors import (
+    DatasetMismatch,
+    DependencyError,
+    ProtocolError,
+    StreamerError,
+    TemporaryError,
+)
 from streamer.flow.channel import Channel
 from streamer.flow.item import Decided, Fence, Judged, Run, Span
 from streamer.flow.worker import Failure, Worker
@@ -46,14 +53,18 @@ def unit(rows: np.ndarray) -> np.ndarray:
 class Replica:
     """One stage with all that is its own. ``run`` starts its claims thread."""
 
-    def __init__(self, config: Config, window: int, message_limit: int, room: int, binding: DatasetEntry) -> None:
+    def __init__(
+        self, config: Config, window: int, message_limit: int, room: int, binding: DatasetEntry
+    ) -> None:
         self.meld = Meld(DIM, TAU, open_index(DIM, TAU, "cpu"), window)
         self.log = ClaimLog(config, self.meld, binding, message_limit)
         self.decided: Channel[Decided] = Channel("write", room)
         self.fence = Fence(Run(1, 0))
         self.failure = Failure()
         self.metrics = Metrics()
-        self.stage = ClaimStage(config, self.log, self.decided, self.fence, self.failure, self.metrics)
+        self.stage = ClaimStage(
+            config, self.log, self.decided, self.fence, self.failure, self.metrics
+        )
         self.worker = Worker("claims", self.stage.run, self.failure)
         self.terms: dict[int, Term] = {}
 
@@ -67,7 +78,12 @@ class Replica:
         self.terms[partition] = opened
         return opened
 
-    def judged(self, rows: Sequence[tuple[int, int, np.ndarray]], claimed: Sequence[int] | None = None, seen: int | None = None) -> Judged:
+    def judged(
+        self,
+        rows: Sequence[tuple[int, int, np.ndarray]],
+        claimed: Sequence[int] | None = None,
+        seen: int | None = None,
+    ) -> Judged:
         """(partition, offset, vector) rows, of which ``claimed`` (all) need a claim."""
         n = len(rows)
         vectors = unit(np.array([v for _, _, v in rows], np.float32).reshape(n, DIM))
@@ -120,7 +136,12 @@ class Dataset:
         return self.config.kafka.bootstrap_servers
 
     def replica(
-        self, window: int = 8192, message_limit: int = 1_000_000, room: int = 100, action: str = "remove", binding: DatasetEntry = BINDING
+        self,
+        window: int = 8192,
+        message_limit: int = 1_000_000,
+        room: int = 100,
+        action: str = "remove",
+        binding: DatasetEntry = BINDING,
     ) -> Replica:
         """Restored and running."""
         made = self.bare(window, message_limit, room, action, binding)
@@ -128,16 +149,26 @@ class Dataset:
         return made.run()
 
     def bare(
-        self, window: int = 8192, message_limit: int = 1_000_000, room: int = 100, action: str = "remove", binding: DatasetEntry = BINDING
+        self,
+        window: int = 8192,
+        message_limit: int = 1_000_000,
+        room: int = 100,
+        action: str = "remove",
+        binding: DatasetEntry = BINDING,
     ) -> Replica:
         assert self.config.dedup is not None
-        config = self.config.model_copy(update={"dedup": self.config.dedup.model_copy(update={"action": action})})
+        config = self.config.model_copy(
+            update={"dedup": self.config.dedup.model_copy(update={"action": action})}
+        )
         made = Replica(config, window, message_limit, room, binding)
         self.replicas.append(made)
         return made
 
     def entries(self) -> list[Any]:
-        return [decode(stored.value or b"") for stored in read_topic(self.servers, self.config.claims_topic)]
+        return [
+            decode(stored.value or b"")
+            for stored in read_topic(self.servers, self.config.claims_topic)
+        ]
 
 
 @pytest.fixture
@@ -174,10 +205,18 @@ def test_claims_come_back_as_decisions_in_the_order_of_the_line(dataset: Dataset
     a.claim((0, 0, EYE[0]), (0, 1, NEAR_0), (0, 2, EYE[2]))  # batch-mates: the first of two wins
     a.claim((0, 3, EYE[0]), (0, 4, EYE[3]), seen=2)  # pre-checked before the others were applied
     first, second = a.take(), a.take()
-    assert [d.outcome for d in first + second] == ["accepted", "duplicate", "accepted", "duplicate", "accepted"]
+    assert [d.outcome for d in first + second] == [
+        "accepted",
+        "duplicate",
+        "accepted",
+        "duplicate",
+        "accepted",
+    ]
     base = 2  # after the dataset entry and the open
     assert [d.claim for d in first + second] == [base, base + 1, base + 2, base + 3, base + 4]
-    assert first[1] == Decision("duplicate", NEAR_DUPLICATE, (), (0, 0), first[1].similarity, base + 1)
+    assert first[1] == Decision(
+        "duplicate", NEAR_DUPLICATE, (), (0, 0), first[1].similarity, base + 1
+    )
     assert second[0].duplicate_of == (0, 0)
     assert second[0].similarity == 1.0
     assert a.stage.position == base + 5 == a.meld.position
@@ -206,7 +245,11 @@ def test_a_batch_of_several_partitions_makes_an_entry_each(dataset: Dataset) -> 
     a.claim((2, 7, EYE[0]), (0, 5, EYE[1]), (2, 8, EYE[2]), (1, 0, EYE[3]), (0, 6, EYE[1]))
     decisions = a.take()
     claims = [e for e in dataset.entries() if isinstance(e, Claims)]
-    assert {(e.partition, e.term): e.offsets.tolist() for e in claims} == {(0, 20): [5, 6], (1, 21): [0], (2, 22): [7, 8]}
+    assert {(e.partition, e.term): e.offsets.tolist() for e in claims} == {
+        (0, 20): [5, 6],
+        (1, 21): [0],
+        (2, 22): [7, 8],
+    }
     assert [d.outcome for d in decisions] == ["accepted"] * 4 + ["duplicate"]
     assert decisions[4].duplicate_of == (0, 5)
     assert len({d.claim for d in decisions}) == 5
@@ -266,8 +309,11 @@ def test_no_more_than_so_many_batches_are_in_flight(dataset: Dataset) -> None:
     assert len(done) == blocked + 3
 
 
-def test_large_batches_do_not_crowd_the_log(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tailer stands still, so that no claim gets its verdict: a second batch of three waits where four claims may be on their way."""
+def test_large_batches_do_not_crowd_the_log(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tailer stands still, so that no claim gets its verdict: a second batch of three waits
+    where four claims may be on their way."""
     monkeypatch.setattr(claims_module, "MAX_ROWS", 4)
     a = dataset.bare()
     a.log.restore(dataset.admin, lambda at, end: None)
@@ -275,7 +321,9 @@ def test_large_batches_do_not_crowd_the_log(dataset: Dataset, monkeypatch: pytes
 
     def submit() -> None:
         for i in range(3):
-            a.claim(*((0, 3 * i + k, EYE[3 * i + k] if 3 * i + k < DIM else EYE[0]) for k in range(3)))
+            a.claim(
+                *((0, 3 * i + k, EYE[3 * i + k] if 3 * i + k < DIM else EYE[0]) for k in range(3))
+            )
             done.append(i)
 
     a.terms[0] = Term(0, 11, 1, 0)
@@ -289,20 +337,39 @@ def test_large_batches_do_not_crowd_the_log(dataset: Dataset, monkeypatch: pytes
     assert device.join(SOON)
 
 
-def test_a_batch_larger_than_may_be_on_their_way_is_claimed_in_parts(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_larger_than_may_be_on_their_way_is_claimed_in_parts(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(claims_module, "MAX_ROWS", 3)
     a = dataset.replica()
     a.open(0, term=11)
     a.open(1, term=12)
     a.claim(*((k % 2, k, EYE[k]) for k in range(7)))
     assert [d.claim for d in a.take()] == [3, 5, 4, 7, 6, 8, 9]
-    assert [len(entry.offsets) for entry in dataset.entries() if isinstance(entry, Claims)] == [2, 1, 1, 2, 1]
-    a.claim((0, 10, EYE[0]), (0, 11, NEAR_0), (0, 12, EYE[7]), (0, 13, EYE[7]), (0, 14, EYE[7]), seen=0)
-    assert [d.outcome for d in a.take()] == ["duplicate", "duplicate", "accepted", "duplicate", "duplicate"]
+    assert [len(entry.offsets) for entry in dataset.entries() if isinstance(entry, Claims)] == [
+        2,
+        1,
+        1,
+        2,
+        1,
+    ]
+    a.claim(
+        (0, 10, EYE[0]), (0, 11, NEAR_0), (0, 12, EYE[7]), (0, 13, EYE[7]), (0, 14, EYE[7]), seen=0
+    )
+    assert [d.outcome for d in a.take()] == [
+        "duplicate",
+        "duplicate",
+        "accepted",
+        "duplicate",
+        "duplicate",
+    ]
 
 
-def test_large_batches_of_several_replicas_do_not_void_each_other(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has as many rows as W: claimed at once, those of one replica would all be void, again and again, while the others' come in."""
+def test_large_batches_of_several_replicas_do_not_void_each_other(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has as many rows as W: claimed at once, those of one replica would all be void, again
+    and again, while the others' come in."""
     monkeypatch.setattr(claims_module, "MAX_ROWS", 8)
     replicas = [dataset.replica(window=64) for _ in range(3)]
     dice = np.random.default_rng(4)
@@ -313,7 +380,10 @@ def test_large_batches_of_several_replicas_do_not_void_each_other(dataset: Datas
 
     for partition, a in enumerate(replicas):
         a.open(partition, term=partition)
-    devices = [Worker("device", lambda a=a, partition=i: submit(a, partition), a.failure) for i, a in enumerate(replicas)]  # type: ignore[misc]
+    devices = [
+        Worker("device", lambda a=a, partition=i: submit(a, partition), a.failure)
+        for i, a in enumerate(replicas)
+    ]  # type: ignore[misc]
     for device in devices:
         device.start()
     assert all(len(a.take()) == 64 for a in replicas for _ in range(5))
@@ -326,7 +396,9 @@ def test_a_batch_that_waited_for_room_is_searched_again_before_it_claims(dataset
     a.open(0, term=11)
     b.open(1, term=21)
     batches = MAX_IN_FLIGHT + 2  # one is in the writer's channel, and the last one waits
-    device = Worker("device", lambda: [a.claim((0, i, EYE[1] + i * EYE[2])) for i in range(batches)], a.failure)
+    device = Worker(
+        "device", lambda: [a.claim((0, i, EYE[1] + i * EYE[2])) for i in range(batches)], a.failure
+    )
     device.start()
     wait(lambda: len(a.stage._queue) == MAX_IN_FLIGHT and len(a.decided) == 1)
     for k in range(5):
@@ -342,8 +414,12 @@ def test_a_batch_that_waited_for_room_is_searched_again_before_it_claims(dataset
 def test_a_claims_round_trip_is_no_wait_for_room(dataset: Dataset) -> None:
     a = dataset.replica(room=1)
     a.open(0, term=11)
-    batches = MAX_IN_FLIGHT + 2  # one is in the writer's channel, and the last one waits before it is claimed
-    device = Worker("device", lambda: [a.claim((0, i, EYE[i % DIM] + i)) for i in range(batches)], a.failure)
+    batches = (
+        MAX_IN_FLIGHT + 2
+    )  # one is in the writer's channel, and the last one waits before it is claimed
+    device = Worker(
+        "device", lambda: [a.claim((0, i, EYE[i % DIM] + i)) for i in range(batches)], a.failure
+    )
     device.start()
     time.sleep(3)
     for _ in range(batches):
@@ -358,12 +434,16 @@ def test_a_claims_round_trip_is_no_wait_for_room(dataset: Dataset) -> None:
 def test_a_submit_that_waits_for_room_gives_up_with_its_run(dataset: Dataset) -> None:
     a = dataset.replica(room=1)
     a.open(0, term=11)
-    device = Worker("device", lambda: [a.claim((0, i, EYE[i % DIM] + i)) for i in range(20)], a.failure)
+    device = Worker(
+        "device", lambda: [a.claim((0, i, EYE[i % DIM] + i)) for i in range(20)], a.failure
+    )
     device.start()
     wait(lambda: len(a.decided) == 1)
     time.sleep(0.2)
     assert device.is_alive()
-    a.fence.run = Run(2, 0)  # whatever is submitted later is of the new run; what waits is of the old one
+    a.fence.run = Run(
+        2, 0
+    )  # whatever is submitted later is of the new run; what waits is of the old one
     a.stage.reset()
     while device.is_alive():
         a.decided.get(0.01)
@@ -371,7 +451,8 @@ def test_a_submit_that_waits_for_room_gives_up_with_its_run(dataset: Dataset) ->
 
 
 def test_open_does_not_wait_for_a_writer_that_waits_for_us(dataset: Dataset) -> None:
-    """The Kafka thread opens a partition inside a callback: then nobody takes sealed epochs, so the writer, and what is behind it, may stand still."""
+    """The Kafka thread opens a partition inside a callback: then nobody takes sealed epochs, so the
+    writer, and what is behind it, may stand still."""
     a = dataset.replica(room=1)
     a.open(0, term=11)
     for i in range(3):
@@ -386,7 +467,9 @@ def test_open_does_not_wait_for_a_writer_that_waits_for_us(dataset: Dataset) -> 
     assert [d.claim for d in a.take()] == [6]
 
 
-def test_a_new_run_forgets_what_is_in_flight_but_the_log_keeps_the_outcome(dataset: Dataset) -> None:
+def test_a_new_run_forgets_what_is_in_flight_but_the_log_keeps_the_outcome(
+    dataset: Dataset,
+) -> None:
     a = dataset.replica()
     a.open(0, term=11)
     a.claim((0, 0, EYE[0]), (0, 1, EYE[0]))
@@ -449,7 +532,9 @@ def test_a_stale_claim_is_looked_up_again_and_may_be_a_duplicate_by_now(dataset:
     a.take()
     a.claim((0, 3, NEAR_0), (0, 4, EYE[4]), seen=0)
     decisions = a.take()
-    assert decisions[0] == Decision("duplicate", NEAR_DUPLICATE, (), (0, 0), decisions[0].similarity, None)
+    assert decisions[0] == Decision(
+        "duplicate", NEAR_DUPLICATE, (), (0, 0), decisions[0].similarity, None
+    )
     assert decisions[1].claim == 7
     assert a.void() == 2
     claims = [e.offsets.tolist() for e in dataset.entries() if isinstance(e, Claims)]
@@ -501,7 +586,12 @@ def test_a_newcomer_restores_the_same_state(dataset: Dataset) -> None:
     a.open(0, term=11)
     rng = np.random.default_rng(3)
     for at in range(0, 300, 30):
-        a.claim(*((0, at + i, v) for i, v in enumerate(rng.standard_normal((30, DIM)).astype(np.float32))))
+        a.claim(
+            *(
+                (0, at + i, v)
+                for i, v in enumerate(rng.standard_normal((30, DIM)).astype(np.float32))
+            )
+        )
         a.take()
     told: list[tuple[int, int]] = []
     late = dataset.bare()
@@ -550,18 +640,26 @@ def test_an_older_generations_open_is_void_and_the_opener_is_told(dataset: Datas
     assert [d.outcome for d in b.take()] == ["accepted"]
 
 
-def test_a_partition_that_somebody_opened_beyond_our_start_is_an_error_and_no_hang(dataset: Dataset) -> None:
-    """A claim below the highest `from` never counts: the batch would wait for its verdicts for ever."""
+def test_a_partition_that_somebody_opened_beyond_our_start_is_an_error_and_no_hang(
+    dataset: Dataset,
+) -> None:
+    """A claim below the highest `from` never counts: the batch would wait for its verdicts for
+    ever."""
     a = dataset.replica()
     a.log.append(Open(0, 1, 99, 1000))
     wait(lambda: a.meld.open_of(0) is not None)
-    with pytest.raises(ProtocolError, match=r"partition 0 is decided up to offset 1000, but the manifests end at 7: .* new dataset name"):
+    with pytest.raises(
+        ProtocolError,
+        match=r"partition 0 is decided up to offset 1000, but the manifests end at 7: .* new dataset name",
+    ):
         a.open(0, term=11, generation=2, start=7)
     a.open(1, term=12, start=7)
     a.open(0, term=13, generation=2, start=1000)
 
 
-def test_an_open_that_is_not_read_back_ends_in_time(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_that_is_not_read_back_ends_in_time(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a = dataset.bare()
     a.log.restore(dataset.admin, lambda at, end: None)  # and its claims thread does not run
     monkeypatch.setattr(claims_module, "ENTRY_DEADLINE_S", 0.3)
@@ -580,7 +678,9 @@ def test_an_open_ends_with_the_thread_that_failed(dataset: Dataset) -> None:
     a.failure = Failure()
 
 
-def test_a_renewed_open_lets_everybody_forget_losers(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renewed_open_lets_everybody_forget_losers(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(claims_module, "RENEW_AFTER", 4)
     a, b = dataset.replica(), dataset.replica()
     term = a.open(0, term=11)
@@ -619,7 +719,9 @@ def test_a_renewed_open_lets_everybody_forget_losers(dataset: Dataset, monkeypat
         ("dim", 16, "dimension is 8 there and 16 here"),
     ],
 )
-def test_a_dataset_is_bound_for_good(field: str, value: object, words: str, dataset: Dataset) -> None:
+def test_a_dataset_is_bound_for_good(
+    field: str, value: object, words: str, dataset: Dataset
+) -> None:
     dataset.replica()
     other = dataset.bare(binding=replace(BINDING, **{field: value}))
     with pytest.raises(DatasetMismatch) as raised:
@@ -646,7 +748,9 @@ def test_a_topic_that_is_no_claim_log(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize("value", [b"hello", b"", None, b'{"entry":"open","version":1}'])
-def test_a_foreign_entry_stops_everybody_and_is_named(value: bytes | None, dataset: Dataset) -> None:
+def test_a_foreign_entry_stops_everybody_and_is_named(
+    value: bytes | None, dataset: Dataset
+) -> None:
     a = dataset.replica()
     produce(dataset.servers, dataset.config.claims_topic, [(value, {})])
     expect_failure(a, ProtocolError, f"{dataset.config.claims_topic} offset 1")
@@ -657,7 +761,9 @@ def test_a_foreign_entry_stops_everybody_and_is_named(value: bytes | None, datas
 def test_a_log_whose_beginning_is_gone(dataset: Dataset) -> None:
     dataset.replica()
     admin = AdminClient({"bootstrap.servers": dataset.servers})
-    for future in admin.delete_records([TopicPartition(dataset.config.claims_topic, 0, 1)]).values():
+    for future in admin.delete_records(
+        [TopicPartition(dataset.config.claims_topic, 0, 1)]
+    ).values():
         future.result(SOON)
     with pytest.raises(ProtocolError, match=r"begins at offset 1, .*retention\.ms=-1"):
         dataset.bare().log.restore(dataset.admin, lambda at, end: None)
@@ -681,7 +787,12 @@ def test_without_dedup_every_decision_holds_at_once() -> None:
     item = decided.get(0)
     assert item is not None
     assert (item.span, item.batch.decisions) == (judged.span, [ACCEPTED])
-    assert (stage.prior(0, 0), stage.latest_generation(0), stage.position, stage.superseded) == (None, -1, 0, frozenset())
+    assert (stage.prior(0, 0), stage.latest_generation(0), stage.position, stage.superseded) == (
+        None,
+        -1,
+        0,
+        frozenset(),
+    )
     decided.put(item)
     fence.run = Run(2, 0)
     stage.submit(judged)  # of an older run: it is forgotten though the channel is full

@@ -26,7 +26,9 @@ def distant(embedded: Callable[..., Broker]) -> Iterator[tuple[str, str]]:
             yield broker.bootstrap_servers, f"127.0.0.1:{port}"
 
 
-def test_a_round_trip_brings_more_than_a_few_images_of_a_partition(distant: tuple[str, str]) -> None:
+def test_a_round_trip_brings_more_than_a_few_images_of_a_partition(
+    distant: tuple[str, str],
+) -> None:
     near, far = distant
     create_topic(near, "images")
     produce(near, "images", [(bytes(200_000), {}) for _ in range(80)])
@@ -44,4 +46,6 @@ def test_a_round_trip_brings_more_than_a_few_images_of_a_partition(distant: tupl
             arrived.append(time.monotonic())
     consumer.close()
     assert len(arrived) == 80
-    assert arrived[-1] - arrived[0] < 8 * ROUND_TRIP_S  # 16 MB; a megabyte a round trip, the client's default, takes 15
+    assert (
+        arrived[-1] - arrived[0] < 8 * ROUND_TRIP_S
+    )  # 16 MB; a megabyte a round trip, the client's default, takes 15

@@ -7,7 +7,13 @@ import time
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 
 from streamer.config import Config, parse
 from streamer.errors import ConfigError, DependencyError, StreamerError, TemporaryError
@@ -34,7 +40,10 @@ def admin(config) -> Admin:
 
 
 def alter(servers: str, topic: str, **settings: str) -> None:
-    entries = [ConfigEntry(k.replace("_", "."), v, incremental_operation=AlterConfigOpType.SET) for k, v in settings.items()]
+    entries = [
+        ConfigEntry(k.replace("_", "."), v, incremental_operation=AlterConfigOpType.SET)
+        for k, v in settings.items()
+    ]
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
     client = AdminClient({"bootstrap.servers": servers})  # must outlive its futures
     client.incremental_alter_configs([resource])[resource].result(10)
@@ -74,13 +83,20 @@ def test_dataset_topics_are_made_right_once_by_many(config, kafka):
     for name in (config.claims_topic, config.commits_topic):
         assert admin.topic(name).partitions == 1
         settings = admin.settings(name)
-        assert (settings["retention.ms"], settings["retention.bytes"], settings["cleanup.policy"]) == ("-1", "-1", "delete")
+        assert (
+            settings["retention.ms"],
+            settings["retention.bytes"],
+            settings["cleanup.policy"],
+        ) == ("-1", "-1", "delete")
         assert admin.message_limit(name) == 8_000_000
     assert admin.message_limit(config.dead_topic) >= 3_000_000
 
 
 def test_the_input_topic_is_never_made(admin, config):
-    with pytest.raises(DependencyError, match=rf"kafka\.topic: there is no topic '{config.kafka.topic}' at .*--create"):
+    with pytest.raises(
+        DependencyError,
+        match=rf"kafka\.topic: there is no topic '{config.kafka.topic}' at .*--create",
+    ):
         admin.ensure_dataset_topics(config)
     assert admin.topic(config.kafka.topic) is None
     assert admin.topic(config.claims_topic) is None
@@ -96,7 +112,9 @@ def test_the_input_topic_is_never_made(admin, config):
         ("dead", "cleanup.policy", "compact", "delete"),
     ],
 )
-def test_wrong_settings_are_named_with_their_mending(admin, config, kafka, which, setting, value, needed):
+def test_wrong_settings_are_named_with_their_mending(
+    admin, config, kafka, which, setting, value, needed
+):
     create_topic(kafka, config.kafka.topic)
     admin.ensure_dataset_topics(config)
     topic = f"{config.dataset}.{which}"
@@ -105,18 +123,25 @@ def test_wrong_settings_are_named_with_their_mending(admin, config, kafka, which
         admin.ensure_dataset_topics(config)
     message = str(caught.value)
     assert message.startswith(f"{topic}: the topic's {setting} is {value}, it must be {needed}.")
-    assert message.endswith(f"--alter --entity-type topics --entity-name {topic} --add-config {setting}={needed}")
+    assert message.endswith(
+        f"--alter --entity-type topics --entity-name {topic} --add-config {setting}={needed}"
+    )
 
 
 def test_a_log_with_two_partitions_is_refused(admin, config, kafka):
     create_topic(kafka, config.kafka.topic)
     create_topic(kafka, config.claims_topic, partitions=2, retention_ms=-1, retention_bytes=-1)
-    with pytest.raises(DependencyError, match=rf"{config.claims_topic}: has 2 partitions, but its one order needs exactly 1"):
+    with pytest.raises(
+        DependencyError,
+        match=rf"{config.claims_topic}: has 2 partitions, but its one order needs exactly 1",
+    ):
         admin.ensure_dataset_topics(config)
 
 
 def test_a_refused_message_size_falls_back_to_the_brokers(admin, topic_name):
-    admin._ensure(topic_name, {"max.message.bytes": "-5", "retention.ms": "-1"})  # INVALID_CONFIG, as a managed cluster's cap gives
+    admin._ensure(
+        topic_name, {"max.message.bytes": "-5", "retention.ms": "-1"}
+    )  # INVALID_CONFIG, as a managed cluster's cap gives
     assert admin.message_limit(topic_name) > 0
     assert admin.settings(topic_name)["retention.ms"] == "-1"
 
@@ -162,19 +187,27 @@ def test_an_open_transaction_hides_the_end_and_the_offsets(config, kafka):
     def commit(offset: int) -> Producer:
         producer.begin_transaction()
         producer.produce(topic, b"x")
-        producer.send_offsets_to_transaction([TopicPartition(topic, 0, offset, f"uuid-{offset}")], consumer.consumer_group_metadata(), 10)
+        producer.send_offsets_to_transaction(
+            [TopicPartition(topic, 0, offset, f"uuid-{offset}")],
+            consumer.consumer_group_metadata(),
+            10,
+        )
         return producer
 
     producer = Producer(transactional_config(config))
     producer.init_transactions(30)
     commit(1).commit_transaction(10)
     assert admin.committed(group, topic, [0]) == {0: CommittedOffset(1, "uuid-1")}
-    assert admin.end_offsets(topic, [0], committed=True) == {0: 2}  # the record and its control record
+    assert admin.end_offsets(topic, [0], committed=True) == {
+        0: 2
+    }  # the record and its control record
     commit(2).flush(10)
     assert admin.end_offsets(topic, [0], committed=True) == {0: 2}
     assert admin.end_offsets(topic, [0], committed=False) == {0: 3}
     begun = time.monotonic()
-    with pytest.raises(TemporaryError, match=f"committed offsets of the group {group}: not within 3 s"):
+    with pytest.raises(
+        TemporaryError, match=f"committed offsets of the group {group}: not within 3 s"
+    ):
         admin.committed(group, topic, [0])
     assert 2.5 < time.monotonic() - begun < 10
     producer.abort_transaction(10)
@@ -193,7 +226,8 @@ def test_no_broker_is_said_within_the_time_limit(call):
     admin = Admin(make_config(servers, "d", "t").kafka, timeout_s=1.5)
     begun = time.monotonic()
     with pytest.raises(
-        DependencyError, match=rf"no Kafka broker at {servers} answered within 2 s \(.*Connection refused\). Check kafka.bootstrap_servers"
+        DependencyError,
+        match=rf"no Kafka broker at {servers} answered within 2 s \(.*Connection refused\). Check kafka.bootstrap_servers",
     ):
         call(admin)
     assert time.monotonic() - begun < 4
@@ -223,7 +257,10 @@ def test_a_broker_that_comes_back_is_found_again(embedded, config):
             {"secruity.protocol": "SSL"},
             r'kafka\.client: No such configuration property: "secruity\.protocol"; did you mean \'security\.protocol\'',
         ),
-        ({"security.protocol": "TLS"}, r'kafka\.client: Invalid value "TLS" for configuration property "security\.protocol"'),
+        (
+            {"security.protocol": "TLS"},
+            r'kafka\.client: Invalid value "TLS" for configuration property "security\.protocol"',
+        ),
     ],
 )
 def test_a_property_the_client_does_not_know(client, message):

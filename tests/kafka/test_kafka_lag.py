@@ -1,4 +1,5 @@
-"""lag: committed, end, records and seconds, from group offsets, the commit log, or the configured start."""
+"""lag: committed, end, records and seconds, from group offsets, the commit log, or the configured
+start."""
 
 from __future__ import annotations
 
@@ -44,18 +45,25 @@ def write_hourly(config: Config, partition: int, count: int) -> None:
     producer = Producer({"bootstrap.servers": config.kafka.bootstrap_servers})
     for i in range(count):
         timestamp_ms = round((time.time() - (count - i) * HOUR_S) * 1000)
-        producer.produce(config.kafka.topic, b"x" * 1000, partition=partition, timestamp=timestamp_ms)
+        producer.produce(
+            config.kafka.topic, b"x" * 1000, partition=partition, timestamp=timestamp_ms
+        )
     assert producer.flush(10) == 0
 
 
 def commit(config: Config, **offsets: int) -> None:
     consumer = Consumer(consumer_config(config, config.group))
-    consumer.commit(offsets=[TopicPartition(config.kafka.topic, int(p[1:]), o) for p, o in offsets.items()], asynchronous=False)
+    consumer.commit(
+        offsets=[TopicPartition(config.kafka.topic, int(p[1:]), o) for p, o in offsets.items()],
+        asynchronous=False,
+    )
     consumer.close()
 
 
 def about(row: PartitionLag, committed: int | None, end: int, records: int, hours: float) -> bool:
-    return (row.committed, row.end, row.records) == (committed, end, records) and abs(row.seconds - hours * HOUR_S) < 60
+    return (row.committed, row.end, row.records) == (committed, end, records) and abs(
+        row.seconds - hours * HOUR_S
+    ) < 60
 
 
 def test_from_the_groups_offsets(config):
@@ -74,7 +82,9 @@ def test_before_the_first_commit_it_counts_from_the_start(config):
     create_topic(config.kafka.bootstrap_servers, config.kafka.topic)
     write_hourly(config, 0, 4)
     assert about(measure(config, Admin(config.kafka))[0], None, 4, 4, 4)
-    latest = config.model_copy(update={"kafka": config.kafka.model_copy(update={"start": "latest"})})
+    latest = config.model_copy(
+        update={"kafka": config.kafka.model_copy(update={"start": "latest"})}
+    )
     assert about(measure(latest, Admin(config.kafka))[0], None, 4, 0, 0)
 
 
@@ -87,7 +97,22 @@ def test_an_expired_groups_offsets_come_from_the_commit_log(config):
     producer = Producer(transactional_config(config))
     producer.init_transactions(30)
     for epoch, partitions in enumerate([{0: (0, 2), 1: (0, 6)}, {0: (2, 5)}]):
-        manifest = Manifest(1, config.dataset, "w0", epoch, f"{epoch}a", None, partitions, {}, {}, (), 0, {}, "a", "b")
+        manifest = Manifest(
+            1,
+            config.dataset,
+            "w0",
+            epoch,
+            f"{epoch}a",
+            None,
+            partitions,
+            {},
+            {},
+            (),
+            0,
+            {},
+            "a",
+            "b",
+        )
         producer.begin_transaction()
         producer.produce(config.commits_topic, encode(manifest))
         producer.commit_transaction(10)
@@ -154,7 +179,12 @@ def test_the_command(config, path):
     done = CliRunner().invoke(command, ["-c", str(path), "--json"], catch_exceptions=False)
     assert done.exit_code == 0
     summary = json.loads(done.stdout)
-    assert (summary["group"], summary["state"], summary["members"], summary["records"]) == (config.group, "empty", 0, 1)
+    assert (summary["group"], summary["state"], summary["members"], summary["records"]) == (
+        config.group,
+        "empty",
+        0,
+        1,
+    )
     assert abs(summary["seconds"] - HOUR_S) < 60
     assert [row["committed"] for row in summary["partitions"]] == [None, 2]
     table = CliRunner().invoke(command, ["-c", str(path)], catch_exceptions=False)
@@ -164,5 +194,7 @@ def test_the_command(config, path):
 
 
 def test_no_topic(config, path):
-    with pytest.raises(DependencyError, match=rf"kafka\.topic: the topic '{config.kafka.topic}' does not exist"):
+    with pytest.raises(
+        DependencyError, match=rf"kafka\.topic: the topic '{config.kafka.topic}' does not exist"
+    ):
         CliRunner().invoke(command, ["-c", str(path)], catch_exceptions=False)

@@ -39,7 +39,9 @@ class Place:
         self.claimed = 0
 
     def log(self) -> ClaimLog:
-        made = ClaimLog(self.config, Meld(DIM, 0.9, open_index(DIM, 0.9, "cpu")), BINDING, 1_000_000)
+        made = ClaimLog(
+            self.config, Meld(DIM, 0.9, open_index(DIM, 0.9, "cpu")), BINDING, 1_000_000
+        )
         self.logs.append(made)
         return made
 
@@ -61,7 +63,9 @@ class Place:
         self.catch_up(log)
 
     def catch_up(self, log: ClaimLog) -> None:
-        log.read_to(self.admin.end_offsets(log.topic, [0], committed=False)[0], lambda at, end: None)
+        log.read_to(
+            self.admin.end_offsets(log.topic, [0], committed=False)[0], lambda at, end: None
+        )
 
     def snapshots(self) -> Snapshots:
         made = open_snapshots(self.config, BINDING, self.admin.topic_id(self.config.claims_topic))
@@ -129,7 +133,9 @@ def test_a_log_that_is_shorter_than_the_snapshot_has_lost_entries(place: Place) 
         place.log().resume(place.admin, snapshots)
 
 
-def test_a_snapshot_of_a_topic_that_was_made_again_is_not_used(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_snapshot_of_a_topic_that_was_made_again_is_not_used(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
     log, snapshots = place.restored(), place.snapshots()
     snapshots.write(log.meld.state(), log.offset)
     snapshots.wanted = replace(snapshots.wanted, topic_id="another")
@@ -167,7 +173,9 @@ class TestSnapshotter:
         assert positions == [302, 202], "every 100 positions, and two are kept"
         place.claim(log, 40)
         self.end(made, worker)
-        assert [found.position for found in snapshots.find()] == [302, 202], "too little to be worth one at the end"
+        assert [found.position for found in snapshots.find()] == [302, 202], (
+            "too little to be worth one at the end"
+        )
         assert value(metrics, "position") == 302
         assert value(metrics, "bytes") > 300 * DIM * 2
         assert 0 < value(metrics, "age_seconds") < 60
@@ -185,7 +193,9 @@ class TestSnapshotter:
         assert again.resume(place.admin, snapshots) == found.header
         assert again.meld.digest() == log.meld.digest()
 
-    def test_after_a_start_from_a_snapshot_the_next_is_due_as_much_later(self, place: Place) -> None:
+    def test_after_a_start_from_a_snapshot_the_next_is_due_as_much_later(
+        self, place: Place
+    ) -> None:
         log, snapshots, metrics = place.restored(), place.snapshots(), Metrics()
         log.append(Open(0, 1, 7, 0))
         place.claim(log, 200)
@@ -199,7 +209,9 @@ class TestSnapshotter:
         made.offer()
         assert made._busy
 
-    def test_the_line_goes_on_while_one_is_written(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_line_goes_on_while_one_is_written(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         log, snapshots = place.restored(), place.snapshots()
         log.append(Open(0, 1, 7, 0))
         held, writing = threading.Event(), threading.Event()

@@ -1,4 +1,5 @@
-"""`Source` on real Kafka: order and completeness under a full line, end-of-partition marks, targets, and the group's decisions."""
+"""`Source` on real Kafka: order and completeness under a full line, end-of-partition marks,
+targets, and the group's decisions."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ class Group:
         self.closed: list[Source] = []
 
     def source(self, listener: Listener | None = None, **kafka: object) -> Source:
-        made = Source(self.config.model_copy(update={"kafka": self.config.kafka.model_copy(update=kafka)}))
+        made = Source(
+            self.config.model_copy(update={"kafka": self.config.kafka.model_copy(update=kafka)})
+        )
         made.subscribe(listener or Listener())
         self.sources.append(made)
         return made
@@ -86,7 +89,9 @@ def until(condition: Callable[[], bool], *sources: Source, seconds: float = SOON
             source.poll(0.02)
 
 
-def take_until(source: Source, condition: Callable[[], bool]) -> tuple[list[Record], dict[int, int]]:
+def take_until(
+    source: Source, condition: Callable[[], bool]
+) -> tuple[list[Record], dict[int, int]]:
     """Everything that comes, with the last mark of each partition."""
     records: list[Record] = []
     marks: dict[int, int] = {}
@@ -101,8 +106,16 @@ def take_until(source: Source, condition: Callable[[], bool]) -> tuple[list[Reco
     return records, marks
 
 
-def transaction(servers: str, topic: str, count: int, commit: bool = True, partition: int = 0) -> None:
-    producer = Producer({"bootstrap.servers": servers, "transactional.id": f"test-{topic}-{time.monotonic_ns()}", "log_level": 0})
+def transaction(
+    servers: str, topic: str, count: int, commit: bool = True, partition: int = 0
+) -> None:
+    producer = Producer(
+        {
+            "bootstrap.servers": servers,
+            "transactional.id": f"test-{topic}-{time.monotonic_ns()}",
+            "log_level": 0,
+        }
+    )
     producer.init_transactions(SOON)
     producer.begin_transaction()
     for i in range(count):
@@ -120,12 +133,21 @@ def test_records_come_as_they_were_produced(group: Group, kafka: str, topic_name
     produce(kafka, topic_name, sent)
     source = group.source()
     records, _ = take_until(source, lambda: source.reached.get(0) == 4)
-    assert [(r.partition, r.offset, r.value) for r in records] == [(0, i, value) for i, (value, _) in enumerate(sent)]
-    assert [dict(r.headers) for r in records] == [{"text": "ä".encode(), "none": None}, {}, {"id": b"1"}, {}]
+    assert [(r.partition, r.offset, r.value) for r in records] == [
+        (0, i, value) for i, (value, _) in enumerate(sent)
+    ]
+    assert [dict(r.headers) for r in records] == [
+        {"text": "ä".encode(), "none": None},
+        {},
+        {"id": b"1"},
+        {},
+    ]
     assert all(before - 60_000 <= r.timestamp_ms <= before + 60_000 for r in records)
 
 
-def test_a_header_name_that_is_no_text_costs_only_its_record(group: Group, kafka: str, topic_name: str) -> None:
+def test_a_header_name_that_is_no_text_costs_only_its_record(
+    group: Group, kafka: str, topic_name: str
+) -> None:
     create_topic(kafka, topic_name)
     produce(kafka, topic_name, [(b"before", {"id": "1"})])
     _produce_with_header_name(kafka, topic_name, b"na\xffme")
@@ -139,7 +161,9 @@ def test_a_header_name_that_is_no_text_costs_only_its_record(group: Group, kafka
     assert raised.value.reason == "bad_header"
 
 
-def test_a_hand_is_a_chunk_by_records_or_by_bytes(group: Group, kafka: str, topic_name: str) -> None:
+def test_a_hand_is_a_chunk_by_records_or_by_bytes(
+    group: Group, kafka: str, topic_name: str
+) -> None:
     create_topic(kafka, topic_name, max_message_bytes=2_000_000)
     produce(kafka, topic_name, [(b"x", {})] * (2 * CHUNK_RECORDS) + [(b"y" * 1_500_000, {})] * 8)
     source = group.source()
@@ -154,12 +178,18 @@ def test_a_hand_is_a_chunk_by_records_or_by_bytes(group: Group, kafka: str, topi
     assert CHUNK_BYTES <= nbytes < CHUNK_BYTES + 1_500_000
 
 
-def test_a_full_line_holds_back_and_keeps_its_membership_and_its_order(group: Group, kafka: str, topic_name: str) -> None:
-    """A hand is kept for longer than the poll interval. Another consumer that does not `serve` meanwhile loses its partitions."""
+def test_a_full_line_holds_back_and_keeps_its_membership_and_its_order(
+    group: Group, kafka: str, topic_name: str
+) -> None:
+    """A hand is kept for longer than the poll interval. Another consumer that does not `serve`
+    meanwhile loses its partitions."""
     create_topic(kafka, topic_name, partitions=2)
     origins = produce(kafka, topic_name, [(b"%06d" % i * 50, {}) for i in range(2000)])
     kept, forgetful = Listener(), Listener()
-    patient, idle = group.source(kept), Source(group.config.model_copy(update={"dataset": f"{group.config.dataset}-2"}))
+    patient, idle = (
+        group.source(kept),
+        Source(group.config.model_copy(update={"dataset": f"{group.config.dataset}-2"})),
+    )
     idle.subscribe(forgetful)
     group.sources.append(idle)
     until(lambda: patient.has_chunk and idle.has_chunk, patient, idle)
@@ -180,14 +210,18 @@ def test_a_full_line_holds_back_and_keeps_its_membership_and_its_order(group: Gr
     assert [event for event, _ in forgetful.calls[:3]] == ["assigned", "lost", "assigned"]
     assert forgetful.calls[1][1] == (0, 1)
     again, _ = take_until(idle, lambda: sum(idle.reached.values()) == len(origins))
-    assert sorted((r.partition, r.offset) for r in again) == sorted(origins)  # what was in hand is read again, once
+    assert sorted((r.partition, r.offset) for r in again) == sorted(
+        origins
+    )  # what was in hand is read again, once
 
 
 # Ends of partitions
 
 
 @pytest.mark.parametrize("commit", [True, False])
-def test_marks_cover_control_records(commit: bool, group: Group, kafka: str, topic_name: str) -> None:
+def test_marks_cover_control_records(
+    commit: bool, group: Group, kafka: str, topic_name: str
+) -> None:
     create_topic(kafka, topic_name)
     produce(kafka, topic_name, [(b"a", {}), (b"b", {})])
     transaction(kafka, topic_name, 3, commit)  # offsets 2 to 4, and a control record
@@ -232,12 +266,16 @@ def test_nothing_at_or_beyond_a_target_is_taken(group: Group, kafka: str, topic_
     source.stop_at({0: 7, 1: 20, 2: 3})
     assert not source.is_done()  # nothing is assigned yet
     records, marks = take_until(source, source.is_done)
-    assert sorted({(r.partition, r.offset) for r in records}) == [(0, i) for i in range(7)] + [(1, i) for i in range(20)]
+    assert sorted({(r.partition, r.offset) for r in records}) == [(0, i) for i in range(7)] + [
+        (1, i) for i in range(20)
+    ]
     assert marks.get(0, 7) == 7
     assert source.reached == {0: 7, 1: 20, 2: 5}
 
 
-def test_a_target_is_reached_past_control_records(group: Group, kafka: str, topic_name: str) -> None:
+def test_a_target_is_reached_past_control_records(
+    group: Group, kafka: str, topic_name: str
+) -> None:
     create_topic(kafka, topic_name)
     transaction(kafka, topic_name, 3)
     transaction(kafka, topic_name, 2, commit=False)
@@ -248,7 +286,9 @@ def test_a_target_is_reached_past_control_records(group: Group, kafka: str, topi
     assert marks == {0: 7}
 
 
-def test_a_target_between_a_record_and_its_control_record(group: Group, kafka: str, topic_name: str) -> None:
+def test_a_target_between_a_record_and_its_control_record(
+    group: Group, kafka: str, topic_name: str
+) -> None:
     create_topic(kafka, topic_name)
     transaction(kafka, topic_name, 3)
     produce(kafka, topic_name, [(b"later", {})] * 2)
@@ -290,13 +330,17 @@ def test_forget_and_rewind(group: Group, kafka: str, topic_name: str) -> None:
         assert [r.offset for r in records if r.partition == p] == list(range(first, 20))
 
 
-def test_a_bounded_run_is_not_done_while_the_group_has_yet_to_say_whose_a_partition_is(group: Group, kafka: str, topic_name: str) -> None:
+def test_a_bounded_run_is_not_done_while_the_group_has_yet_to_say_whose_a_partition_is(
+    group: Group, kafka: str, topic_name: str
+) -> None:
     """Whether it was lost, or another replica's `open` was read before the group said anything."""
     create_topic(kafka, topic_name, partitions=2)
     produce(kafka, topic_name, [(b"a", {})] * 40)
     told, done_when_lost = Listener(), []
     source = group.source(told)
-    told.lost = lambda partitions: done_when_lost.append(source.is_done()) or told._told("lost", partitions)  # type: ignore[method-assign]
+    told.lost = lambda partitions: (
+        done_when_lost.append(source.is_done()) or told._told("lost", partitions)
+    )  # type: ignore[method-assign]
     source.stop_at({0: 20, 1: 20})
     take_until(source, source.is_done)
     source.forget([1])
@@ -309,13 +353,17 @@ def test_a_bounded_run_is_not_done_while_the_group_has_yet_to_say_whose_a_partit
     take_until(source, source.is_done)
 
 
-def test_partitions_move_to_a_second_member_and_back(group: Group, kafka: str, topic_name: str) -> None:
+def test_partitions_move_to_a_second_member_and_back(
+    group: Group, kafka: str, topic_name: str
+) -> None:
     create_topic(kafka, topic_name, partitions=4)
     produce(kafka, topic_name, [(b"a", {})] * 40)
     told, told_b = Listener(), Listener(dict.fromkeys(range(4), 10))
     a = group.source(told)
     joined_when_revoked: list[bool] = []
-    told.revoked = lambda partitions: joined_when_revoked.append(a.joined) or told._told("revoked", partitions)  # type: ignore[method-assign]
+    told.revoked = lambda partitions: (
+        joined_when_revoked.append(a.joined) or told._told("revoked", partitions)
+    )  # type: ignore[method-assign]
     until(lambda: len(a.owned) == 4, a)
     generation = a.generation()
     assert a.is_member(dict.fromkeys(range(4), 0))
@@ -324,7 +372,9 @@ def test_partitions_move_to_a_second_member_and_back(group: Group, kafka: str, t
     assert a.owned | b.owned == {0, 1, 2, 3}
     assert a.generation() == b.generation() > generation
     moved = tuple(sorted(b.owned))
-    assert joined_when_revoked == [False]  # a bounded run does not end on what it happens to own between two assignments
+    assert joined_when_revoked == [
+        False
+    ]  # a bounded run does not end on what it happens to own between two assignments
     until(lambda: a.joined, a, b)
     assert ("revoked", moved) in told.calls
     assert not any(r.partition in moved for r in a.take()[0])
@@ -347,7 +397,9 @@ def test_one_who_left_is_no_member(group: Group, kafka: str, topic_name: str) ->
         source.consumer.poll(0.1)
 
 
-def test_a_static_member_is_fenced_by_its_namesake(group: Group, kafka: str, topic_name: str) -> None:
+def test_a_static_member_is_fenced_by_its_namesake(
+    group: Group, kafka: str, topic_name: str
+) -> None:
     create_topic(kafka, topic_name)
     older = group.source(group_instance_id="pod-0")
     until(lambda: older.owned == {0}, older)
@@ -358,7 +410,9 @@ def test_a_static_member_is_fenced_by_its_namesake(group: Group, kafka: str, top
 
 
 @pytest.mark.parametrize("event", ["assigned", "revoked"])
-def test_what_a_callback_raises_comes_out_of_poll(event: str, group: Group, kafka: str, topic_name: str) -> None:
+def test_what_a_callback_raises_comes_out_of_poll(
+    event: str, group: Group, kafka: str, topic_name: str
+) -> None:
     create_topic(kafka, topic_name, partitions=2)
     produce(kafka, topic_name, [(b"a", {})] * 4)
     told = Listener()
@@ -378,7 +432,9 @@ def test_what_a_callback_raises_comes_out_of_poll(event: str, group: Group, kafk
 # A topic that is not what it was
 
 
-def test_records_that_expired_under_us_are_an_error_and_no_jump(group: Group, kafka: str, topic_name: str) -> None:
+def test_records_that_expired_under_us_are_an_error_and_no_jump(
+    group: Group, kafka: str, topic_name: str
+) -> None:
     create_topic(kafka, topic_name)
     produce(kafka, topic_name, [(b"a", {})] * 10)
     admin = AdminClient({"bootstrap.servers": kafka})
@@ -389,7 +445,9 @@ def test_records_that_expired_under_us_are_an_error_and_no_jump(group: Group, ka
         until(lambda: source.has_any, source)
 
 
-def test_an_offset_beyond_the_end_is_an_error_and_no_jump(group: Group, kafka: str, topic_name: str) -> None:
+def test_an_offset_beyond_the_end_is_an_error_and_no_jump(
+    group: Group, kafka: str, topic_name: str
+) -> None:
     create_topic(kafka, topic_name)
     produce(kafka, topic_name, [(b"a", {})] * 10)
     source = group.source(Listener({0: 50}))
@@ -401,7 +459,9 @@ def test_a_topic_that_is_deleted_under_us(group: Group, kafka: str, topic_name: 
     create_topic(kafka, topic_name)
     produce(kafka, topic_name, [(b"a", {})])
     # The client hears of it when it refreshes its metadata: every 5 minutes unless told otherwise.
-    source = group.source(client={**group.config.kafka.client, "topic.metadata.refresh.interval.ms": 1000})
+    source = group.source(
+        client={**group.config.kafka.client, "topic.metadata.refresh.interval.ms": 1000}
+    )
     until(lambda: source.has_any, source)
     admin = AdminClient({"bootstrap.servers": kafka})
     admin.delete_topics([topic_name])[topic_name].result(SOON)
@@ -410,8 +470,11 @@ def test_a_topic_that_is_deleted_under_us(group: Group, kafka: str, topic_name: 
 
 
 def _produce_with_header_name(servers: str, topic: str, name: bytes) -> None:
-    """Straight into librdkafka: the Python client only takes names that are text. (``rdkafka.h``: ``rd_kafka_vtype_t``, ``rd_kafka_producev``.)"""
-    [path] = (Path(confluent_kafka.__file__).parents[1] / "confluent_kafka.libs").glob("librdkafka*")
+    """Straight into librdkafka: the Python client only takes names that are text. (``rdkafka.h``:
+    ``rd_kafka_vtype_t``, ``rd_kafka_producev``.)"""
+    [path] = (Path(confluent_kafka.__file__).parents[1] / "confluent_kafka.libs").glob(
+        "librdkafka*"
+    )
     lib = ctypes.CDLL(str(path))
     for made in (lib.rd_kafka_conf_new, lib.rd_kafka_new, lib.rd_kafka_headers_new):
         made.restype = ctypes.c_void_p
@@ -420,9 +483,25 @@ def _produce_with_header_name(servers: str, topic: str, name: bytes) -> None:
     assert lib.rd_kafka_conf_set(conf, b"bootstrap.servers", servers.encode(), why, len(why)) == 0
     client = ctypes.c_void_p(lib.rd_kafka_new(0, conf, why, len(why)))
     headers = ctypes.c_void_p(lib.rd_kafka_headers_new(1))
-    assert lib.rd_kafka_header_add(headers, name, ctypes.c_ssize_t(len(name)), b"v", ctypes.c_ssize_t(1)) == 0
+    assert (
+        lib.rd_kafka_header_add(
+            headers, name, ctypes.c_ssize_t(len(name)), b"v", ctypes.c_ssize_t(1)
+        )
+        == 0
+    )
     value, vtype = b"hostile", ctypes.c_int
-    arguments = (vtype(1), topic.encode(), vtype(4), value, ctypes.c_size_t(len(value)), vtype(7), vtype(2), vtype(10), headers, vtype(0))
+    arguments = (
+        vtype(1),
+        topic.encode(),
+        vtype(4),
+        value,
+        ctypes.c_size_t(len(value)),
+        vtype(7),
+        vtype(2),
+        vtype(10),
+        headers,
+        vtype(0),
+    )
     assert lib.rd_kafka_producev(client, *arguments) == 0
     assert lib.rd_kafka_flush(client, 20_000) == 0
     lib.rd_kafka_destroy(client)

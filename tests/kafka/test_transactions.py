@@ -1,4 +1,5 @@
-"""`KafkaTransactions` on real Kafka: what others' transactions hide, who is fenced, what an abort leaves, and what a dead letter may weigh."""
+"""`KafkaTransactions` on real Kafka: what others' transactions hide, who is fenced, what an abort
+leaves, and what a dead letter may weigh."""
 
 from __future__ import annotations
 
@@ -43,8 +44,12 @@ class Dataset:
     def servers(self) -> str:
         return self.config.kafka.bootstrap_servers
 
-    def writer(self, name: str = "w0", dead_letter_limit: int = 1_000_000, fence: bool = True) -> Writer:
-        made = Writer(self.config.model_copy(update={"writer": name}), self.admin, dead_letter_limit)
+    def writer(
+        self, name: str = "w0", dead_letter_limit: int = 1_000_000, fence: bool = True
+    ) -> Writer:
+        made = Writer(
+            self.config.model_copy(update={"writer": name}), self.admin, dead_letter_limit
+        )
         self.writers.append(made)
         if fence:
             made.port.fence()
@@ -61,7 +66,10 @@ class Dataset:
         return producer
 
     def log(self, committed: bool = True) -> list[bytes | None]:
-        return [stored.value for stored in read_topic(self.servers, self.config.commits_topic, committed)]
+        return [
+            stored.value
+            for stored in read_topic(self.servers, self.config.commits_topic, committed)
+        ]
 
     def offsets(self) -> dict[int, CommittedOffset]:
         return self.admin.committed(self.config.group, self.config.kafka.topic, [0, 1])
@@ -73,7 +81,9 @@ class Writer:
         self.source = Source(config)
         self.refreshed = 0
         self.asked: list[list[int]] = []
-        self.port = KafkaTransactions(config, admin, self.source.consumer, dead_letter_limit, self._starts, self._refresh)
+        self.port = KafkaTransactions(
+            config, admin, self.source.consumer, dead_letter_limit, self._starts, self._refresh
+        )
 
     def _starts(self, partitions: Any) -> dict[int, int]:
         self.asked.append(list(partitions))
@@ -100,7 +110,9 @@ class Writer:
     def commit(self, manifest: Manifest, letters: list[DeadLetter] | None = None) -> bool:
         """With the offsets that its ranges say, under the membership of this moment."""
         ends = {p: end for p, (_, end) in manifest.partitions.items()}
-        return self.port.commit(manifest, letters or [], ends, self.port.membership() if ends else None)
+        return self.port.commit(
+            manifest, letters or [], ends, self.port.membership() if ends else None
+        )
 
     def close(self) -> None:
         self.port.close()
@@ -212,7 +224,9 @@ def test_the_log_is_read_past_anothers_open_transaction(ends: str, dataset: Data
     other.begin_transaction()
 
 
-def test_an_open_transaction_that_does_not_end_is_a_temporary_error(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_transaction_that_does_not_end_is_a_temporary_error(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(commit_module, "READ_DEADLINE_S", 1.0)
     a = dataset.writer()
     other = dataset.other()
@@ -227,14 +241,21 @@ def test_an_open_transaction_that_does_not_end_is_a_temporary_error(dataset: Dat
     assert time.monotonic() - before < 5
 
 
-def test_an_offset_that_is_hidden_is_unknown_and_never_none(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_offset_that_is_hidden_is_unknown_and_never_none(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a = dataset.writer().join()
     assert a.commit(a.manifest(0, p0=(0, 2)))
     other = dataset.other()
-    other.send_offsets_to_transaction([TopicPartition(dataset.config.kafka.topic, 0, 4)], a.port.membership(), SOON)
+    other.send_offsets_to_transaction(
+        [TopicPartition(dataset.config.kafka.topic, 0, 4)], a.port.membership(), SOON
+    )
     monkeypatch.setattr(commit_module, "READ_DEADLINE_S", 0.5)
     monkeypatch.setattr(commit_module, "CALL_TIMEOUT_S", 0.5)
-    with pytest.raises(TemporaryError, match=r"committed offsets cannot be read.* find-hanging --topic __consumer_offsets"):
+    with pytest.raises(
+        TemporaryError,
+        match=r"committed offsets cannot be read.* find-hanging --topic __consumer_offsets",
+    ):
         a.port.committed([0])
     assert a.port.committed([1]) == {1: None}
     monkeypatch.setattr(commit_module, "READ_DEADLINE_S", SOON)
@@ -251,19 +272,25 @@ def test_an_offset_that_is_hidden_is_unknown_and_never_none(dataset: Dataset, mo
 
 
 @pytest.mark.parametrize("asked_by", ["commit", "confirm"])
-def test_a_second_process_of_the_same_name_fences_the_first(asked_by: str, dataset: Dataset) -> None:
+def test_a_second_process_of_the_same_name_fences_the_first(
+    asked_by: str, dataset: Dataset
+) -> None:
     first = dataset.writer()
     first.port.confirm()
     assert first.commit(first.manifest(0))
     second = dataset.writer()
-    with pytest.raises(Fenced, match=r"of w0|\.w0: .*another process runs under this writer's name"):
+    with pytest.raises(
+        Fenced, match=r"of w0|\.w0: .*another process runs under this writer's name"
+    ):
         first.commit(first.manifest(1)) if asked_by == "commit" else first.port.confirm()
     second.port.confirm()
     assert second.commit(second.manifest(1, uuid="e" * 32))
     assert [m.uuid for m in second.port.read()] == [UUID, "e" * 32]
 
 
-def test_a_transaction_that_timed_out_is_not_blamed_on_a_namesake_alone(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transaction_that_timed_out_is_not_blamed_on_a_namesake_alone(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The broker answers alike; it looks for transactions that are too old every 10 s."""
     monkeypatch.setattr(client_module, "TRANSACTION_TIMEOUT_S", 1.0)
     a = dataset.writer()
@@ -272,20 +299,29 @@ def test_a_transaction_that_timed_out_is_not_blamed_on_a_namesake_alone(dataset:
     a.port._producer.flush(SOON)
     time.sleep(13)
     with pytest.raises(
-        Fenced, match=r"another process .* or this one stood still for longer than a transaction may take, 1 s .* start it again"
+        Fenced,
+        match=r"another process .* or this one stood still for longer than a transaction may take, 1 s .* start it again",
     ):
         a.port._abort("testing")
     assert dataset.writer().commit(a.manifest(0))
 
 
-def test_a_commit_goes_on_when_a_broker_that_was_shut_down_is_back(embedded: type[Broker], topic_name: str, dataset_name: str) -> None:
-    """Shut down and not killed: it leaves the cluster's metadata first, and the client forgets it while it remembers the coordinator."""
-    with embedded() as broker, new_dataset(broker.bootstrap_servers, topic_name, dataset_name) as dataset:
+def test_a_commit_goes_on_when_a_broker_that_was_shut_down_is_back(
+    embedded: type[Broker], topic_name: str, dataset_name: str
+) -> None:
+    """Shut down and not killed: it leaves the cluster's metadata first, and the client forgets it
+    while it remembers the coordinator."""
+    with (
+        embedded() as broker,
+        new_dataset(broker.bootstrap_servers, topic_name, dataset_name) as dataset,
+    ):
         a = dataset.writer().join()
         assert a.commit(a.manifest(0, p0=(0, 3)))
         broker.stop()
         ended: list[bool] = []
-        committing = threading.Thread(target=lambda: ended.append(a.commit(a.manifest(1, p0=(3, 5)))), daemon=True)
+        committing = threading.Thread(
+            target=lambda: ended.append(a.commit(a.manifest(1, p0=(3, 5)))), daemon=True
+        )
         committing.start()
         time.sleep(0.5)
         broker.start()
@@ -316,7 +352,9 @@ def test_a_successor_resolves_what_its_predecessor_left_open(dataset: Dataset) -
 
 
 def test_an_aborted_epoch_left_nothing_and_can_be_committed_again(dataset: Dataset) -> None:
-    gone = Consumer({"bootstrap.servers": dataset.servers, "group.id": dataset.config.group, "log_level": 0})
+    gone = Consumer(
+        {"bootstrap.servers": dataset.servers, "group.id": dataset.config.group, "log_level": 0}
+    )
     gone.subscribe([dataset.config.kafka.topic])
     deadline = time.monotonic() + SOON
     while not gone.assignment():
@@ -326,7 +364,9 @@ def test_an_aborted_epoch_left_nothing_and_can_be_committed_again(dataset: Datas
     gone.close()
     a = dataset.writer().join()
     manifest = a.manifest(0, p0=(0, 5))
-    assert a.port.commit(manifest, [letter(b"x")], {0: 5}, stale) is False  # the group does not know this member
+    assert (
+        a.port.commit(manifest, [letter(b"x")], {0: 5}, stale) is False
+    )  # the group does not know this member
     assert dataset.log() == []
     assert dataset.offsets() == {}
     assert read_topic(dataset.servers, dataset.config.dead_topic) == []
@@ -346,7 +386,12 @@ def test_a_dead_letter_too_big_travels_as_headers_only(dataset: Dataset) -> None
     sizes = (limit - 2_000, limit - 500, limit, 2 * limit)
     assert a.port.commit(a.manifest(0), [letter(b"v" * size, headers) for size in sizes], {}, None)
     stored = read_topic(dataset.servers, dataset.config.dead_topic)
-    assert [None if s.value is None else len(s.value) for s in stored] == [sizes[0], None, None, None]
+    assert [None if s.value is None else len(s.value) for s in stored] == [
+        sizes[0],
+        None,
+        None,
+        None,
+    ]
     for dead in stored:
         assert dict(dead.headers)["id"] == b"x"
         assert dict(dead.headers)["streamer-offset"] == b"7"
@@ -364,14 +409,19 @@ def test_headers_too_big_are_left_out(headers: Headers, dataset: Dataset) -> Non
     a = dataset.writer(dead_letter_limit=dataset.admin.message_limit(dataset.config.dead_topic))
     assert a.port.commit(a.manifest(0), [letter(b"value", headers)], {}, None)
     [dead] = read_topic(dataset.servers, dataset.config.dead_topic)
-    assert set(dict(dead.headers)) == {f"streamer-{name}" for name in ("reason", "detail", "topic", "partition", "offset")}
+    assert set(dict(dead.headers)) == {
+        f"streamer-{name}" for name in ("reason", "detail", "topic", "partition", "offset")
+    }
 
 
 def test_details_of_any_kind_are_text_of_at_most_500_bytes(dataset: Dataset) -> None:
     a = dataset.writer()
     details = ["ü" * 251, "€" * 400, "a lone \udcff", ""]
     assert a.port.commit(a.manifest(0), [letter(b"v", detail=d) for d in details], {}, None)
-    told = [(dict(s.headers)["streamer-detail"] or b"") for s in read_topic(dataset.servers, dataset.config.dead_topic)]
+    told = [
+        (dict(s.headers)["streamer-detail"] or b"")
+        for s in read_topic(dataset.servers, dataset.config.dead_topic)
+    ]
     assert all(len(d) <= 500 for d in told)
     assert [d.decode() for d in told] == ["ü" * 250, "€" * 166, "a lone ?", ""]
 
@@ -379,7 +429,10 @@ def test_details_of_any_kind_are_text_of_at_most_500_bytes(dataset: Dataset) -> 
 def test_a_dead_letter_that_the_topic_refuses_names_the_setting(dataset: Dataset) -> None:
     limit = dataset.admin.message_limit(dataset.config.dead_topic)
     a = dataset.writer(dead_letter_limit=4 * limit)  # it was lowered since the start
-    with pytest.raises(DependencyError, match=r"committing epoch 0 of w0: too big for the topic .*max\.message\.bytes"):
+    with pytest.raises(
+        DependencyError,
+        match=r"committing epoch 0 of w0: too big for the topic .*max\.message\.bytes",
+    ):
         a.port.commit(a.manifest(0), [letter(b"v" * (limit + 100))], {}, None)
     assert dataset.log() == []
 
@@ -408,7 +461,9 @@ def test_what_is_no_manifest_is_named(dataset: Dataset) -> None:
     a = dataset.writer()
     assert a.commit(a.manifest(0))
     produce(dataset.servers, dataset.config.commits_topic, [(b"hello", {})])
-    with pytest.raises(ProtocolError, match=rf"{dataset.config.commits_topic} offset 2: a manifest is not JSON"):
+    with pytest.raises(
+        ProtocolError, match=rf"{dataset.config.commits_topic} offset 2: a manifest is not JSON"
+    ):
         a.port.read()
 
 
@@ -416,19 +471,29 @@ def test_a_log_whose_beginning_is_gone(dataset: Dataset) -> None:
     a = dataset.writer()
     assert a.commit(a.manifest(0))
     admin = AdminClient({"bootstrap.servers": dataset.servers})
-    for future in admin.delete_records([TopicPartition(dataset.config.commits_topic, 0, 1)]).values():
+    for future in admin.delete_records(
+        [TopicPartition(dataset.config.commits_topic, 0, 1)]
+    ).values():
         future.result(SOON)
-    with pytest.raises(ProtocolError, match=r"the commit log begins at offset 1, .*retention\.ms=-1"):
+    with pytest.raises(
+        ProtocolError, match=r"the commit log begins at offset 1, .*retention\.ms=-1"
+    ):
         a.port.read()
 
 
-def test_nothing_is_asked_of_an_unreachable_broker_for_ever(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_asked_of_an_unreachable_broker_for_ever(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(commit_module, "CALL_TIMEOUT_S", 0.5)
     monkeypatch.setattr(commit_module, "READ_DEADLINE_S", 1.0)
-    nowhere = dataset.config.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:9", "client": {}})
+    nowhere = dataset.config.kafka.model_copy(
+        update={"bootstrap_servers": "127.0.0.1:9", "client": {}}
+    )
     config = dataset.config.model_copy(update={"kafka": nowhere})
     source = Source(config)
-    port = KafkaTransactions(config, dataset.admin, source.consumer, 1_000_000, lambda partitions: {}, lambda: None)
+    port = KafkaTransactions(
+        config, dataset.admin, source.consumer, 1_000_000, lambda partitions: {}, lambda: None
+    )
     calls: list[Callable[[], object]] = [port.fence, lambda: port.committed([0])]
     for call in calls:
         before = time.monotonic()

@@ -17,7 +17,10 @@ from streamer.model.heads import AestheticClassifier, LinearHead, MlpHead, NsfwC
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 V2 = "sac+logos+ava1-l14-linearMSE.pth"
-NSFW_L14, NSFW_B32 = "clip_ViT-L-14_openai_binary_nsfw_head.pth", "clip_ViT-B-32_openai_binary_nsfw_head.pth"
+NSFW_L14, NSFW_B32 = (
+    "clip_ViT-L-14_openai_binary_nsfw_head.pth",
+    "clip_ViT-B-32_openai_binary_nsfw_head.pth",
+)
 
 
 @pytest.fixture
@@ -52,7 +55,15 @@ def scores(head: Any, x: np.ndarray, device: str = "cpu") -> np.ndarray:
     ],
 )
 def test_laions_ten_rating_prototypes(
-    file: str, x: str, expected: str, low: float, high: float | None, family: str, device: str, heads: Path, golden: Any
+    file: str,
+    x: str,
+    expected: str,
+    low: float,
+    high: float | None,
+    family: str,
+    device: str,
+    heads: Path,
+    golden: Any,
 ) -> None:
     head = AestheticClassifier(str(heads / file))
     found = scores(head, golden[x], device)
@@ -60,16 +71,29 @@ def test_laions_ten_rating_prototypes(
     assert (np.diff(found) > 0).all(), "ten prototypes of rising rating"
     assert found[0] == pytest.approx(low, abs=2e-3)
     assert high is None or found[-1] == pytest.approx(high, abs=1e-2)
-    assert (head.dim, head.families, head.requires_normalized) == (golden[x].shape[1], frozenset({family}), True)
+    assert (head.dim, head.families, head.requires_normalized) == (
+        golden[x].shape[1],
+        frozenset({family}),
+        True,
+    )
 
 
 def test_v2_collapsed_equals_its_five_layers(heads: Path) -> None:
     state = torch.load(heads / V2, map_location="cpu", weights_only=True)
-    x = nn.functional.normalize(torch.randn(200, 768, generator=torch.Generator().manual_seed(1)), dim=1)
+    x = nn.functional.normalize(
+        torch.randn(200, 768, generator=torch.Generator().manual_seed(1)), dim=1
+    )
     expected = x
     for i in (0, 2, 4, 6, 7):
-        expected = nn.functional.linear(expected, state[f"layers.{i}.weight"], state[f"layers.{i}.bias"])
-    assert np.abs(scores(AestheticClassifier(str(heads / V2)), x.numpy()) - expected[:, 0].numpy()).max() < 1e-5
+        expected = nn.functional.linear(
+            expected, state[f"layers.{i}.weight"], state[f"layers.{i}.bias"]
+        )
+    assert (
+        np.abs(
+            scores(AestheticClassifier(str(heads / V2)), x.numpy()) - expected[:, 0].numpy()
+        ).max()
+        < 1e-5
+    )
 
 
 GOLDEN_NSFW = [
@@ -89,7 +113,9 @@ GOLDEN_NSFW = [
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("file", "variant", "x", "expected"), GOLDEN_NSFW)
-def test_nsfw_golden_vectors(file: str, variant: Any, x: str, expected: str, device: str, heads: Path, golden: Any) -> None:
+def test_nsfw_golden_vectors(
+    file: str, variant: Any, x: str, expected: str, device: str, heads: Path, golden: Any
+) -> None:
     head = NsfwClassifier(str(heads / file), variant=variant)
     assert np.abs(scores(head, golden[x], device) - golden[expected]).max() < 1e-5
     assert head.families == {laion.L14 if head.dim == 768 else laion.B32}
@@ -102,10 +128,17 @@ def test_the_variants_differ_where_the_original_has_categories(heads: Path, gold
 
 
 def test_the_packages_categories_are_the_originals(heads: Path) -> None:
-    """The table beside the code says what LAION's SavedModel says (the safetensors files were taken from it)."""
-    for weights_file, original in ((NSFW_L14, "laion_clip_nsfw_vit_l_14"), (NSFW_B32, "laion_clip_nsfw_vit_b_32")):
+    """The table beside the code says what LAION's SavedModel says (the safetensors files were taken
+    from it)."""
+    for weights_file, original in (
+        (NSFW_L14, "laion_clip_nsfw_vit_l_14"),
+        (NSFW_B32, "laion_clip_nsfw_vit_b_32"),
+    ):
         state = safetensors.torch.load_file(heads / f"{original}.safetensors")
-        shipped = {v.dim: v for v in NsfwClassifier(str(heads / weights_file), variant="exact")._vocabularies}
+        shipped = {
+            v.dim: v
+            for v in NsfwClassifier(str(heads / weights_file), variant="exact")._vocabularies
+        }
         assert sorted(shipped) == state["categorical.dims"].tolist()
         for dim, vocabulary in shipped.items():
             assert torch.equal(vocabulary.keys, state[f"categorical.{dim}.keys_1e6"].long())
@@ -116,7 +149,10 @@ def test_categories_are_looked_up_as_six_printed_decimals(heads: Path) -> None:
     """Against Python's own ``%f``, on values around and between the vocabulary's."""
     head = NsfwClassifier(str(heads / NSFW_L14), variant="exact")
     vocabulary = head._vocabularies[0]
-    words = {f"{int(k) / 1e6:.6f}": float(c) for k, c in zip(vocabulary.keys, vocabulary.categories, strict=True)}
+    words = {
+        f"{int(k) / 1e6:.6f}": float(c)
+        for k, c in zip(vocabulary.keys, vocabulary.categories, strict=True)
+    }
     near = vocabulary.keys[::50].double().numpy()[:, None] + np.linspace(-1.2, 1.2, 13)
     x = torch.zeros(near.size, 768)
     x[:, vocabulary.dim] = torch.from_numpy((near / 1e6).astype(np.float32).ravel())
@@ -131,7 +167,10 @@ def test_exact_is_refused_for_weights_without_known_categories(heads: Path, tmp_
     state = torch.load(heads / NSFW_L14, map_location="cpu", weights_only=True)
     state["linear_4.bias"] += 0.1
     torch.save(state, tmp_path / "mine.pth")
-    with pytest.raises(ConfigError, match=r"heads\.1\.weights: .*mine\.pth: variant: exact needs the categories .* use variant: port"):
+    with pytest.raises(
+        ConfigError,
+        match=r"heads\.1\.weights: .*mine\.pth: variant: exact needs the categories .* use variant: port",
+    ):
         NsfwClassifier(str(tmp_path / "mine.pth"), variant="exact", where="heads.1")
     assert NsfwClassifier(str(tmp_path / "mine.pth")).families == {laion.L14}
 
@@ -140,7 +179,9 @@ def test_defaults_are_pinned_to_the_files_that_are_known(heads: Path) -> None:
     from streamer.model.weights import file_sha256
 
     for published in (*laion.AESTHETIC, *laion.NSFW):
-        assert file_sha256(heads / published.url.rsplit("/", 1)[1]) == published.sha256, published.url
+        assert file_sha256(heads / published.url.rsplit("/", 1)[1]) == published.sha256, (
+            published.url
+        )
 
 
 def test_the_default_follows_the_family(monkeypatch: pytest.MonkeyPatch, heads: Path) -> None:
@@ -175,8 +216,13 @@ def test_the_default_follows_the_family(monkeypatch: pytest.MonkeyPatch, heads: 
 @pytest.mark.parametrize("output", ["identity", "sigmoid"])
 def test_linear_head(suffix: str, output: Any, tmp_path: Path) -> None:
     layer = nn.Linear(32, 1)
-    save({"probe.weight": layer.weight.data[0], "probe.bias": layer.bias.data}, tmp_path / f"w{suffix}")
-    head = LinearHead(str(tmp_path / f"w{suffix}"), name="mine", output=output, requires_normalized=False)
+    save(
+        {"probe.weight": layer.weight.data[0], "probe.bias": layer.bias.data},
+        tmp_path / f"w{suffix}",
+    )
+    head = LinearHead(
+        str(tmp_path / f"w{suffix}"), name="mine", output=output, requires_normalized=False
+    )
     x = np.random.default_rng(0).normal(size=(7, 32))
     with torch.no_grad():
         expected = layer(torch.from_numpy(x.astype(np.float32)))[:, 0]
@@ -191,7 +237,14 @@ def test_mlp_head_in_natural_order(activation: Any, tmp_path: Path) -> None:
     widths = [24, 24, 24, 1]
     layers = [nn.Linear(a, b) for a, b in zip([24, *widths], widths, strict=False)]
     names = ["net.2", "net.4", "net.10", "net.12"]  # as text, 10 and 12 come before 2
-    save({f"{n}.{k}": v.data for n, layer in zip(names, layers, strict=True) for k, v in layer.named_parameters()}, tmp_path / "w.pth")
+    save(
+        {
+            f"{n}.{k}": v.data
+            for n, layer in zip(names, layers, strict=True)
+            for k, v in layer.named_parameters()
+        },
+        tmp_path / "w.pth",
+    )
     head = MlpHead(str(tmp_path / "w.pth"), name="mine", activation=activation, output="sigmoid")
     x = torch.randn(9, 24, generator=torch.Generator().manual_seed(3))
     between = {"relu": nn.ReLU(), "gelu": nn.GELU(), "none": nn.Identity()}[activation]
@@ -223,7 +276,9 @@ def save(state: dict[str, torch.Tensor], path: Path) -> None:
         (NsfwClassifier, {"norm.mean": (4,), "norm.variance": (4,), "linear_1.weight": (1, 4), "odd": (1,)}, r"linear_N \(odd\)"),
     ],
 )  # fmt: skip
-def test_files_that_are_something_else_are_named(make: Any, state: dict[str, tuple[int, ...]], message: str, tmp_path: Path) -> None:
+def test_files_that_are_something_else_are_named(
+    make: Any, state: dict[str, tuple[int, ...]], message: str, tmp_path: Path
+) -> None:
     torch.save({k: torch.zeros(shape) for k, shape in state.items()}, tmp_path / "w.pth")
     with pytest.raises(ConfigError, match=rf"heads\.4\.weights: .*w\.pth: .*{message}"):
         make(str(tmp_path / "w.pth"), name="mine", where="heads.4")

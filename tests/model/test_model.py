@@ -1,4 +1,5 @@
-"""The façade: batches in order whatever the device does, memory running out, and start-up errors that say what would fit."""
+"""The façade: batches in order whatever the device does, memory running out, and start-up errors
+that say what would fit."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 class Mean(ImageEmbedder):
-    """(mean of each channel, 1), normalised; runs out of memory above ``fits`` images, as an allocator would."""
+    """(mean of each channel, 1), normalised; runs out of memory above ``fits`` images, as an
+    allocator would."""
 
     dim, normalized, family, fingerprint = 4, True, "mean", "mean-1"
 
@@ -47,7 +49,9 @@ class Mean(ImageEmbedder):
             raise RuntimeError(self.error)
         self.sizes.append(len(pixels))
         x = pixels.float().mean(dim=(1, 2)) / 255
-        return torch.nn.functional.normalize(torch.cat([x, torch.ones_like(x[:, :1])], dim=1), dim=1)
+        return torch.nn.functional.normalize(
+            torch.cat([x, torch.ones_like(x[:, :1])], dim=1), dim=1
+        )
 
 
 class Weighted(Head):
@@ -68,12 +72,19 @@ def images(n: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def expected(pixels: list[np.ndarray]) -> np.ndarray:
-    x = np.concatenate([np.stack(pixels).astype(np.float64).mean(axis=(1, 2)) / 255, np.ones((len(pixels), 1))], axis=1)
+    x = np.concatenate(
+        [np.stack(pixels).astype(np.float64).mean(axis=(1, 2)) / 255, np.ones((len(pixels), 1))],
+        axis=1,
+    )
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def model_of(embedder: ImageEmbedder, device: str = "cpu") -> Model:
-    return Model(embedder, [Weighted("first", (1, 0, 0, 0)), Weighted("sum", (1, 1, 1, 1))], torch.device(device))
+    return Model(
+        embedder,
+        [Weighted("first", (1, 0, 0, 0)), Weighted("sum", (1, 1, 1, 1))],
+        torch.device(device),
+    )
 
 
 def check(embedded: Embedded, pixels: list[np.ndarray]) -> None:
@@ -84,7 +95,9 @@ def check(embedded: Embedded, pixels: list[np.ndarray]) -> None:
     assert np.abs(embedded.lengths - 1).max() < 1e-6
     assert embedded.embedded.all()
     if embedded.resident is not None:
-        np.testing.assert_array_equal(embedded.resident.cpu().numpy(), embedded.embeddings.astype(np.float32))
+        np.testing.assert_array_equal(
+            embedded.resident.cpu().numpy(), embedded.embeddings.astype(np.float32)
+        )
     assert list(embedded.scores) == ["first", "sum"]
     assert np.abs(embedded.scores["first"] - vectors[:, 0]).max() < 1e-6
     assert np.abs(embedded.scores["sum"] - vectors.sum(axis=1)).max() < 1e-6
@@ -92,7 +105,8 @@ def check(embedded: Embedded, pixels: list[np.ndarray]) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_batches_come_back_whole_and_in_order(device: str) -> None:
-    """Several in flight, of changing size, read late and twice: no staging buffer may be reused too early."""
+    """Several in flight, of changing size, read late and twice: no staging buffer may be reused too
+    early."""
     model = model_of(Mean(), device)
     batches = [images(n, seed=n) for n in (3, 64, 1, 200, 7, 64, 128)]
     tickets = [model.submit(b) for b in batches]
@@ -107,9 +121,16 @@ def test_batches_come_back_whole_and_in_order(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    "error", ["torch", "CUDA error: out of memory", "DefaultCPUAllocator: can't allocate memory: you tried to allocate"]
+    "error",
+    [
+        "torch",
+        "CUDA error: out of memory",
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate",
+    ],
 )
-def test_out_of_memory_halves_the_batch_and_goes_on(error: str, device: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    error: str, device: str, caplog: pytest.LogCaptureFixture
+) -> None:
     embedder = Mean(fits=30, error=error)
     model = model_of(embedder, device)
     before = model.submit(images(20))
@@ -127,16 +148,31 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: str, device: str, cap
 
 
 def test_unit_vectors() -> None:
-    rows = torch.tensor([[3, 4], [0, 0], [torch.nan, 1], [-torch.inf, 0], [1e-3, 0], [0, -250.0], [3e38, 3e38]])
+    rows = torch.tensor(
+        [[3, 4], [0, 0], [torch.nan, 1], [-torch.inf, 0], [1e-3, 0], [0, -250.0], [3e38, 3e38]]
+    )
     vectors, lengths = unit_vectors(rows)
     assert vectors.dtype == torch.float16
-    assert is_length(lengths).tolist() == [True, False, False, False, True, True, False]  # the last one's length is above float32
-    np.testing.assert_array_equal(vectors, np.array([[0.6, 0.8], [0, 0], [0, 0], [0, 0], [1, 0], [0, -1], [0, 0]], np.float16))
+    assert is_length(lengths).tolist() == [
+        True,
+        False,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]  # the last one's length is above float32
+    np.testing.assert_array_equal(
+        vectors, np.array([[0.6, 0.8], [0, 0], [0, 0], [0, 0], [1, 0], [0, -1], [0, 0]], np.float16)
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_unit_vectors_are_of_unit_length_in_fp16(device: str) -> None:
-    rows = torch.randn((500, 768), generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 6, 500)[:, None]
+    rows = (
+        torch.randn((500, 768), generator=torch.Generator().manual_seed(0))
+        * torch.logspace(-6, 6, 500)[:, None]
+    )
     vectors, lengths = unit_vectors(rows.to(device))
     assert bool(is_length(lengths).all())
     assert np.abs(np.linalg.norm(vectors.cpu().double().numpy(), axis=1) - 1).max() < 2**-10
@@ -153,12 +189,17 @@ def test_what_the_gpu_keeps_is_what_it_sent() -> None:
 
 def test_out_of_memory_with_one_image_ends_with_a_message() -> None:
     model = model_of(Mean(fits=0))
-    with pytest.raises(DependencyError, match=r"device: out of memory with a single image; use a smaller model, precision: bf16"):
+    with pytest.raises(
+        DependencyError,
+        match=r"device: out of memory with a single image; use a smaller model, precision: bf16",
+    ):
         model.submit(images(5))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_batch_that_raises_is_computed_row_by_row(device: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_batch_that_raises_is_computed_row_by_row(
+    device: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """And batches that are halved meanwhile still count their rows from the batch's beginning."""
 
     class Picky(Mean):
@@ -174,7 +215,11 @@ def test_a_batch_that_raises_is_computed_row_by_row(device: str, caplog: pytest.
                 raise KeyError("black")
             return super().score(embeddings)
 
-    model = Model(Picky(fits=20), [PickyHead("first", (1, 0, 0, 0)), Weighted("sum", (1, 1, 1, 1))], torch.device(device))
+    model = Model(
+        Picky(fits=20),
+        [PickyHead("first", (1, 0, 0, 0)), Weighted("sum", (1, 1, 1, 1))],
+        torch.device(device),
+    )
     batch = images(32)
     batch[5][:], batch[17][:], batch[30][:] = 255, 0, 255
     with caplog.at_level(logging.WARNING):
@@ -184,7 +229,10 @@ def test_a_batch_that_raises_is_computed_row_by_row(device: str, caplog: pytest.
         17: ("head_failed", "KeyError: 'black'"),
         30: ("embedder_failed", "ZeroDivisionError: white"),
     }
-    assert "embedder: Picky.embed() cannot take one image, whose record is invalid: ZeroDivisionError: white" in caplog.text
+    assert (
+        "embedder: Picky.embed() cannot take one image, whose record is invalid: ZeroDivisionError: white"
+        in caplog.text
+    )
     good = [i for i in range(32) if i not in (5, 17, 30)]
     scores = {n: s[good] for n, s in result.scores.items()}
     check(Embedded(result.embeddings[good], result.lengths[good], scores), [batch[i] for i in good])
@@ -199,7 +247,8 @@ def test_an_embedder_that_fails_for_a_black_image_too_is_broken() -> None:
             raise ValueError(f"no good: {len(pixels)}")
 
     with pytest.raises(
-        PluginError, match=r"embedder: Broken\.embed\(\) fails for every image, the first time with ValueError: no good: 3"
+        PluginError,
+        match=r"embedder: Broken\.embed\(\) fails for every image, the first time with ValueError: no good: 3",
     ) as caught:
         model_of(Broken()).submit(images(3))
     assert caught.value.exit_code == 1
@@ -215,7 +264,9 @@ def test_bad_images_alone_in_a_batch_are_no_broken_embedder() -> None:
             return super().embed(pixels)
 
     failures = model_of(Picky()).submit(images(3)).result().failures
-    assert [(row, e.reason, e.detail) for row, e in failures.items()] == [(i, "embedder_failed", "ValueError: not black") for i in range(3)]
+    assert [(row, e.reason, e.detail) for row, e in failures.items()] == [
+        (i, "embedder_failed", "ValueError: not black") for i in range(3)
+    ]
 
 
 def test_a_wrong_shape_or_type_is_a_broken_plugin() -> None:
@@ -223,11 +274,20 @@ def test_a_wrong_shape_or_type_is_a_broken_plugin() -> None:
         def embed(self, pixels: torch.Tensor) -> torch.Tensor:
             return super().embed(pixels).double()
 
-    with pytest.raises(PluginError, match=r"embedder: Wide\.embed\(\) returned \(3, 4\) of torch.float64; it must return"):
+    with pytest.raises(
+        PluginError,
+        match=r"embedder: Wide\.embed\(\) returned \(3, 4\) of torch.float64; it must return",
+    ):
         model_of(Wide()).submit(images(3))
 
 
-@pytest.mark.parametrize("error", ["CUDA error: an illegal memory access was encountered", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    ],
+)
 def test_a_broken_device_is_no_images_fault(error: str) -> None:
     embedder = Mean(fits=0, error=error)
     with pytest.raises(RuntimeError, match=error):
@@ -285,8 +345,16 @@ def test_submit_returns_before_the_gpu_is_done() -> None:
 def test_devices_are_chosen_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [str(devices.choose(n)) for n in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda:0", "cpu", "cuda:0", "cuda:1"]
-    with pytest.raises(ConfigError, match=r"device: cuda:2: no such GPU; there are 2 here \(cuda:0 … cuda:1\)\. Use auto or cpu"):
+    assert [str(devices.choose(n)) for n in ("auto", "cpu", "cuda", "cuda:1")] == [
+        "cuda:0",
+        "cpu",
+        "cuda:0",
+        "cuda:1",
+    ]
+    with pytest.raises(
+        ConfigError,
+        match=r"device: cuda:2: no such GPU; there are 2 here \(cuda:0 … cuda:1\)\. Use auto or cpu",
+    ):
         devices.choose("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert str(devices.choose("auto")) == "cpu"
@@ -303,14 +371,24 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("heads")
     torch.manual_seed(0)
     for dim in (512, 768, 1024):
-        torch.save({"weight": torch.randn(1, dim), "bias": torch.randn(1)}, folder / f"v1-{dim}.pth")
+        torch.save(
+            {"weight": torch.randn(1, dim), "bias": torch.randn(1)}, folder / f"v1-{dim}.pth"
+        )
     v2 = {}
-    for i, (a, b) in zip((0, 2, 4, 6, 7), ((768, 1024), (1024, 128), (128, 64), (64, 16), (16, 1)), strict=True):
-        v2 |= {f"layers.{i}.weight": torch.randn(b, a) * a**-0.5, f"layers.{i}.bias": torch.randn(b) * 0.1}
+    for i, (a, b) in zip(
+        (0, 2, 4, 6, 7), ((768, 1024), (1024, 128), (128, 64), (64, 16), (16, 1)), strict=True
+    ):
+        v2 |= {
+            f"layers.{i}.weight": torch.randn(b, a) * a**-0.5,
+            f"layers.{i}.bias": torch.randn(b) * 0.1,
+        }
     torch.save(v2, folder / "v2.pth")
     nsfw = {"norm.mean": torch.randn(768) * 0.01, "norm.variance": torch.rand(768) * 1e-3 + 1e-3}
     for i, (a, b) in enumerate(((768, 64), (64, 512), (512, 256), (256, 1)), 1):
-        nsfw |= {f"linear_{i}.weight": torch.randn(b, a) * a**-0.5, f"linear_{i}.bias": torch.randn(b) * 0.1}
+        nsfw |= {
+            f"linear_{i}.weight": torch.randn(b, a) * a**-0.5,
+            f"linear_{i}.bias": torch.randn(b) * 0.1,
+        }
     safetensors.torch.save_file(nsfw, folder / "nsfw.safetensors")
     (folder / "room_plugins.py").write_text(PLUGINS)
     return folder
@@ -371,8 +449,15 @@ class NoDimHead(Loud):
 """
 
 
-def config_of(embedder: dict[str, Any], heads: Sequence[dict[str, Any]] = (), **more: Any) -> Config:
-    base = {"dataset": "d", "kafka": {"bootstrap_servers": "b", "topic": "t"}, "output": {"path": "o"}, "device": "cpu"}
+def config_of(
+    embedder: dict[str, Any], heads: Sequence[dict[str, Any]] = (), **more: Any
+) -> Config:
+    base = {
+        "dataset": "d",
+        "kafka": {"bootstrap_servers": "b", "topic": "t"},
+        "output": {"path": "o"},
+        "device": "cpu",
+    }
     return parse({**base, "embedder": embedder, "heads": list(heads), **more})
 
 
@@ -418,7 +503,11 @@ RESNET = {"model": "test_resnet", **RANDOM}
     ],
 )  # fmt: skip
 def test_heads_that_do_not_fit_say_what_would(
-    embedder: dict[str, Any], head: dict[str, Any], message: str, files: Path, monkeypatch: pytest.MonkeyPatch
+    embedder: dict[str, Any],
+    head: dict[str, Any],
+    message: str,
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(files)
     with pytest.raises(ConfigError, match=message):
@@ -426,7 +515,9 @@ def test_heads_that_do_not_fit_say_what_would(
 
 
 def test_deduplication_needs_normalised_vectors() -> None:
-    with pytest.raises(ConfigError, match=r"embedder\.normalize: .* set normalize: true, or dedup: off"):
+    with pytest.raises(
+        ConfigError, match=r"embedder\.normalize: .* set normalize: true, or dedup: off"
+    ):
         load_model(config_of({**RESNET, "normalize": False}))
     load_model(config_of({**RESNET, "normalize": False}, dedup="off"))
 
@@ -434,7 +525,13 @@ def test_deduplication_needs_normalised_vectors() -> None:
 def test_heads_that_fit(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
     model = load_model(
-        config_of(B32, [{"type": "aesthetic", "weights": "v1-512.pth"}, {"type": "aesthetic", "name": "again", "weights": "v1-512.pth"}])
+        config_of(
+            B32,
+            [
+                {"type": "aesthetic", "weights": "v1-512.pth"},
+                {"type": "aesthetic", "name": "again", "weights": "v1-512.pth"},
+            ],
+        )
     )
     assert model.score_names == ("aesthetic", "again")
     assert model.embedder.family == laion.B32
@@ -455,8 +552,16 @@ def test_plugins_are_built_checked_and_named(files: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("embedder", "head", "message"),
     [
-        ("NoDim", None, r"embedder: room_plugins:NoDim: NoDim must set dim \(int, not 'three'\), fingerprint \(str\)"),
-        ("FloatPixels", None, r"embedder: transform\(\) returned float32 \(4, 4, 3\); it must return a numpy array \(H, W, 3\) of uint8"),
+        (
+            "NoDim",
+            None,
+            r"embedder: room_plugins:NoDim: NoDim must set dim \(int, not 'three'\), fingerprint \(str\)",
+        ),
+        (
+            "FloatPixels",
+            None,
+            r"embedder: transform\(\) returned float32 \(4, 4, 3\); it must return a numpy array \(H, W, 3\) of uint8",
+        ),
         ("BadDecoding", None, r"embedder: decode\(\) returned float64 \(5, 7\)"),
         (
             "WrongWidth",
@@ -464,9 +569,17 @@ def test_plugins_are_built_checked_and_named(files: Path, monkeypatch: pytest.Mo
             r"embedder: WrongWidth\.embed\(\) returned \(2, 3\) of torch\.float32; it must return a tensor \(2, 5\) of torch\.float32",
         ),
         ("Unnormalised", None, r"embedder: a first image's vector has length .*, which must be 1"),
-        ("Crashing", None, r"Crashing\.embed\(\) fails for every image, the first time with ValueError: no good"),
+        (
+            "Crashing",
+            None,
+            r"Crashing\.embed\(\) fails for every image, the first time with ValueError: no good",
+        ),
         ("Gone", None, r"embedder\.type: room_plugins:Gone: module 'room_plugins' has no 'Gone'"),
-        ("Ok", "TwoColumns", r"heads: x: TwoColumns\.score\(\) returned \(2, 2\) of torch\.float32; it must return a tensor \(2,\)"),
+        (
+            "Ok",
+            "TwoColumns",
+            r"heads: x: TwoColumns\.score\(\) returned \(2, 2\) of torch\.float32; it must return a tensor \(2,\)",
+        ),
         ("Ok", "Ok", r"heads\.0\.type: room_plugins:Ok: is not a subclass of streamer\.Head"),
     ],
 )
@@ -486,27 +599,44 @@ def test_weights_that_give_nan_are_found_at_start(tmp_path: Path) -> None:
     state["conv1.weight" if "conv1.weight" in state else next(iter(state))].fill_(float("nan"))
     safetensors.torch.save_file(state, tmp_path / "nan.safetensors")
     with pytest.raises(
-        ConfigError, match=r"embedder: a first image's vector has length nan, which must be 1; check the weights and the precision"
+        ConfigError,
+        match=r"embedder: a first image's vector has length nan, which must be 1; check the weights and the precision",
     ):
-        load_model(config_of({"model": "test_resnet", "checkpoint": str(tmp_path / "nan.safetensors")}))
+        load_model(
+            config_of({"model": "test_resnet", "checkpoint": str(tmp_path / "nan.safetensors")})
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
-def test_photographs_through_clip_l14_with_both_heads_equal_plain_torch(device: str, files: Path) -> None:
-    """Random weights, the real architecture and the real heads' shapes; the reference below is written out in timm and torch alone."""
+def test_photographs_through_clip_l14_with_both_heads_equal_plain_torch(
+    device: str, files: Path
+) -> None:
+    """Random weights, the real architecture and the real heads' shapes; the reference below is
+    written out in timm and torch alone."""
     import timm
     import timm.data
 
-    heads = [{"type": "aesthetic", "weights": str(files / "v2.pth")}, {"type": "nsfw", "weights": str(files / "nsfw.safetensors")}]
-    model = load_model(config_of({"model": laion.MODELS[laion.L14], **RANDOM}, heads, device=device))
+    heads = [
+        {"type": "aesthetic", "weights": str(files / "v2.pth")},
+        {"type": "nsfw", "weights": str(files / "nsfw.safetensors")},
+    ]
+    model = load_model(
+        config_of({"model": laion.MODELS[laion.L14], **RANDOM}, heads, device=device)
+    )
     photos = [Image.fromarray(a) for a in (skimage.data.chelsea(), skimage.data.rocket())]
     result = model.submit([model.embedder.transform(p) for p in photos]).result()
 
-    with torch.device("meta"):  # a second set of 304 million random numbers would take seconds, to be overwritten at once
+    with torch.device(
+        "meta"
+    ):  # a second set of 304 million random numbers would take seconds, to be overwritten at once
         net = timm.create_model("vit_large_patch14_clip_quickgelu_224.openai").eval()
-    net.load_state_dict({k: v.cpu() for k, v in model.embedder._net.state_dict().items()}, assign=True)
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)
+    net.load_state_dict(
+        {k: v.cpu() for k, v in model.embedder._net.state_dict().items()}, assign=True
+    )
+    transform = timm.data.create_transform(
+        **timm.data.resolve_model_data_config(net), is_training=False
+    )
     v2 = torch.load(files / "v2.pth", weights_only=True)
     nsfw = safetensors.torch.load_file(files / "nsfw.safetensors")
     with torch.no_grad():
@@ -514,10 +644,14 @@ def test_photographs_through_clip_l14_with_both_heads_equal_plain_torch(device: 
         vectors = vectors / vectors.norm(dim=1, keepdim=True)
         aesthetic = vectors
         for i in (0, 2, 4, 6, 7):
-            aesthetic = torch.nn.functional.linear(aesthetic, v2[f"layers.{i}.weight"], v2[f"layers.{i}.bias"])
+            aesthetic = torch.nn.functional.linear(
+                aesthetic, v2[f"layers.{i}.weight"], v2[f"layers.{i}.bias"]
+            )
         unsafe = (vectors - nsfw["norm.mean"]) / nsfw["norm.variance"].sqrt()
         for i in (1, 2, 3, 4):
-            unsafe = torch.nn.functional.linear(unsafe, nsfw[f"linear_{i}.weight"], nsfw[f"linear_{i}.bias"])
+            unsafe = torch.nn.functional.linear(
+                unsafe, nsfw[f"linear_{i}.weight"], nsfw[f"linear_{i}.bias"]
+            )
             unsafe = unsafe.relu() if i < 4 else unsafe.sigmoid()
     assert vectors.shape == (2, 768)
     assert np.abs(result.embeddings - vectors.numpy()).max() < 2**-10

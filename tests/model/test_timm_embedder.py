@@ -20,16 +20,32 @@ from PIL import Image
 from streamer.errors import ConfigError
 from streamer.model.timm import TimmImageEmbedder, is_clip_tower
 
-FAMILIES = ["vit_tiny_patch16_224", "convnext_atto", "efficientnet_lite0", "resnet18", "mobilenetv3_small_050"]
+FAMILIES = [
+    "vit_tiny_patch16_224",
+    "convnext_atto",
+    "efficientnet_lite0",
+    "resnet18",
+    "mobilenetv3_small_050",
+]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(scope="module")
 def photos() -> list[Image.Image]:
     """Landscape, portrait, square, smaller than the input, and as narrow as photographs get."""
-    sources = [skimage.data.chelsea(), skimage.data.rocket(), skimage.data.coffee(), skimage.data.astronaut()]
+    sources = [
+        skimage.data.chelsea(),
+        skimage.data.rocket(),
+        skimage.data.coffee(),
+        skimage.data.astronaut(),
+    ]
     images = [Image.fromarray(s) for s in sources]
-    return [*images, images[0].rotate(90, expand=True), images[1].resize((97, 61)), images[3].crop((200, 0, 237, 512))]
+    return [
+        *images,
+        images[0].rotate(90, expand=True),
+        images[1].resize((97, 61)),
+        images[3].crop((200, 0, 237, 512)),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +58,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if name not in made:
             torch.manual_seed(len(made) + 17)
             net = timm.create_model(name).eval()
-            for key, value in net.state_dict().items():  # statistics as a trained network has them, not 0 and 1
+            for (
+                key,
+                value,
+            ) in net.state_dict().items():  # statistics as a trained network has them, not 0 and 1
                 if key.endswith("running_mean"):
                     value.normal_(0, 0.1)
                 if key.endswith("running_var"):
@@ -56,7 +75,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def embedder_of(name: str, path: Path | None = None, **settings: Any) -> TimmImageEmbedder:
-    embedder = TimmImageEmbedder(name, checkpoint=str(path) if path else None, pretrained=False, **settings)
+    embedder = TimmImageEmbedder(
+        name, checkpoint=str(path) if path else None, pretrained=False, **settings
+    )
     embedder.place(torch.device("cpu"))
     return embedder
 
@@ -68,13 +89,17 @@ def embed(embedder: TimmImageEmbedder, images: list[Image.Image]) -> torch.Tenso
 
 def timm_input(net: torch.nn.Module, images: list[Image.Image]) -> torch.Tensor:
     """What timm's own evaluation transform, undivided, gives the model."""
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)
+    transform = timm.data.create_transform(
+        **timm.data.resolve_model_data_config(net), is_training=False
+    )
     return torch.stack([transform(i) for i in images])
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_embeddings_equal_timms_own_forward(name: str, device: str, photos: list[Image.Image], checkpoints: Any) -> None:
+def test_embeddings_equal_timms_own_forward(
+    name: str, device: str, photos: list[Image.Image], checkpoints: Any
+) -> None:
     net, path = checkpoints(name)
     embedder = TimmImageEmbedder(name, checkpoint=str(path))
     embedder.place(torch.device(device))
@@ -93,15 +118,27 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "squash": {"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bicubic"},
     "border": {"crop_mode": "border", "crop_pct": 0.9, "interpolation": "bicubic"},
     "bilinear": {"crop_mode": "center", "crop_pct": 0.875, "interpolation": "bilinear"},
-    "tall": {"crop_mode": "center", "crop_pct": 0.95, "interpolation": "bicubic", "input_size": [3, 160, 128]},
+    "tall": {
+        "crop_mode": "center",
+        "crop_pct": 0.95,
+        "interpolation": "bicubic",
+        "input_size": [3, 160, 128],
+    },
 }
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *GEOMETRIES])
-def test_the_model_is_fed_the_bits_of_timms_transform(name: str, photos: list[Image.Image], tmp_path: Path) -> None:
+def test_the_model_is_fed_the_bits_of_timms_transform(
+    name: str, photos: list[Image.Image], tmp_path: Path
+) -> None:
     if name in GEOMETRIES:
-        cfg = timm.models.get_pretrained_cfg("test_resnet").to_dict(remove_source=True) | GEOMETRIES[name]
-        (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet", "pretrained_cfg": cfg}))
+        cfg = (
+            timm.models.get_pretrained_cfg("test_resnet").to_dict(remove_source=True)
+            | GEOMETRIES[name]
+        )
+        (tmp_path / "config.json").write_text(
+            json.dumps({"architecture": "test_resnet", "pretrained_cfg": cfg})
+        )
     embedder = embedder_of(f"local-dir:{tmp_path}" if name in GEOMETRIES else name)
     resolved = timm.data.resolve_model_data_config(embedder._net)
     expected = GEOMETRIES.get(name, {})
@@ -112,10 +149,18 @@ def test_the_model_is_fed_the_bits_of_timms_transform(name: str, photos: list[Im
     assert torch.equal(fed[0], timm_input(embedder._net, photos))
 
 
-def test_openai_preprocessing_reproduces_its_golden_vector(shared_data: Path, tmp_path: Path) -> None:
+def test_openai_preprocessing_reproduces_its_golden_vector(
+    shared_data: Path, tmp_path: Path
+) -> None:
     """The real L/14 preprocessing on an L/14 of one layer, which is as good for this."""
-    cfg = timm.models.get_pretrained_cfg("vit_large_patch14_clip_quickgelu_224.openai").to_dict(remove_source=True)
-    config = {"architecture": "vit_large_patch14_clip_quickgelu_224", "model_args": {"depth": 1}, "pretrained_cfg": cfg}
+    cfg = timm.models.get_pretrained_cfg("vit_large_patch14_clip_quickgelu_224.openai").to_dict(
+        remove_source=True
+    )
+    config = {
+        "architecture": "vit_large_patch14_clip_quickgelu_224",
+        "model_args": {"depth": 1},
+        "pretrained_cfg": cfg,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     embedder = embedder_of(f"local-dir:{tmp_path}")
     fed: list[torch.Tensor] = []
@@ -128,7 +173,9 @@ def test_openai_preprocessing_reproduces_its_golden_vector(shared_data: Path, tm
     assert embedder.features == "head"
 
 
-def test_draft_size_leaves_twice_what_the_transform_needs(photos: list[Image.Image], tmp_path: Path) -> None:
+def test_draft_size_leaves_twice_what_the_transform_needs(
+    photos: list[Image.Image], tmp_path: Path
+) -> None:
     embedder = embedder_of("resnet18")  # 224 / 0.95 = 235 px on the shorter side
     assert embedder.draft_size == (472, 472)
     path = tmp_path / "large.jpg"
@@ -142,7 +189,8 @@ def test_draft_size_leaves_twice_what_the_transform_needs(photos: list[Image.Ima
 
 
 def test_clip_towers_are_told_from_classifiers_in_all_of_timms_registry() -> None:
-    """An independent statement of the rule: these are the widths of CLIP's projections, and no label set has them."""
+    """An independent statement of the rule: these are the widths of CLIP's projections, and no
+    label set has them."""
     projections = {384, 512, 640, 768, 1024, 1152, 1280}
     names = timm.list_pretrained()
     assert len(names) > 1000
@@ -159,10 +207,30 @@ def test_clip_towers_are_told_from_classifiers_in_all_of_timms_registry() -> Non
     ("name", "features", "dim", "family"),
     [
         ("vit_base_patch32_clip_quickgelu_224.openai", "head", 512, "openai-clip-vit-b-32"),
-        ("vit_base_patch32_clip_quickgelu_224", "head", 512, "openai-clip-vit-b-32"),  # one's own weights: OpenAI's preprocessing is meant
-        ("vit_base_patch32_clip_quickgelu_224.metaclip_400m", "head", 512, "vit_base_patch32_clip_quickgelu_224.metaclip_400m"),
-        ("vit_base_patch32_clip_224.openai", "head", 512, "vit_base_patch32_clip_224.openai"),  # the wrong GELU
-        ("vit_base_patch32_clip_224.laion2b_ft_in1k", "pool", 768, "vit_base_patch32_clip_224.laion2b_ft_in1k"),
+        (
+            "vit_base_patch32_clip_quickgelu_224",
+            "head",
+            512,
+            "openai-clip-vit-b-32",
+        ),  # one's own weights: OpenAI's preprocessing is meant
+        (
+            "vit_base_patch32_clip_quickgelu_224.metaclip_400m",
+            "head",
+            512,
+            "vit_base_patch32_clip_quickgelu_224.metaclip_400m",
+        ),
+        (
+            "vit_base_patch32_clip_224.openai",
+            "head",
+            512,
+            "vit_base_patch32_clip_224.openai",
+        ),  # the wrong GELU
+        (
+            "vit_base_patch32_clip_224.laion2b_ft_in1k",
+            "pool",
+            768,
+            "vit_base_patch32_clip_224.laion2b_ft_in1k",
+        ),
         ("resnet18", "pool", 512, "resnet18"),
     ],
 )
@@ -177,14 +245,22 @@ def test_features_can_be_chosen(checkpoints: Any, photos: list[Image.Image]) -> 
     with torch.no_grad():
         torch.testing.assert_close(logits, net(timm_input(net, photos[:2])), rtol=1e-4, atol=1e-4)
     clip = embedder_of("vit_base_patch32_clip_quickgelu_224.openai", features="pool")
-    assert (clip.dim, clip.family) == (768, "vit_base_patch32_clip_quickgelu_224.openai")  # no head of CLIP fits these
-    with pytest.raises(ConfigError, match=r"embedder\.features: vit_small_patch14_dinov2\.lvd142m has no head; use features: pool"):
+    assert (clip.dim, clip.family) == (
+        768,
+        "vit_base_patch32_clip_quickgelu_224.openai",
+    )  # no head of CLIP fits these
+    with pytest.raises(
+        ConfigError,
+        match=r"embedder\.features: vit_small_patch14_dinov2\.lvd142m has no head; use features: pool",
+    ):
         embedder_of("vit_small_patch14_dinov2.lvd142m", features="head")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "resnet18"])
-def test_half_precision_keeps_the_direction(name: str, precision: Any, photos: list[Image.Image], checkpoints: Any) -> None:
+def test_half_precision_keeps_the_direction(
+    name: str, precision: Any, photos: list[Image.Image], checkpoints: Any
+) -> None:
     _, path = checkpoints(name)
     exact = embed(embedder_of(name, path), photos[:3])
     half_embedder = embedder_of(name, path, precision=precision)
@@ -200,16 +276,24 @@ def test_half_precision_keeps_the_direction(name: str, precision: Any, photos: l
 def test_a_compiled_model_gives_the_same(photos: list[Image.Image]) -> None:
     plain, compiled = embedder_of("test_resnet"), embedder_of("test_resnet", compile=True)
     for n in (3, 5):
-        torch.testing.assert_close(embed(compiled, photos[:n]), embed(plain, photos[:n]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            embed(compiled, photos[:n]), embed(plain, photos[:n]), rtol=0, atol=1e-5
+        )
 
 
-def test_fingerprint_follows_weights_features_and_normalisation_and_nothing_else(checkpoints: Any, tmp_path: Path) -> None:
+def test_fingerprint_follows_weights_features_and_normalisation_and_nothing_else(
+    checkpoints: Any, tmp_path: Path
+) -> None:
     _, path = checkpoints("mobilenetv3_small_050")
     name = "mobilenetv3_small_050"
     first = embedder_of(name, path)
     assert first.fingerprint.startswith("sha256:")
     assert len(first.fingerprint) == 71
-    same = [embedder_of(name, path, precision="bf16"), embedder_of(name, path, compile=True), embedder_of(f"{name}.lamb_in1k", path)]
+    same = [
+        embedder_of(name, path, precision="bf16"),
+        embedder_of(name, path, compile=True),
+        embedder_of(f"{name}.lamb_in1k", path),
+    ]
     assert {e.fingerprint for e in same} == {first.fingerprint}
     state = safetensors.torch.load_file(path)
     state["conv_stem.weight"][0, 0, 0, 0] += 1e-6
@@ -224,7 +308,9 @@ def test_fingerprint_follows_weights_features_and_normalisation_and_nothing_else
     assert len({first.fingerprint, *(e.fingerprint for e in others)}) == 5
 
 
-def test_random_weights_are_the_same_in_every_process_and_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_random_weights_are_the_same_in_every_process_and_are_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     before = torch.random.get_rng_state()
     with caplog.at_level(logging.WARNING):
         first = embedder_of("mobilenetv3_small_050")
@@ -234,7 +320,9 @@ def test_random_weights_are_the_same_in_every_process_and_are_warned_of(caplog: 
     assert "random weights" in caplog.text
 
 
-def test_checkpoint_formats_and_training_containers(checkpoints: Any, photos: list[Image.Image], tmp_path: Path) -> None:
+def test_checkpoint_formats_and_training_containers(
+    checkpoints: Any, photos: list[Image.Image], tmp_path: Path
+) -> None:
     net, path = checkpoints("resnet18")
     expected = embed(embedder_of("resnet18", path), photos[:1])
     state = net.state_dict()
@@ -246,19 +334,27 @@ def test_checkpoint_formats_and_training_containers(checkpoints: Any, photos: li
     }
     for filename, content in variants.items():
         torch.save(content, tmp_path / filename)
-        assert torch.equal(embed(embedder_of("resnet18", tmp_path / filename), photos[:1]), expected), filename
+        assert torch.equal(
+            embed(embedder_of("resnet18", tmp_path / filename), photos[:1]), expected
+        ), filename
 
 
 def test_an_open_clip_file_is_converted(tmp_path: Path, photos: list[Image.Image]) -> None:
     """OpenAI's own layout, text tower and all, as hub repositories keep it."""
     embedder = embedder_of("vit_base_patch32_clip_quickgelu_224.openai")
     state = {f"visual.{k}": v for k, v in openai_layout(embedder._net.state_dict()).items()}
-    state |= {"positional_embedding": torch.zeros(77, 512), "text_projection": torch.zeros(512, 512), "logit_scale": torch.zeros(())}
+    state |= {
+        "positional_embedding": torch.zeros(77, 512),
+        "text_projection": torch.zeros(512, 512),
+        "logit_scale": torch.zeros(()),
+    }
     path = tmp_path / "open_clip_pytorch_model.bin"
     torch.save(state, path)
     converted = embedder_of("vit_base_patch32_clip_quickgelu_224.openai", path)
     assert converted.fingerprint == embedder.fingerprint
-    state["visual.positional_embedding"] = torch.zeros(1 + 8 * 8, 768)  # made for 256 px: another model
+    state["visual.positional_embedding"] = torch.zeros(
+        1 + 8 * 8, 768
+    )  # made for 256 px: another model
     torch.save(state, path)
     with pytest.raises(ConfigError, match="does not fit the model"):
         embedder_of("vit_base_patch32_clip_quickgelu_224.openai", path)
@@ -304,7 +400,9 @@ def test_wrong_keys_are_named(checkpoints: Any, tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=expected):
         embedder_of("resnet18", wrong)
-    with pytest.raises(ConfigError, match=r"missing \(.* and \d+ more\).*Use the checkpoint's own model name"):
+    with pytest.raises(
+        ConfigError, match=r"missing \(.* and \d+ more\).*Use the checkpoint's own model name"
+    ):
         embedder_of("mobilenetv3_small_050", path)
 
 
@@ -320,7 +418,10 @@ def test_a_checkpoint_with_code_in_it_is_refused_unrun(checkpoints: Any, tmp_pat
     _, path = checkpoints("resnet18")
     trace = tmp_path / "it-ran"
     torch.save({**safetensors.torch.load_file(path), "x": Hostile(trace)}, tmp_path / "hostile.pth")
-    with pytest.raises(ConfigError, match=r"embedder\.checkpoint: .*hostile\.pth: refused, because loading it could run code"):
+    with pytest.raises(
+        ConfigError,
+        match=r"embedder\.checkpoint: .*hostile\.pth: refused, because loading it could run code",
+    ):
         embedder_of("resnet18", tmp_path / "hostile.pth")
     assert not trace.exists()
     torch.load(tmp_path / "hostile.pth", weights_only=False)  # the trap is real
@@ -328,9 +429,14 @@ def test_a_checkpoint_with_code_in_it_is_refused_unrun(checkpoints: Any, tmp_pat
 
 
 def test_unknown_models_and_tags_get_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match=r"embedder\.model: timm has no model 'resnet19'; did you mean 'resnet\w+'\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"embedder\.model: timm has no model 'resnet19'; did you mean 'resnet\w+'\?",
+    ):
         embedder_of("resnet19")
-    with pytest.raises(ConfigError, match=r"'resnet18' has no weights named 'nope'; known: .*a1_in1k"):
+    with pytest.raises(
+        ConfigError, match=r"'resnet18' has no weights named 'nope'; known: .*a1_in1k"
+    ):
         embedder_of("resnet18.nope")
     with pytest.raises(ConfigError, match="/nowhere: holds no config"):
         embedder_of("local-dir:/nowhere")
@@ -338,7 +444,11 @@ def test_unknown_models_and_tags_get_a_suggestion() -> None:
 
 def test_a_model_without_pooling_is_refused(tmp_path: Path) -> None:
     cfg = timm.models.get_pretrained_cfg("test_resnet").to_dict(remove_source=True)
-    config = {"architecture": "test_resnet", "model_args": {"global_pool": ""}, "pretrained_cfg": cfg}
+    config = {
+        "architecture": "test_resnet",
+        "model_args": {"global_pool": ""},
+        "pretrained_cfg": cfg,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"gives a \(1, \d+, \d+, \d+\) map per image, no vector"):
         embedder_of(f"local-dir:{tmp_path}")

@@ -1,4 +1,5 @@
-"""Weights over a real (local) HTTP server: what is right is kept, what is wrong is named, nothing half-way stays."""
+"""Weights over a real (local) HTTP server: what is right is kept, what is wrong is named, nothing
+half-way stays."""
 
 from __future__ import annotations
 
@@ -88,7 +89,14 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STREAMER_CACHE", str(tmp_path / "cache"))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "cache"
 
@@ -129,12 +137,24 @@ def test_a_redirect_is_followed(server: Server) -> None:
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        (Answer(body=b"other"), ConfigError, rf"its sha256 is {hashlib.sha256(b'other').hexdigest()}, not {SHA256}.*Nothing was kept"),
+        (
+            Answer(body=b"other"),
+            ConfigError,
+            rf"its sha256 is {hashlib.sha256(b'other').hexdigest()}, not {SHA256}.*Nothing was kept",
+        ),
         (Answer(404), ConfigError, "the server answers 404; correct the address, or give a path"),
         (Answer(403), ConfigError, "the server answers 403"),
-        (Answer(503), TemporaryError, r"the server answers 503\. Where there is no network, fetch the file elsewhere and give its path"),
+        (
+            Answer(503),
+            TemporaryError,
+            r"the server answers 503\. Where there is no network, fetch the file elsewhere and give its path",
+        ),
         (Answer(429), TemporaryError, "the server answers 429"),
-        (Answer(sent=1000), TemporaryError, r"cannot be fetched: .*fetch the file elsewhere and give its path"),
+        (
+            Answer(sent=1000),
+            TemporaryError,
+            r"cannot be fetched: .*fetch the file elsewhere and give its path",
+        ),
         (Answer(302, b"", (("Location", "/head.pth"),)), TemporaryError, "too many redirects"),
     ],
 )
@@ -151,7 +171,9 @@ def test_nobody_there(cache: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         with pytest.raises(TemporaryError, match=r"cannot be fetched: .*give its path"):
-            weights.resolve(f"http://127.0.0.1:{taken.getsockname()[1]}/w.pth#sha256={SHA256}", "here")
+            weights.resolve(
+                f"http://127.0.0.1:{taken.getsockname()[1]}/w.pth#sha256={SHA256}", "here"
+            )
 
 
 def test_a_server_that_stalls_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,11 +183,15 @@ def test_a_server_that_stalls_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         silent.listen()
         started = time.monotonic()
         with pytest.raises(TemporaryError, match=r"[Tt]imed out"):
-            weights.resolve(f"http://127.0.0.1:{silent.getsockname()[1]}/w.pth#sha256={SHA256}", "here")
+            weights.resolve(
+                f"http://127.0.0.1:{silent.getsockname()[1]}/w.pth#sha256={SHA256}", "here"
+            )
         assert time.monotonic() - started < 10
 
 
-def test_a_download_that_trickles_for_ever_is_left(server: Server, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_a_download_that_trickles_for_ever_is_left(
+    server: Server, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
     monkeypatch.setattr(weights, "DEADLINE_S", 0.3)
     server.answers["/w.pth"] = Answer(pause_s=0.1)
     started = time.monotonic()
@@ -182,13 +208,18 @@ def test_a_download_that_trickles_for_ever_is_left(server: Server, monkeypatch: 
         ("http://localhost:1/w.pth", "must end with #sha256="),
         ("https://example.org/w.pth#sha256=12ab", "must end with #sha256="),
         ("https://example.org/w.pth#md5=12ab", "must end with #sha256="),
-        (f"http://example.org/w.pth#sha256={SHA256}", "http:// is for this machine only .* use https://"),
+        (
+            f"http://example.org/w.pth#sha256={SHA256}",
+            "http:// is for this machine only .* use https://",
+        ),
         ("ftp://example.org/w.pth", "unknown scheme 'ftp'; use a path, hf:// or https://"),
         ("hf://just-a-file", "write it as hf://ORG/REPO/FILE"),
         ("hf://a/b/w.pth#sha256=zz", "must end with #sha256="),
     ],
 )
-def test_references_that_cannot_be_verified_or_read_are_refused(reference: str, message: str) -> None:
+def test_references_that_cannot_be_verified_or_read_are_refused(
+    reference: str, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         weights.resolve(reference, "here")
 
@@ -196,7 +227,9 @@ def test_references_that_cannot_be_verified_or_read_are_refused(reference: str, 
 def test_a_cache_that_cannot_be_written(server: Server, cache: Path) -> None:
     server.answers["/w.pth"] = Answer()
     cache.write_text("a file where the folder should be")
-    with pytest.raises(DependencyError, match=r"cannot be used: .*set STREAMER_CACHE to a writable folder"):
+    with pytest.raises(
+        DependencyError, match=r"cannot be used: .*set STREAMER_CACHE to a writable folder"
+    ):
         weights.resolve(f"{server.url}/w.pth#sha256={SHA256}", "here")
 
 
@@ -208,7 +241,9 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert weights.cache_dir() == Path.home() / ".cache" / "streamer"
 
 
-def test_long_downloads_report_on_stderr(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_downloads_report_on_stderr(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.answers["/w.pth"] = Answer()
     weights.resolve(f"{server.url}/w.pth#sha256={SHA256}", "here")
     assert capsys.readouterr() == ("", "")
@@ -231,7 +266,12 @@ def test_two_at_once_do_not_meet(server: Server, cache: Path) -> None:
     server.answers["/w.pth"] = Answer()
     found: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: found.append(weights.resolve(f"{server.url}/w.pth#sha256={SHA256}", "here"))) for _ in range(8)
+        threading.Thread(
+            target=lambda: found.append(
+                weights.resolve(f"{server.url}/w.pth#sha256={SHA256}", "here")
+            )
+        )
+        for _ in range(8)
     ]
     for t in threads:
         t.start()
@@ -252,7 +292,10 @@ def hub(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Serv
 
 
 def on_hub(path: str, body: bytes, hub: Server, revision: str = "main") -> None:
-    headers = (("ETag", f'"{hashlib.sha256(body).hexdigest()}"'), ("X-Repo-Commit", hashlib.sha1(revision.encode()).hexdigest()))
+    headers = (
+        ("ETag", f'"{hashlib.sha256(body).hexdigest()}"'),
+        ("X-Repo-Commit", hashlib.sha1(revision.encode()).hexdigest()),
+    )
     repo, name = path.rsplit("/", 1)
     hub.answers[f"/{repo}/resolve/{revision}/{name}"] = Answer(body=body, headers=headers)
 
@@ -270,34 +313,45 @@ def test_from_the_hub_once(hub: Server) -> None:
 
 
 def test_missing_on_the_hub(hub: Server) -> None:
-    hub.answers["/org/repo/resolve/main/w.pth"] = Answer(404, b"", (("X-Error-Code", "EntryNotFound"), ("X-Repo-Commit", "0" * 40)))
+    hub.answers["/org/repo/resolve/main/w.pth"] = Answer(
+        404, b"", (("X-Error-Code", "EntryNotFound"), ("X-Repo-Commit", "0" * 40))
+    )
     with pytest.raises(ConfigError, match=r"heads\.0\.weights: hf://org/repo/w\.pth: no such file"):
         weights.resolve("hf://org/repo/w.pth", "heads.0.weights")
-    hub.answers["/org/gone/resolve/main/w.pth"] = Answer(404, b"", (("X-Error-Code", "RepoNotFound"),))
+    hub.answers["/org/gone/resolve/main/w.pth"] = Answer(
+        404, b"", (("X-Error-Code", "RepoNotFound"),)
+    )
     with pytest.raises(ConfigError, match=r"the hub refuses it"):
         weights.resolve("hf://org/gone/w.pth", "heads.0.weights")
 
 
 def test_a_hub_in_trouble(hub: Server) -> None:
     hub.answers["/org/repo/resolve/main/w.pth"] = Answer(502, b"")
-    with pytest.raises(TemporaryError, match=r"here: hf://org/repo/w\.pth: .*the server answers 502"):
+    with pytest.raises(
+        TemporaryError, match=r"here: hf://org/repo/w\.pth: .*the server answers 502"
+    ):
         weights.resolve("hf://org/repo/w.pth", "here")
 
 
-def test_no_network_is_found_out_at_once_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_network_is_found_out_at_once_and_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
         started = time.monotonic()
         with pytest.raises(
-            TemporaryError, match=r"embedder\.model: hf://timm/resnet18.* cannot be reached: .*fetch the file elsewhere and give its path"
+            TemporaryError,
+            match=r"embedder\.model: hf://timm/resnet18.* cannot be reached: .*fetch the file elsewhere and give its path",
         ):
             TimmImageEmbedder("resnet18")
         assert time.monotonic() - started < 15
 
 
-def test_pretrained_weights_come_from_the_hub_and_then_from_its_cache(hub: Server, tmp_path: Path) -> None:
+def test_pretrained_weights_come_from_the_hub_and_then_from_its_cache(
+    hub: Server, tmp_path: Path
+) -> None:
     torch.manual_seed(5)
     net = timm.create_model("test_resnet")
     file = safetensors.torch.save(net.state_dict())
@@ -306,7 +360,9 @@ def test_pretrained_weights_come_from_the_hub_and_then_from_its_cache(hub: Serve
     hub.answers.clear()
     offline = TimmImageEmbedder("test_resnet.r160_in1k")
     (tmp_path / "local.safetensors").write_bytes(file)
-    local = TimmImageEmbedder("test_resnet.r160_in1k", checkpoint=str(tmp_path / "local.safetensors"))
+    local = TimmImageEmbedder(
+        "test_resnet.r160_in1k", checkpoint=str(tmp_path / "local.safetensors")
+    )
     assert online.fingerprint == offline.fingerprint == local.fingerprint
 
 
@@ -322,7 +378,10 @@ def test_a_model_repository_of_ones_own(hub: Server) -> None:
 def test_read_state_refuses_what_is_no_state(tmp_path: Path) -> None:
     cases = {
         "noise.safetensors": (b"\xff" * 100, "not a safetensors file"),
-        "noise.pth": (b"not a zip", "refused, because loading it could run code|not a PyTorch weights file"),
+        "noise.pth": (
+            b"not a zip",
+            "refused, because loading it could run code|not a PyTorch weights file",
+        ),
         "empty.pth": (b"", "not a PyTorch weights file"),
     }
     for name, (content, message) in cases.items():

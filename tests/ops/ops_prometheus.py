@@ -1,4 +1,5 @@
-"""A real Prometheus for the tests: from the PATH, or Debian's package unpacked into the cache, without root."""
+"""A real Prometheus for the tests: from the PATH, or Debian's package unpacked into the cache,
+without root."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamer" / "prometheus-debian"
+CACHE = (
+    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    / "streamer"
+    / "prometheus-debian"
+)
 
 
 class NoPrometheus(Exception):
@@ -25,7 +30,8 @@ class NoPrometheus(Exception):
 
 
 def find_prometheus() -> Path:
-    """The binary. Raises NoPrometheus. Blocks for up to some minutes the first time (20 MB); then it is cached."""
+    """The binary. Raises NoPrometheus. Blocks for up to some minutes the first time (20 MB); then
+    it is cached."""
     if on_path := shutil.which("prometheus"):
         return Path(on_path)
     binary = CACHE / "usr/bin/prometheus"
@@ -37,21 +43,36 @@ def find_prometheus() -> Path:
 def _unpack_debian_package() -> None:
     apt, dpkg = shutil.which("apt-get"), shutil.which("dpkg-deb")
     if apt is None or dpkg is None:
-        raise NoPrometheus("it is not on the PATH, and this is no Debian or Ubuntu to take its package from")
+        raise NoPrometheus(
+            "it is not on the PATH, and this is no Debian or Ubuntu to take its package from"
+        )
     CACHE.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE.parent, prefix="prometheus-") as name:
         folder = Path(name)
         download = [apt, "download", "prometheus"]
-        if _run(download, folder).returncode != 0:  # no package lists yet, and to fetch the system's takes root: into our own folder
+        if (
+            _run(download, folder).returncode != 0
+        ):  # no package lists yet, and to fetch the system's takes root: into our own folder
             (folder / "state/lists/partial").mkdir(parents=True)
             (folder / "cache/archives/partial").mkdir(parents=True)
-            own = ["-o", f"Dir::State={folder}/state", "-o", f"Dir::Cache={folder}/cache", "-o", "Dir::State::status=/var/lib/dpkg/status"]
+            own = [
+                "-o",
+                f"Dir::State={folder}/state",
+                "-o",
+                f"Dir::Cache={folder}/cache",
+                "-o",
+                "Dir::State::status=/var/lib/dpkg/status",
+            ]
             for step in ([apt, *own, "update"], [apt, *own, "download", "prometheus"]):
                 done = _run(step, folder)
                 if done.returncode != 0:
-                    raise NoPrometheus(f"{' '.join(step[-2:])} failed: {done.stderr.strip().splitlines()[-1:]}")
+                    raise NoPrometheus(
+                        f"{' '.join(step[-2:])} failed: {done.stderr.strip().splitlines()[-1:]}"
+                    )
         [package] = folder.glob("prometheus_*.deb")
-        subprocess.run([dpkg, "-x", str(package), str(folder / "unpacked")], check=True, timeout=120)
+        subprocess.run(
+            [dpkg, "-x", str(package), str(folder / "unpacked")], check=True, timeout=120
+        )
         try:
             (folder / "unpacked").rename(CACHE)
         except OSError:  # another test run was faster
@@ -68,7 +89,8 @@ class Prometheus:
         self.url = url
 
     def ask(self, path: str, **parameters: str) -> Any:
-        """The ``data`` of an answer. Raises AssertionError with Prometheus' own message for a query it refuses."""
+        """The ``data`` of an answer. Raises AssertionError with Prometheus' own message for a query
+        it refuses."""
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
@@ -97,7 +119,10 @@ def prometheus(folder: Path, target_port: int) -> Iterator[Prometheus]:
         str(find_prometheus()), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}",
         "--storage.tsdb.min-block-duration=2h", "--log.level=warn",
     ]  # fmt: skip
-    with (folder / "prometheus.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process:
+    with (
+        (folder / "prometheus.log").open("w") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process,
+    ):
         try:
             server = Prometheus(f"http://127.0.0.1:{port}")
             _wait_until_ready(server, process, folder / "prometheus.log")

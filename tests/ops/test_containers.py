@@ -1,4 +1,5 @@
-"""The Dockerfile and the compose file. No image is built here: what can be checked without a Docker daemon is."""
+"""The Dockerfile and the compose file. No image is built here: what can be checked without a Docker
+daemon is."""
 
 import re
 import shutil
@@ -22,12 +23,23 @@ COMPOSE = ROOT / "compose.yaml"
 
 
 def hadolint(path):
-    return subprocess.run([str(Path(sys.executable).parent / "hadolint"), str(path)], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "hadolint"), str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def stages():
     """The instructions of each stage: [(name, argument), …]"""
-    text = re.sub(r"\\\n", " ", "\n".join(line for line in DOCKERFILE.read_text().splitlines() if not line.strip().startswith("#")))
+    text = re.sub(
+        r"\\\n",
+        " ",
+        "\n".join(
+            line for line in DOCKERFILE.read_text().splitlines() if not line.strip().startswith("#")
+        ),
+    )
     found = []
     for line in text.splitlines():
         if line.strip():
@@ -53,19 +65,27 @@ def test_the_image_runs_as_a_numeric_user_and_the_process_gets_the_signals():
     assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", of_final["USER"])
     assert of_final["ENTRYPOINT"] == '["streamer"]'
     assert of_final["CMD"] == '["run"]'
-    assert [name for name, _ in final].index("USER") < [name for name, _ in final].index("ENTRYPOINT")
+    assert [name for name, _ in final].index("USER") < [name for name, _ in final].index(
+        "ENTRYPOINT"
+    )
     assert not any("apt-get" in argument or "pip install" in argument for _, argument in final)
     assert any("constraints/${VARIANT}.txt" in argument for _, argument in build)
 
 
 def test_the_user_is_the_one_of_the_manifests():
-    pod = yaml.safe_load((ROOT / "k8s/base/statefulset.yaml").read_text())["spec"]["template"]["spec"]
+    pod = yaml.safe_load((ROOT / "k8s/base/statefulset.yaml").read_text())["spec"]["template"][
+        "spec"
+    ]
     [(_, user)] = [item for item in stages()[-1] if item[0] == "USER"]
     assert user == f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}"
 
 
 def test_what_the_image_copies_is_in_the_build_context_and_nothing_else_is():
-    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    kept = {
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
     copied = {
         source
         for stage in stages()
@@ -79,9 +99,12 @@ def test_what_the_image_copies_is_in_the_build_context_and_nothing_else_is():
 
 
 def test_a_wheel_holds_every_file_of_the_package(tmp_path):
-    """What `pip install .` puts into the image; an editable install would hide a file that is missing there."""
+    """What `pip install .` puts into the image; an editable install would hide a file that is
+    missing there."""
     source = tmp_path / "source"
-    shutil.copytree(ROOT / "streamer", source / "streamer", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "streamer", source / "streamer", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
     command = [
@@ -100,7 +123,9 @@ def test_a_wheel_holds_every_file_of_the_package(tmp_path):
     assert done.returncode == 0, done.stderr
     [wheel] = tmp_path.glob("streamer-*.whl")
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("streamer/")}
-    files = {str(path.relative_to(source)) for path in (source / "streamer").rglob("*") if path.is_file()}
+    files = {
+        str(path.relative_to(source)) for path in (source / "streamer").rglob("*") if path.is_file()
+    }
     assert sorted(files - inside) == []
 
 
@@ -115,15 +140,21 @@ def test_the_compose_file_is_valid():
     parsed.validate_configs()
     parsed.validate_volumes()
     with pytest.raises(ValueError, match="imag"):
-        PyCompose.from_yaml(COMPOSE.read_text().replace("    image: streamer", "    imag: streamer"))
+        PyCompose.from_yaml(
+            COMPOSE.read_text().replace("    image: streamer", "    imag: streamer")
+        )
 
 
 def test_every_name_in_the_compose_file_exists(compose):
     services = compose["services"]
     for service in services.values():
         assert service.get("depends_on", {}).keys() <= services.keys()
-        assert {volume.split(":")[0] for volume in service.get("volumes", ())} <= compose["volumes"].keys()
-        assert {config["source"] for config in service.get("configs", ())} <= compose["configs"].keys()
+        assert {volume.split(":")[0] for volume in service.get("volumes", ())} <= compose[
+            "volumes"
+        ].keys()
+        assert {config["source"] for config in service.get("configs", ())} <= compose[
+            "configs"
+        ].keys()
     assert (ROOT / compose["configs"]["streamer"]["file"]).is_file()
     arguments = [argument.split("=")[0] for name, argument in stages()[0] if name == "ARG"]
     assert services["streamer"]["build"]["args"].keys() <= set(arguments)
@@ -146,9 +177,15 @@ def test_the_service_gets_a_config_that_loads_and_time_to_drain(compose):
 
 
 def test_kafka_is_the_version_that_everything_is_tested_with(compose):
-    images = {service["image"] for name, service in compose["services"].items() if name in ("kafka", "topic")}
+    images = {
+        service["image"]
+        for name, service in compose["services"].items()
+        if name in ("kafka", "topic")
+    }
     assert images == {f"apache/kafka:{KAFKA_VERSION}"}
     kafka = compose["services"]["kafka"]["environment"]
     assert kafka["KAFKA_ADVERTISED_LISTENERS"].startswith("INSIDE://kafka:9092,")
     names = {item.split(":")[0] for item in kafka["KAFKA_LISTENERS"].split(",")}
-    assert names == {item.split(":")[0] for item in kafka["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(",")}
+    assert names == {
+        item.split(":")[0] for item in kafka["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(",")
+    }

@@ -1,4 +1,5 @@
-"""Every query of the dashboard, evaluated by a real Prometheus that scrapes our own server while it works."""
+"""Every query of the dashboard, evaluated by a real Prometheus that scrapes our own server while it
+works."""
 
 import json
 import math
@@ -47,7 +48,13 @@ def queries():
             for variable, text in fill.items():
                 expression = expression.replace(variable, text)
             assert "$" not in expression
-            found.append(pytest.param(expression, target.get("legendFormat", ""), id=f"{panel['title']}-{target['refId']}"))
+            found.append(
+                pytest.param(
+                    expression,
+                    target.get("legendFormat", ""),
+                    id=f"{panel['title']}-{target['refId']}",
+                )
+            )
     return found
 
 
@@ -134,11 +141,17 @@ def live_prometheus(scraped, tmp_path_factory):
 
 @pytest.fixture
 def evaluated(live_prometheus, without):
-    return without("Prometheus", live_prometheus) if isinstance(live_prometheus, str) else live_prometheus
+    return (
+        without("Prometheus", live_prometheus)
+        if isinstance(live_prometheus, str)
+        else live_prometheus
+    )
 
 
 @pytest.mark.parametrize(("expression", "legend"), queries())
-def test_every_query_has_an_answer_with_numbers_and_the_labels_of_its_legend(evaluated, expression, legend):
+def test_every_query_has_an_answer_with_numbers_and_the_labels_of_its_legend(
+    evaluated, expression, legend
+):
     result = evaluated.query(expression)
     assert result, f"no data: {expression}"
     values = [float(series["value"][1]) for series in result]
@@ -149,14 +162,19 @@ def test_every_query_has_an_answer_with_numbers_and_the_labels_of_its_legend(eva
 
 def test_numbers_that_can_be_known_beforehand_are_right(evaluated):
     expressions = {p.id: p.values[0] for p in queries()}
-    by_outcome = {s["metric"]["outcome"]: float(s["value"][1]) for s in evaluated.query(expressions["Decisions by outcome-A"])}
+    by_outcome = {
+        s["metric"]["outcome"]: float(s["value"][1])
+        for s in evaluated.query(expressions["Decisions by outcome-A"])
+    }
     assert by_outcome.keys() == set(OUTCOMES)
     assert by_outcome["accepted"] == pytest.approx(2 * by_outcome["filtered"])
     assert by_outcome["invalid"] == pytest.approx(len(INVALID_REASONS) * by_outcome["duplicate"])
     accepted = float(evaluated.query(expressions["Accepted-A"])[0]["value"][1])
     assert accepted == pytest.approx(2 / (4 + len(INVALID_REASONS)), rel=0.1)
     assert float(evaluated.query(expressions["Behind, records-A"])[0]["value"][1]) == 7 * PARTITIONS
-    assert 0.1 < float(evaluated.query(expressions["From timestamp to commit-A"])[0]["value"][1]) < 10
+    assert (
+        0.1 < float(evaluated.query(expressions["From timestamp to commit-A"])[0]["value"][1]) < 10
+    )
 
 
 def test_a_wrong_query_is_refused(evaluated):
@@ -206,7 +224,11 @@ def selectors(node):
 def test_every_query_parses_and_names_what_a_scrape_shows(exposed, expression, legend):
     found = list(selectors(promql_parser.parse(expression)))
     assert found, expression
-    grouped = {label.strip() for labels in re.findall(r"by \(([^)]*)\)", expression) for label in labels.split(",")}
+    grouped = {
+        label.strip()
+        for labels in re.findall(r"by \(([^)]*)\)", expression)
+        for label in labels.split(",")
+    }
     for selector in found:
         if selector.name == "up":
             continue
@@ -231,7 +253,11 @@ def test_panels_are_complete_and_do_not_overlap():
     taken = set()
     for panel in panels:
         at = panel["gridPos"]
-        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
         assert not cells & taken, panel["title"]
         assert at["x"] + at["w"] <= 24
         taken |= cells

@@ -24,10 +24,14 @@ print(json.dumps([code, [name for name in {heavy!r} if name in sys.modules]]), f
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join
+)
 def test_help_never_waits_for_torch(arguments):
     script = SCRIPT.format(arguments=arguments, heavy=HEAVY)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
     code, loaded = json.loads(done.stderr.splitlines()[-1])
     assert (code, loaded) == (0, [])
     assert "Usage: " in done.stdout
@@ -45,7 +49,9 @@ def test_help_never_waits_for_torch(arguments):
     ],
 )
 def test_the_import_rules_see_an_offender(tmp_path, module, line):
-    shutil.copytree(ROOT / "streamer", tmp_path / "streamer", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "streamer", tmp_path / "streamer", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     path = tmp_path / "streamer" / module
     path.write_text(path.read_text("utf-8") + f"\n{line}\n", "utf-8")

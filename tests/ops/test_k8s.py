@@ -1,4 +1,5 @@
-"""The manifests as kustomize builds them: valid Kubernetes, restricted, and every name in them exists."""
+"""The manifests as kustomize builds them: valid Kubernetes, restricted, and every name in them
+exists."""
 
 import json
 import os
@@ -23,7 +24,9 @@ VERSIONS = ("1.30", "1.37")
 
 
 def build(folder):
-    done = subprocess.run([str(KUBECTL), "kustomize", str(folder)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [str(KUBECTL), "kustomize", str(folder)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
@@ -37,7 +40,9 @@ def base():
 def gpu(tmp_path_factory):
     overlay = tmp_path_factory.mktemp("overlay")
     k8s = os.path.relpath(K8S, overlay.resolve())
-    (overlay / "kustomization.yaml").write_text(f"resources: [{k8s}/base]\ncomponents: [{k8s}/components/gpu]\nnamespace: curation\n")
+    (overlay / "kustomization.yaml").write_text(
+        f"resources: [{k8s}/base]\ncomponents: [{k8s}/components/gpu]\nnamespace: curation\n"
+    )
     return build(overlay)
 
 
@@ -63,7 +68,9 @@ def config_of(objects, tmp_path, environ):
     """What the pod would load."""
     volumes = {v["name"]: v for v in pod(objects)["spec"]["volumes"]}
     name = volumes["config"]["configMap"]["name"]
-    [config_map] = [o for o in objects if o["kind"] == "ConfigMap" and o["metadata"]["name"] == name]
+    [config_map] = [
+        o for o in objects if o["kind"] == "ConfigMap" and o["metadata"]["name"] == name
+    ]
     path = tmp_path / "streamer.yaml"
     path.write_text(config_map["data"]["streamer.yaml"])
     return load(path, environ=environ)
@@ -73,7 +80,12 @@ def config_of(objects, tmp_path, environ):
 @pytest.mark.parametrize("which", ["base", "gpu"])
 def test_every_object_is_valid_to_the_letter(request, which, version):
     objects = request.getfixturevalue(which)
-    assert {o["kind"] for o in objects} == {"StatefulSet", "Service", "ConfigMap", "PodDisruptionBudget"}
+    assert {o["kind"] for o in objects} == {
+        "StatefulSet",
+        "Service",
+        "ConfigMap",
+        "PodDisruptionBudget",
+    }
     for one in objects:
         kubernetes_validate.validate(one, version, strict=True)
 
@@ -86,7 +98,10 @@ def test_the_validation_would_see_a_typo(base):
 
 
 def test_the_config_loads_and_the_ordinal_is_the_writer(base, tmp_path):
-    assert environment(base)["STREAMER__WRITER"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+    assert (
+        environment(base)["STREAMER__WRITER"]["valueFrom"]["fieldRef"]["fieldPath"]
+        == "metadata.name"
+    )
     config = config_of(base, tmp_path, {"STREAMER__WRITER": "streamer-1"})
     assert config.writer == "streamer-1"
     assert config.transactional_id == "streamer.curated-v1.streamer-1"
@@ -110,8 +125,15 @@ def test_ports_and_probes_are_those_of_the_config_and_the_server(base, tmp_path)
     assert annotations["prometheus.io/scrape"] == "true"
     [service_port] = the(base, "Service")["spec"]["ports"]
     assert service_port["targetPort"] == "http"
-    paths = {name: one[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
-    assert paths == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
+    paths = {
+        name: one[name]["httpGet"]["path"]
+        for name in ("startupProbe", "readinessProbe", "livenessProbe")
+    }
+    assert paths == {
+        "startupProbe": "/readyz",
+        "readinessProbe": "/readyz",
+        "livenessProbe": "/livez",
+    }
     assert {one[name]["httpGet"]["port"] for name in paths} == {"http"}
     startup = one["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 1800
@@ -120,7 +142,9 @@ def test_ports_and_probes_are_those_of_the_config_and_the_server(base, tmp_path)
 def test_times_fit_together(base):
     grace = pod(base)["spec"]["terminationGracePeriodSeconds"]
     assert grace > replica.DRAIN_DEADLINE_S + COMMIT_LIMIT_S + CLOSE_LIMIT_S + SNAPSHOT_LIMIT_S
-    assert COMMIT_LIMIT_S < HEARTBEAT_S  # the watchdog, not the liveness probe, ends a commit that hangs
+    assert (
+        COMMIT_LIMIT_S < HEARTBEAT_S
+    )  # the watchdog, not the liveness probe, ends a commit that hangs
 
 
 def test_the_command_exists(base):
@@ -139,13 +163,16 @@ def test_selectors_select_the_pods_and_nothing_else(base):
     spread = pod(base)["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"]
     assert spread == selected
     assert the(base, "Service")["spec"]["clusterIP"] == "None"
-    assert the(base, "StatefulSet")["spec"]["serviceName"] == the(base, "Service")["metadata"]["name"]
+    assert (
+        the(base, "StatefulSet")["spec"]["serviceName"] == the(base, "Service")["metadata"]["name"]
+    )
     assert the(base, "StatefulSet")["spec"]["podManagementPolicy"] == "Parallel"
 
 
 @pytest.mark.parametrize("which", ["base", "gpu"])
 def test_the_pod_is_restricted(request, which):
-    """Kubernetes' Pod Security Standard `restricted`, and a root file system that cannot be written."""
+    """Kubernetes' Pod Security Standard `restricted`, and a root file system that cannot be
+    written."""
     objects = request.getfixturevalue(which)
     spec, one = pod(objects)["spec"], container(objects)
     assert spec["automountServiceAccountToken"] is False
@@ -166,7 +193,11 @@ def test_what_is_written_goes_to_a_volume_that_can_be_written(base):
     mounts = {m["name"]: m for m in container(base)["volumeMounts"]}
     volumes = {v["name"]: v for v in pod(base)["spec"]["volumes"]}
     assert mounts.keys() == volumes.keys()
-    writable = {m["mountPath"] for m in mounts.values() if not m.get("readOnly") and "emptyDir" in volumes[m["name"]]}
+    writable = {
+        m["mountPath"]
+        for m in mounts.values()
+        if not m.get("readOnly") and "emptyDir" in volumes[m["name"]]
+    }
     assert "/tmp" in writable
     for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR"):
         value = environment(base)[name]["value"]
@@ -183,14 +214,21 @@ def test_every_setting_in_the_environment_is_one_of_the_config(base, gpu, tmp_pa
 def test_a_batch_on_cpus_is_over_before_a_shutdowns_deadline(base, tmp_path):
     """Two batches may be on the device, at 2.5 CPU seconds an image."""
     config = config_of(base, tmp_path, {})
-    assert 2 * config.batch.size * 2.5 / float(container(base)["resources"]["requests"]["cpu"]) < DRAIN_DEADLINE_S
+    assert (
+        2 * config.batch.size * 2.5 / float(container(base)["resources"]["requests"]["cpu"])
+        < DRAIN_DEADLINE_S
+    )
 
 
 def test_the_gpu_component(base, gpu, tmp_path):
     assert container(gpu)["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert container(gpu)["image"] == f"{container(base)['image']}-gpu"
     assert "nvidia.com/gpu" not in container(base)["resources"]["limits"]
-    environ = {n: item["value"] for n, item in environment(gpu).items() if n.startswith("STREAMER__") and "value" in item}
+    environ = {
+        n: item["value"]
+        for n, item in environment(gpu).items()
+        if n.startswith("STREAMER__") and "value" in item
+    }
     config = config_of(gpu, tmp_path, environ)
     assert (config.device, config.embedder.precision, config.batch.size) == ("cuda:0", "bf16", 256)
     assert {o["metadata"]["namespace"] for o in gpu} == {"curation"}

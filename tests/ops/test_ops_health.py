@@ -21,7 +21,12 @@ def test_starting_is_alive_but_not_ready_and_says_what_it_does():
     assert not report.ok
     assert "loading the model" in report.reason
     health.enter("polling", ready=True)
-    assert health.readyz().as_json() == {"ok": True, "phase": "polling", "reason": "", "heartbeats": {}}
+    assert health.readyz().as_json() == {
+        "ok": True,
+        "phase": "polling",
+        "reason": "",
+        "heartbeats": {},
+    }
     health.enter("draining")
     assert not health.readyz().ok
     assert health.livez().ok

@@ -42,7 +42,9 @@ def test_metrics_in_both_formats(served):
     assert status == 200
     assert kind.startswith("text/plain")
     assert b"streamer_records_consumed_total 0.0" in body
-    status, kind, body = ask(server, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    status, kind, body = ask(
+        server, "/metrics", Accept="application/openmetrics-text; version=1.0.0"
+    )
     assert kind.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
 
@@ -72,7 +74,10 @@ def test_head_unknown_paths_and_methods(served):
 
 def test_a_port_in_use_names_the_setting(served):
     server, health, _ = served
-    with pytest.raises(DependencyError, match=rf"http\.port: {server.port} on 127\.0\.0\.1 is used by another process.*0 for any"):
+    with pytest.raises(
+        DependencyError,
+        match=rf"http\.port: {server.port} on 127\.0\.0\.1 is used by another process.*0 for any",
+    ):
         OpsServer(Http(host="127.0.0.1", port=server.port), Metrics(), health)
 
 
@@ -106,7 +111,10 @@ def test_silent_clients_neither_block_the_probes_nor_fill_the_process_with_threa
         for client in silent:
             client.close()
     deadline = time.monotonic() + 10
-    while sum(thread.name == "http" for thread in threading.enumerate()) > 1 and time.monotonic() < deadline:
+    while (
+        sum(thread.name == "http" for thread in threading.enumerate()) > 1
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     assert ask(server, "/livez")[0] == 200
 

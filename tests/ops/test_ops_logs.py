@@ -15,7 +15,11 @@ from streamer.ops import logs
 
 @pytest.fixture
 def spoken():
-    root, ours, kafka = logging.getLogger(), logging.getLogger("streamer"), logging.getLogger(logs.LIBRDKAFKA)
+    root, ours, kafka = (
+        logging.getLogger(),
+        logging.getLogger("streamer"),
+        logging.getLogger(logs.LIBRDKAFKA),
+    )
     before = root.handlers[:], root.level, ours.level, kafka.filters[:], logs._secrets._values
     stream = io.StringIO()
 
@@ -32,13 +36,19 @@ def spoken():
 
 def test_machines_get_one_json_object_a_line(spoken):
     stream = spoken()
-    logging.getLogger("streamer.sink").info("committed epoch %d", 3, extra={"records": 12, "path": "a\nb"})
+    logging.getLogger("streamer.sink").info(
+        "committed epoch %d", 3, extra={"records": 12, "path": "a\nb"}
+    )
     [line] = stream.getvalue().splitlines()
     said = json.loads(line)
     assert said["message"] == "committed epoch 3"
     assert said["records"] == 12
     assert said["path"] == "a\nb"
-    assert (said["level"], said["logger"], said["thread"]) == ("info", "streamer.sink", "MainThread")
+    assert (said["level"], said["logger"], said["thread"]) == (
+        "info",
+        "streamer.sink",
+        "MainThread",
+    )
     assert said["time"].endswith("Z")
 
 
@@ -72,7 +82,9 @@ def test_levels(spoken):
     assert "detail of others" not in stream.getvalue()
 
 
-@pytest.mark.parametrize(("name", "value"), [("STREAMER_LOG", "xml"), ("STREAMER_LOG_LEVEL", "loud")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("STREAMER_LOG", "xml"), ("STREAMER_LOG_LEVEL", "loud")]
+)
 def test_a_wrong_setting_says_what_would_be_right(spoken, name, value):
     with pytest.raises(ConfigError, match=f"{name}: '{value}' is unknown; use one of"):
         spoken(**{name: value})
@@ -81,7 +93,14 @@ def test_a_wrong_setting_says_what_would_be_right(spoken, name, value):
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_no_secret_is_printed_whoever_prints_it(spoken, form):
     stream = spoken(STREAMER_LOG=form, AWS_SECRET_ACCESS_KEY="aws-very-secret")
-    logs.hide({"sasl.username": "anna", "sasl.password": 'pass"word\\1', "ssl.key.password": "k3y-pass", "security.protocol": "SASL_SSL"})
+    logs.hide(
+        {
+            "sasl.username": "anna",
+            "sasl.password": 'pass"word\\1',
+            "ssl.key.password": "k3y-pass",
+            "security.protocol": "SASL_SSL",
+        }
+    )
     log = logging.getLogger("streamer.x")
     log.info('sent pass"word\\1 and k3y-pass to anna over SASL_SSL', extra={"seen": 'pass"word\\1'})
     log.info("at https://anna:hunter2@registry.example/x and s3 with aws-very-secret")

@@ -20,7 +20,11 @@ from streamer.records import DecidedBatch, Decision, Facts, Record
 
 def samples(metrics):
     text = generate_latest(metrics.registry).decode()
-    return {(s.name, tuple(sorted(s.labels.items()))): s.value for f in text_string_to_metric_families(text) for s in f.samples}
+    return {
+        (s.name, tuple(sorted(s.labels.items()))): s.value
+        for f in text_string_to_metric_families(text)
+        for s in f.samples
+    }
 
 
 def value(metrics, name, **labels):
@@ -61,7 +65,9 @@ def test_the_contract_holds():
     seen = {}
     for name, labels in samples(metrics):
         seen.setdefault(name, set()).add(frozenset(key for key, _ in labels))
-    assert {name: seen.get(name) for name in CONTRACT} == {name: {frozenset(labels)} for name, labels in CONTRACT.items()}
+    assert {name: seen.get(name) for name in CONTRACT} == {
+        name: {frozenset(labels)} for name, labels in CONTRACT.items()
+    }
 
 
 def test_a_tally_counts_nothing_until_its_epoch_is_committed():
@@ -69,7 +75,12 @@ def test_a_tally_counts_nothing_until_its_epoch_is_committed():
     now_ms = int(time.time() * 1000)
     tally = EpochTally()
     tally.add(batch([Decision("accepted"), Decision("filtered", "min_side")], [now_ms, now_ms]))
-    tally.add(batch([Decision("duplicate", "near_duplicate"), Decision("invalid", "truncated")], [now_ms, now_ms]))
+    tally.add(
+        batch(
+            [Decision("duplicate", "near_duplicate"), Decision("invalid", "truncated")],
+            [now_ms, now_ms],
+        )
+    )
     before = samples(metrics)
     assert before["streamer_records_consumed_total", ()] == 0
     metrics.epoch_committed(tally, dead_letters=1)
@@ -77,7 +88,12 @@ def test_a_tally_counts_nothing_until_its_epoch_is_committed():
     assert value(metrics, "streamer_epochs_committed_total") == 1
     assert value(metrics, "streamer_dead_letters_total") == 1
     assert value(metrics, "streamer_end_to_end_seconds_count") == 4
-    for outcome, reason in [("accepted", ""), ("filtered", "min_side"), ("duplicate", "near_duplicate"), ("invalid", "truncated")]:
+    for outcome, reason in [
+        ("accepted", ""),
+        ("filtered", "min_side"),
+        ("duplicate", "near_duplicate"),
+        ("invalid", "truncated"),
+    ]:
         assert value(metrics, "streamer_decisions_total", outcome=outcome, reason=reason) == 1
 
 
@@ -89,7 +105,9 @@ def test_no_record_can_create_a_series():
         metrics.epoch_dropped(f"cause {i}", rewound=2)
         metrics.fetch_failed(f"cause {i}")
     after = {key for key in samples(metrics) if key[0] == "streamer_decisions_total"}
-    assert after - before == {("streamer_decisions_total", (("outcome", "filtered"), ("reason", "other")))}
+    assert after - before == {
+        ("streamer_decisions_total", (("outcome", "filtered"), ("reason", "other")))
+    }
     assert value(metrics, "streamer_decisions_total", outcome="filtered", reason="other") == 500
     assert value(metrics, "streamer_epochs_dropped_total", cause="other") == 500
     assert value(metrics, "streamer_rewinds_total", cause="other") == 1000
@@ -100,8 +118,13 @@ def test_known_series_are_there_from_the_start():
     metrics = Metrics(["sharp"])
     assert value(metrics, "streamer_decisions_total", outcome="filtered", reason="sharp") == 0
     assert value(metrics, "streamer_decisions_total", outcome="filtered", reason="format") == 0
-    assert {value(metrics, "streamer_decisions_total", outcome="invalid", reason=r) for r in INVALID_REASONS} == {0}
-    assert {value(metrics, "streamer_epochs_dropped_total", cause=cause) for cause in DROP_CAUSES} == {0}
+    assert {
+        value(metrics, "streamer_decisions_total", outcome="invalid", reason=r)
+        for r in INVALID_REASONS
+    } == {0}
+    assert {
+        value(metrics, "streamer_epochs_dropped_total", cause=cause) for cause in DROP_CAUSES
+    } == {0}
     assert {value(metrics, "streamer_stage_seconds_total", stage=stage) for stage in STAGES} == {0}
 
 
@@ -126,7 +149,10 @@ def test_the_bulk_histogram_is_the_librarys_histogram():
 
     def comparable(registry):
         return sorted(
-            (s.name, s.labels.get("le"), s.value) for f in registry.collect() for s in f.samples if not s.name.endswith("_created")
+            (s.name, s.labels.get("le"), s.value)
+            for f in registry.collect()
+            for s in f.samples
+            if not s.name.endswith("_created")
         )
 
     assert comparable(ours) == comparable(theirs)

@@ -30,7 +30,11 @@ def burning_thread(name, seconds, hold):
 def test_threads_are_summed_by_name_and_never_fall():
     cpu = ThreadCpu()
     hold = threading.Event()
-    threads = [burning_thread("decode-1", 0.15, hold), burning_thread("decode-2", 0.15, hold), burning_thread("device", 0.05, hold)]
+    threads = [
+        burning_thread("decode-1", 0.15, hold),
+        burning_thread("decode-2", 0.15, hold),
+        burning_thread("device", 0.05, hold),
+    ]
     deadline = time.monotonic() + 20
     while (seen := cpu.read()).get("decode", 0) < 0.25 and time.monotonic() < deadline:
         time.sleep(0.02)

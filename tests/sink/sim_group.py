@@ -1,4 +1,5 @@
-"""The consumer group's coordinator, with cooperative rebalances: it fences members and generations, never partitions."""
+"""The consumer group's coordinator, with cooperative rebalances: it fences members and generations,
+never partitions."""
 
 from __future__ import annotations
 
@@ -39,9 +40,12 @@ class Member:
 
 
 class Group:
-    """The coordinator, with cooperative rebalances: what moves is revoked in one round and assigned in the next."""
+    """The coordinator, with cooperative rebalances: what moves is revoked in one round and assigned
+    in the next."""
 
-    def __init__(self, schedule: Schedule, partitions: Callable[[], int], poll_interval_s: float) -> None:
+    def __init__(
+        self, schedule: Schedule, partitions: Callable[[], int], poll_interval_s: float
+    ) -> None:
         """``partitions``: how many the topic has now."""
         self._schedule = schedule
         self._partitions = partitions
@@ -57,11 +61,18 @@ class Group:
     # Members
 
     def join(
-        self, instance: str | None, wake: Callable[[], None], is_present: Callable[[], bool], rejoin: Callable[[], None] | None
+        self,
+        instance: str | None,
+        wake: Callable[[], None],
+        is_present: Callable[[], bool],
+        rejoin: Callable[[], None] | None,
     ) -> Member:
         self._ids += 1
         member = Member(self._ids, instance, wake, is_present, self._schedule.now, rejoin=rejoin)
-        older = next((m for m in self.members.values() if instance is not None and m.instance == instance), None)
+        older = next(
+            (m for m in self.members.values() if instance is not None and m.instance == instance),
+            None,
+        )
         if older is not None:
             self._replace(older, member)
         else:
@@ -70,7 +81,8 @@ class Group:
         return member
 
     def _replace(self, older: Member, member: Member) -> None:
-        """A static member that restarts gets its partitions back, in the same generation, without a rebalance."""
+        """A static member that restarts gets its partitions back, in the same generation, without a
+        rebalance."""
         del self.members[older.id]
         older.state = "replaced"
         older.wake()
@@ -125,7 +137,9 @@ class Group:
                 member.gone_since = min(member.gone_since, now)
                 if now - member.gone_since > SESSION_S:
                     self.leave(member)
-        if self._dirty and all(not m.events and not m.busy and m.is_present() for m in self.members.values()):
+        if self._dirty and all(
+            not m.events and not m.busy and m.is_present() for m in self.members.values()
+        ):
             self._round()
 
     def _round(self) -> None:
@@ -159,6 +173,8 @@ class Group:
         for member in members:
             target[member.id] = set(sorted(member.owned)[:quota])
         for p in sorted(partitions - {p for t in target.values() for p in t}):
-            least = min(members, key=lambda m: (len(target[m.id]), (m.id + self.generation) % len(members)))
+            least = min(
+                members, key=lambda m: (len(target[m.id]), (m.id + self.generation) % len(members))
+            )
             target[least.id].add(p)
         return target

@@ -1,4 +1,5 @@
-"""The stages between the real ones, in virtual time: channels, the claim log as far as it decides ownership, a decoder that does nothing."""
+"""The stages between the real ones, in virtual time: channels, the claim log as far as it decides
+ownership, a decoder that does nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +21,12 @@ OPEN_DEADLINE_S = 3.0
 TICK_S = 1.0
 """Short waits of the code under test last so long: what they wait for ends them early."""
 NOTHING: Any = None
-OUTCOMES = (Decision("accepted"), Decision("filtered", "min_side"), Decision("accepted"), Decision("invalid", "truncated"))
+OUTCOMES = (
+    Decision("accepted"),
+    Decision("filtered", "min_side"),
+    Decision("accepted"),
+    Decision("invalid", "truncated"),
+)
 
 
 class Process(Protocol):
@@ -35,7 +41,9 @@ class Process(Protocol):
 class SimChannel(Generic[T]):
     """`streamer.flow.channel.Channel` in virtual time."""
 
-    def __init__(self, process: Process, name: str, max_items: int, max_bytes: int | None = None) -> None:
+    def __init__(
+        self, process: Process, name: str, max_items: int, max_bytes: int | None = None
+    ) -> None:
         self._process = process
         self._max_items = max_items
         self._items: deque[T] = deque()
@@ -48,7 +56,11 @@ class SimChannel(Generic[T]):
         return True
 
     def wait_room(self, timeout: float) -> bool:
-        return wait(self._process.schedule, lambda: len(self._items) < self._max_items, TICK_S if timeout else 0.0)
+        return wait(
+            self._process.schedule,
+            lambda: len(self._items) < self._max_items,
+            TICK_S if timeout else 0.0,
+        )
 
     def get(self, timeout: float) -> T | None:
         if not wait(self._process.schedule, lambda: self._items, TICK_S if timeout else 0.0):
@@ -89,7 +101,9 @@ class SimStage:
                     self._terms[term.partition] = term.id
                     break
                 if generation > term.generation or self._process.schedule.now > deadline:
-                    raise TemporaryError(f"partition {term.partition} was taken over while it was being opened")
+                    raise TemporaryError(
+                        f"partition {term.partition} was taken over while it was being opened"
+                    )
                 self._process.schedule.pause(0.05)
 
     def close(self, partitions: Collection[int]) -> None:
@@ -127,7 +141,12 @@ class SimDecoder:
     def submit(self, records: list[Record]) -> Future[list[Any]]:
         """Two of three records reach the device."""
         future: Future[list[Any]] = Future()
-        future.set_result([Sample(r, Facts(), NOTHING) if r.offset % 3 else Settled(r, Facts(), OUTCOMES[0]) for r in records])
+        future.set_result(
+            [
+                Sample(r, Facts(), NOTHING) if r.offset % 3 else Settled(r, Facts(), OUTCOMES[0])
+                for r in records
+            ]
+        )
         return future
 
 

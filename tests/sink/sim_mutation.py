@@ -18,22 +18,31 @@ Changes = tuple[tuple[str, str], ...]
 class Mutation:
     name: str
     changes: Mapping[str, Changes]
-    """Part → pieces of its source and what replaces them. Parts are ``engine`` and ``replica``, the modules under test, and ``client``:
-    the Kafka port, which here is the simulation's own."""
+    """Part → pieces of its source and what replaces them. Parts are ``engine`` and ``replica``, the
+    modules under test, and ``client``: the Kafka port, which here is the simulation's own."""
 
     quick: bool = False
     """Noticed within a few worlds, so that every run can check it."""
 
     def parts(self) -> Parts:
-        return replace(PARTS, **{part: mutant(getattr(PARTS, part), changes) for part, changes in self.changes.items()})
+        return replace(
+            PARTS,
+            **{
+                part: mutant(getattr(PARTS, part), changes)
+                for part, changes in self.changes.items()
+            },
+        )
 
 
 def mutant(module: Any, changes: Changes) -> Any:
-    """The module with pieces of its source replaced. Raises ValueError if a piece is not there exactly once: then the code has changed."""
+    """The module with pieces of its source replaced. Raises ValueError if a piece is not there
+    exactly once: then the code has changed."""
     source = Path(module.__file__).read_text()
     for old, new in changes:
         if source.count(old) != 1:
-            raise ValueError(f"{module.__name__} holds this {source.count(old)} times, not once: {old!r}")
+            raise ValueError(
+                f"{module.__name__} holds this {source.count(old)} times, not once: {old!r}"
+            )
         source = source.replace(old, new)
     broken = types.ModuleType(f"{module.__name__}_mutant")
     broken.__file__ = module.__file__
@@ -55,7 +64,9 @@ def _client(name: str, *changes: tuple[str, str], quick: bool = False) -> Mutati
 
 
 def _sloppy(name: str, *changes: tuple[str, str]) -> Mutation:
-    return Mutation(f"{name} (for a caller that looks at nothing)", {"engine": changes, "replica": SLOPPY})
+    return Mutation(
+        f"{name} (for a caller that looks at nothing)", {"engine": changes, "replica": SLOPPY}
+    )
 
 
 SLOPPY: Changes = (
@@ -78,9 +89,15 @@ MUTATIONS = [
     ),
     _sloppy(
         "an epoch is committed under terms that are over",
-        ("        if any(p not in self.terms or self.terms[p].id != term for p, term in sealed.terms.items()):\n", "        if False:\n"),
+        (
+            "        if any(p not in self.terms or self.terms[p].id != term for p, term in sealed.terms.items()):\n",
+            "        if False:\n",
+        ),
     ),
-    _engine("callbacks are not served before a transaction", ("if not serve() or not self._still_ours", "if not self._still_ours")),
+    _engine(
+        "callbacks are not served before a transaction",
+        ("if not serve() or not self._still_ours", "if not self._still_ours"),
+    ),
     _engine(
         "the membership is asked for after the last look",
         (
@@ -115,7 +132,11 @@ MUTATIONS = [
             "            if not self._read() and False:\n",
         ),
     ),
-    _engine("nobody is fenced at a start", ("        self._kafka.fence()\n", "        self._kafka.attach()\n"), quick=True),
+    _engine(
+        "nobody is fenced at a start",
+        ("        self._kafka.fence()\n", "        self._kafka.attach()\n"),
+        quick=True,
+    ),
     _engine(
         "own staging is deleted before the log is read",
         (
@@ -133,10 +154,13 @@ MUTATIONS = [
     ),
     _engine(
         "staging of others is deleted however young",
-        ("(left.writer == self.writer or left.age_s > 2 * self._stale_after_s)", "True"),
+        ("left.writer == self.writer or left.age_s > 2 * self._stale_after_s", "True"),
         quick=True,
     ),
-    _engine("an epoch is committed however old", ("        if age > self._stale_after_s:\n", "        if False:\n")),
+    _engine(
+        "an epoch is committed however old",
+        ("        if age > self._stale_after_s:\n", "        if False:\n"),
+    ),
     _engine(
         "committed epochs are not projected at a start",
         (
@@ -153,7 +177,11 @@ MUTATIONS = [
         ),
         quick=True,
     ),
-    _engine("an aborted transaction counts as committed", ("            if committed:\n", "            if True:\n"), quick=True),
+    _engine(
+        "an aborted transaction counts as committed",
+        ("            if committed:\n", "            if True:\n"),
+        quick=True,
+    ),
     _engine(
         "an epoch in doubt is deleted",
         (
@@ -168,11 +196,17 @@ MUTATIONS = [
     _engine(
         "a founding that was aborted is projected",
         (
-            "            raise TemporaryError(f\"{self.dataset}.commits: the dataset's first manifest was aborted",
-            "            str(f\"{self.dataset}.commits: the dataset's first manifest was aborted",
+            "raise TemporaryError(\n"
+            "                f\"{self.dataset}.commits: the dataset's first manifest was aborted",
+            "str(\n"
+            "                f\"{self.dataset}.commits: the dataset's first manifest was aborted",
         ),
     ),
-    _client("the log is read to its stable end only", ("while self._broker.stable_end < target:", "while False:"), quick=True),
+    _client(
+        "the log is read to its stable end only",
+        ("while self._broker.stable_end < target:", "while False:"),
+        quick=True,
+    ),
     _client(
         "an offset that is not known counts as none",
         (
@@ -182,15 +216,28 @@ MUTATIONS = [
     ),
     _replica(
         "epochs are numbered on after a drop",
-        ("Run(line.fence.run.number + 1, self._engine.next_epoch)", "Run(line.fence.run.number + 1, line.fence.run.first_epoch)"),
+        (
+            "Run(line.fence.run.number + 1, self._engine.next_epoch)",
+            "Run(line.fence.run.number + 1, line.fence.run.first_epoch)",
+        ),
     ),
     _replica(
-        "what is lost is not dropped", ('        self._drop("lost", current.sealed if current is not None else None)\n', "        pass\n")
+        "what is lost is not dropped",
+        (
+            '        self._drop("lost", current.sealed if current is not None else None)\n',
+            "        pass\n",
+        ),
     ),
-    _replica("what is retained is not rewound after a drop", ("        self._rewind = True\n", "        self._rewind = False\n")),
+    _replica(
+        "what is retained is not rewound after a drop",
+        ("        self._rewind = True\n", "        self._rewind = False\n"),
+    ),
     _replica(
         "a revoked partition is neither drained nor dropped",
-        ("            self._begin_run()  # what waited before the device is read again, by its new owner or by us\n", "            pass\n"),
+        (
+            "            self._begin_run()  # what waited before the device is read again, by its new owner or by us\n",
+            "            pass\n",
+        ),
         ('and self._drain(self._revoke_deadline_s, lambda: None, "revoked")', "and True"),
     ),
 ]

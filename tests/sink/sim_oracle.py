@@ -1,4 +1,5 @@
-"""What must hold at every moment of a simulation (section 3 of the design, invariants 1 to 4 and 6)."""
+"""What must hold at every moment of a simulation (section 3 of the design, invariants 1 to 4 and
+6)."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ class Oracle:
 
     def _is_alive(self, manifest: Manifest) -> None:
         if manifest.uuid in self.dead:
-            raise Violation(f"6: epoch {manifest.name} ({manifest.uuid}) is committed after it was {self.dead[manifest.uuid]}")
+            raise Violation(
+                f"6: epoch {manifest.name} ({manifest.uuid}) is committed after it was {self.dead[manifest.uuid]}"
+            )
 
     def _is_next(self, manifest: Manifest) -> None:
         own = [m for m in self.committed if m.writer == manifest.writer]
@@ -53,22 +56,31 @@ class Oracle:
             raise Violation(f"{manifest.name} names {manifest.previous_uuid} as the one before it")
 
     def _is_durable(self, manifest: Manifest) -> None:
-        """1: the files are complete before the transaction. 4: they hold each record of the ranges once, and no other."""
+        """1: the files are complete before the transaction. 4: they hold each record of the ranges
+        once, and no other."""
         staged = staging_path(manifest.writer, manifest.epoch, manifest.uuid)
         rows: list[tuple[int, int]] = []
         for file in manifest.files:
             path = f"{staged}/{file.path}"
             data = self._disk.files.get(path, (None, 0.0))[0]
             if data is None or len(data) != file.bytes:
-                raise Violation(f"1: {path} is {'missing' if data is None else 'incomplete'} when {manifest.name} is committed")
+                raise Violation(
+                    f"1: {path} is {'missing' if data is None else 'incomplete'} when {manifest.name} is committed"
+                )
             self._public[file.path] = (manifest, data)
             self._staged[path] = file.path
             if file.path.startswith("metadata/"):
                 rows += rows_of(data)
         self._public[manifest.path] = (manifest, encode(manifest))
-        due = {(p, o) for p, (first, following) in manifest.partitions.items() for o in self.broker.input[p].records(first, following)}
+        due = {
+            (p, o)
+            for p, (first, following) in manifest.partitions.items()
+            for o in self.broker.input[p].records(first, following)
+        }
         if len(rows) != len(set(rows)) or set(rows) != due:
-            raise Violation(f"4: {manifest.name} has rows {sorted(rows)} for the ranges {manifest.partitions}")
+            raise Violation(
+                f"4: {manifest.name} has rows {sorted(rows)} for the ranges {manifest.partitions}"
+            )
         if twice := self._decided & set(rows):
             raise Violation(f"4: {sorted(twice)} have a second decision in {manifest.name}")
         self._decided |= set(rows)
@@ -81,16 +93,21 @@ class Oracle:
         for p, (first, following) in manifest.partitions.items():
             tile = self.tiles.get(p, (0, 0))
             if first != tile[1]:
-                raise Violation(f"3: {manifest.name} begins at {first} of partition {p}, the epochs before it end at {tile[1]}")
+                raise Violation(
+                    f"3: {manifest.name} begins at {first} of partition {p}, the epochs before it end at {tile[1]}"
+                )
             self.tiles[p] = (tile[0], following)
         return None
 
     def _found(self, manifest: Manifest) -> None:
-        """The first founding in the *log* holds; until it is known which one that is, the first decided one may still be replaced."""
+        """The first founding in the *log* holds; until it is known which one that is, the first
+        decided one may still be replaced."""
         if any(first != following for first, following in self.tiles.values()):
             return
         founding = [
-            t.manifest for t in self.broker.log if t.state != "aborted" and not any(a != b for a, b in t.manifest.partitions.values())
+            t.manifest
+            for t in self.broker.log
+            if t.state != "aborted" and not any(a != b for a, b in t.manifest.partitions.values())
         ]
         first = next(m for m in founding if m in (*self.committed, manifest))
         self.tiles = dict(first.partitions)
@@ -104,7 +121,10 @@ class Oracle:
                 return
             if data is not None and data != self._public[public][1]:
                 raise Violation(f"2: {path} changes after it was committed")
-            if data is None and self._disk.files.get(public, (None, 0.0))[0] != self._public[public][1]:
+            if (
+                data is None
+                and self._disk.files.get(public, (None, 0.0))[0] != self._public[public][1]
+            ):
                 raise Violation(f"2: {path} is deleted: it is committed, and not public yet")
         elif path != "README.md":
             if path not in self._public:
@@ -119,13 +139,17 @@ class Oracle:
     def is_complete(self) -> bool:
         """Every record, and every control record at the end, is inside a committed epoch."""
         logs = self.broker.input
-        return all(log.end == self.tiles.get(p, (0, 0))[1] for p, log in enumerate(logs)) and bool(self.tiles)
+        return all(log.end == self.tiles.get(p, (0, 0))[1] for p, log in enumerate(logs)) and bool(
+            self.tiles
+        )
 
     def at_rest(self, ours: Collection[str]) -> None:
         """After a last recovery by the writers ``ours``, nothing else running."""
         for p, offset in self.broker.offsets.items():
             if offset != self.tiles[p][1]:
-                raise Violation(f"3: the group is at {offset} of partition {p}, the epochs end at {self.tiles[p][1]}")
+                raise Violation(
+                    f"3: the group is at {offset} of partition {p}, the epochs end at {self.tiles[p][1]}"
+                )
         for path, (manifest, right) in self._public.items():
             found = self._disk.files.get(path, (None, 0.0))[0]
             if found != right:

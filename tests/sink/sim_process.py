@@ -1,6 +1,8 @@
-"""One simulated `streamer run`: the real Replica, Source, EpochThread, CommitEngine, Ledger and Storage on simulated parts.
+"""One simulated `streamer run`: the real Replica, Source, EpochThread, CommitEngine, Ledger and
+Storage on simulated parts.
 
-Between Source and EpochThread only the Batcher is real; decoder, judge and claims are a thread that hands on what it gets.
+Between Source and EpochThread only the Batcher is real; decoder, judge and claims are a thread that
+hands on what it gets.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ CONFIG = Config.model_validate(
 
 
 class Process(Owner):
-    """A replica's life from start to exit. ``exit_code`` is None while it lives; killed ones end with 137."""
+    """A replica's life from start to exit. ``exit_code`` is None while it lives; killed ones end
+    with 137."""
 
     ids = itertools.count(1)
 
@@ -68,7 +71,8 @@ class Process(Owner):
         self.aborts = 0
         """Transactions of it that will be aborted."""
         self.stall_after, self.stall_s = 0, 0.0
-        """It will freeze for ``stall_s`` seconds after so many calls to Kafka and the storage; 0: it will not."""
+        """It will freeze for ``stall_s`` seconds after so many calls to Kafka and the storage; 0:
+        it will not."""
         self.stopping = False
         self.producer_epoch: Callable[[], int] = lambda: -1
         self.targets: dict[int, int] = {}
@@ -84,8 +88,12 @@ class Process(Owner):
         return self.exit_code is None and not self.killed and self.frozen_until <= self.schedule.now
 
     def is_robbed(self) -> bool:
-        """True if it ended because a file of its staging was gone that nobody had a right to delete."""
-        if not isinstance(self.error, FileNotFoundError) or self.producer_epoch() != self.world.broker.identities[self.writer].epoch:
+        """True if it ended because a file of its staging was gone that nobody had a right to
+        delete."""
+        if (
+            not isinstance(self.error, FileNotFoundError)
+            or self.producer_epoch() != self.world.broker.identities[self.writer].epoch
+        ):
             return False
         began = next(began for uuid, began in self.opened.items() if uuid in str(self.error))
         return self.schedule.now - began <= 2 * float(self.world.stale_after_s)
@@ -160,7 +168,9 @@ class Process(Owner):
             broker, self.schedule, self.step, self.writer if self._static else None, self.notify,
             lambda: self.is_present, self._bounded, world.setting.hasty,
         )  # fmt: skip
-        transactions = world.parts.client.SimTransactions(broker, self.schedule, self.step, consumer, self.writer, world.latest)
+        transactions = world.parts.client.SimTransactions(
+            broker, self.schedule, self.step, consumer, self.writer, world.latest
+        )
         self.producer_epoch = lambda: transactions.epoch
         with mock.patch.object(streamer.kafka.source, "Consumer", return_value=consumer):
             source = streamer.kafka.source.Source(CONFIG)
@@ -188,7 +198,9 @@ class Process(Owner):
         metrics: Any = SimMetrics(world.drops)
         epochs = self._epoch_thread(decided, fence, open_epoch, stage, failure, metrics)
         line: Any = Line(fence, chunks, SimDecoder(), stage, epochs)  # type: ignore[arg-type]
-        replica: Replica = world.parts.replica.Replica(source, engine, line, failure, metrics, lambda: None, world.poll_interval_s)
+        replica: Replica = world.parts.replica.Replica(
+            source, engine, line, failure, metrics, lambda: None, world.poll_interval_s
+        )
         lost = replica.lost
 
         def seen_lost(partitions: Collection[int]) -> None:
@@ -200,7 +212,9 @@ class Process(Owner):
         batcher: Any = Batcher(chunks, 3, 0.05, fence)  # type: ignore[arg-type]
         self._spawn("line", lambda: self._pass_on(batcher, decided, fence, failure), failure)
         source.subscribe(replica)
-        replica.run(lambda: self.stopping, world.parts.replica.Bound(self._ends if self._bounded else None))
+        replica.run(
+            lambda: self.stopping, world.parts.replica.Bound(self._ends if self._bounded else None)
+        )
         failure.stop.set()
         source.close()
 
@@ -209,9 +223,26 @@ class Process(Owner):
         self.targets.update(ends)
         return ends
 
-    def _epoch_thread(self, decided: Any, fence: Fence, open_epoch: Any, stage: SimStage, failure: Failure, metrics: Any) -> EpochThread:
+    def _epoch_thread(
+        self,
+        decided: Any,
+        fence: Fence,
+        open_epoch: Any,
+        stage: SimStage,
+        failure: Failure,
+        metrics: Any,
+    ) -> EpochThread:
         with mock.patch.object(streamer.sink.writer, "Channel", partial(SimChannel, self)):
-            return EpochThread(CONFIG, decided, fence, open_epoch, lambda: stage.position, failure, metrics, lambda: None)
+            return EpochThread(
+                CONFIG,
+                decided,
+                fence,
+                open_epoch,
+                lambda: stage.position,
+                failure,
+                metrics,
+                lambda: None,
+            )
 
     def _spawn(self, name: str, body: Callable[[], None], failure: Failure) -> None:
         def guarded() -> None:
@@ -223,7 +254,9 @@ class Process(Owner):
 
         self.schedule.spawn(self, f"{self.name} {name}", guarded)
 
-    def _pass_on(self, batcher: Batcher, decided: SimChannel[Decided], fence: Fence, failure: Failure) -> None:
+    def _pass_on(
+        self, batcher: Batcher, decided: SimChannel[Decided], fence: Fence, failure: Failure
+    ) -> None:
         """Judge and claims."""
         while not failure.stop.is_set():
             batch = batcher.take(0.05)
@@ -231,8 +264,14 @@ class Process(Owner):
                 continue
             records = [row.record for row in batch.rows]
             decisions = [OUTCOMES[r.offset % len(OUTCOMES)] for r in records]
-            outcome = DecidedBatch(records, [Facts()] * len(records), decisions, NOTHING, NOTHING, {})
-            while fence.holds(batch.span) and not failure.stop.is_set() and not decided.put(Decided(batch.span, outcome), 0, timeout=0.1):
+            outcome = DecidedBatch(
+                records, [Facts()] * len(records), decisions, NOTHING, NOTHING, {}
+            )
+            while (
+                fence.holds(batch.span)
+                and not failure.stop.is_set()
+                and not decided.put(Decided(batch.span, outcome), 0, timeout=0.1)
+            ):
                 pass
 
     # Watchdog
@@ -254,7 +293,8 @@ class Process(Owner):
 
 
 class _Time:
-    """``time`` of the modules under test: monotonic is virtual time, time() the process's own clock."""
+    """``time`` of the modules under test: monotonic is virtual time, time() the process's own
+    clock."""
 
     def __init__(self, world: Any) -> None:
         self._world = world
@@ -301,10 +341,17 @@ def simulated(world: Any) -> Iterator[None]:
             SUPERSEDED_LIMIT_S=SUPERSEDED_S,
         ),
         mock.patch.multiple(streamer.sink.writer, time=clock, uuid4=_Name),
-        mock.patch.multiple(streamer.sink.storage, time=_StorageTime(world), uuid4=_Name, update_card=lambda *_a: None),
+        mock.patch.multiple(
+            streamer.sink.storage,
+            time=_StorageTime(world),
+            uuid4=_Name,
+            update_card=lambda *_a: None,
+        ),
         mock.patch.multiple(world.parts.engine, uuid4=_Name, OTHERS_GRACE_S=GRACE_S),
         mock.patch.multiple(streamer.judge.batcher, time=clock),
-        mock.patch.multiple(streamer.kafka.source, CHUNK_RECORDS=3, consumer_config=lambda *_a, **_k: {}),
+        mock.patch.multiple(
+            streamer.kafka.source, CHUNK_RECORDS=3, consumer_config=lambda *_a, **_k: {}
+        ),
     ):
         yield
 

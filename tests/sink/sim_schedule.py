@@ -1,7 +1,8 @@
 """Virtual time and one running thread: what makes a simulation of several processes deterministic.
 
-The code under test blocks, so every simulated thread is a real one; but only one of them runs at any moment, and it gives
-way only in `Schedule.pause`. Time stands still while anything can run and jumps to the next moment when nothing can.
+The code under test blocks, so every simulated thread is a real one; but only one of them runs at
+any moment, and it gives way only in `Schedule.pause`. Time stands still while anything can run and
+jumps to the next moment when nothing can.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Schedule:
     """Who runs next, and what happens when."""
 
     def __init__(self, disturb: Callable[[Task], None]) -> None:
-        """``disturb`` is called at every step of a thread, before it goes on; it may kill, freeze or delay anybody."""
+        """``disturb`` is called at every step of a thread, before it goes on; it may kill, freeze
+        or delay anybody."""
         self.now = EPOCH
         self.steps = 0
         self.failure: BaseException | None = None

@@ -1,4 +1,5 @@
-"""A dataset folder in memory, shared by all simulated processes; anything may happen between two of its operations.
+"""A dataset folder in memory, shared by all simulated processes; anything may happen between two of
+its operations.
 
 The real `Storage` works on it, so projection and discarding are the real ones.
 """
@@ -18,7 +19,8 @@ from streamer.wire.manifest import FileEntry, epoch_name
 
 
 class Disk:
-    """What every process sees. ``watch`` is told before a file changes: (path, its new bytes or None)."""
+    """What every process sees. ``watch`` is told before a file changes: (path, its new bytes or
+    None)."""
 
     def __init__(self, now: Callable[[], float], copies: bool) -> None:
         """``copies``: publishing leaves the source behind, as on an object store."""
@@ -79,13 +81,23 @@ class SimFolder(Folder):
     def walk(self, path: str) -> Iterator[Entry]:
         self._step("walk")
         below = f"{path}/" if path else ""
-        found = [Entry(p, len(d), t) for p, (d, t) in sorted(self._disk.files.items()) if p.startswith(below)]
+        found = [
+            Entry(p, len(d), t)
+            for p, (d, t) in sorted(self._disk.files.items())
+            if p.startswith(below)
+        ]
         yield from found
 
     def folders(self, path: str) -> list[str]:
         self._step("folders")
         below = f"{path}/"
-        return sorted({p[len(below) :].partition("/")[0] for p in self._disk.files if p.startswith(below) and "/" in p[len(below) :]})
+        return sorted(
+            {
+                p[len(below) :].partition("/")[0]
+                for p in self._disk.files
+                if p.startswith(below) and "/" in p[len(below) :]
+            }
+        )
 
     def changed(self, path: str) -> float | None:
         return None
@@ -155,7 +167,8 @@ class _Drain:
 
 
 class SimEpoch:
-    """Stands for `EpochWriter`, which is too slow to run thousands of times: one tar of what was accepted, one table of every row."""
+    """Stands for `EpochWriter`, which is too slow to run thousands of times: one tar of what was
+    accepted, one table of every row."""
 
     def __init__(self, storage: Storage, writer: str, epoch: int, uuid: str) -> None:
         self._storage = storage

@@ -1,4 +1,5 @@
-"""What can go wrong in a simulated world: each trouble befalls the process whose thread is about to call Kafka or the storage."""
+"""What can go wrong in a simulated world: each trouble befalls the process whose thread is about to
+call Kafka or the storage."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The whole world of a simulation, and what can go wrong in it.
 
-A *plan* is a list of (steps to wait, kind of trouble, argument): numbers, so that hypothesis can make and shrink it. After the
-plan everything heals; then every record must be committed, every process must end well, and nothing may be left over.
+A *plan* is a list of (steps to wait, kind of trouble, argument): numbers, so that hypothesis can
+make and shrink it. After the plan everything heals; then every record must be committed, every
+process must end well, and nothing may be left over.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Setting:
     hasty: bool = False
     """The consumer joins again in the background, before it tells that its partitions were lost."""
     patient: bool = False
-    """The user raised ``max.poll.interval.ms``: the group waits longer for a member that hangs than staging is left alone."""
+    """The user raised ``max.poll.interval.ms``: the group waits longer for a member that hangs than
+    staging is left alone."""
     jitter: int = 0
     """Not 0: the seed of small random delays of everything."""
 
@@ -79,7 +81,9 @@ class World:
         self.schedule = Schedule(self._disturb)
         self.disk = Disk(lambda: self.schedule.now, setting.copies)
         self.oracle = Oracle(self.disk)
-        self.broker = Broker(self.schedule, setting.partitions, self.poll_interval_s, self.oracle.decided)
+        self.broker = Broker(
+            self.schedule, setting.partitions, self.poll_interval_s, self.oracle.decided
+        )
         self.oracle.broker = self.broker
         self.living: dict[str, Process] = {}
         """Writer → its newest process."""
@@ -110,8 +114,13 @@ class World:
         if self.setting.latest:
             for log in self.broker.input:
                 log.begin = len(log.entries) // 3
-            for n in range(20):  # so that replicas which found the dataset at once see different ends
-                self.schedule.at(0.5 + 0.01 * n, partial(self.broker.input[n % len(self.broker.input)].entries.append, True))
+            for n in range(
+                20
+            ):  # so that replicas which found the dataset at once see different ends
+                self.schedule.at(
+                    0.5 + 0.01 * n,
+                    partial(self.broker.input[n % len(self.broker.input)].entries.append, True),
+                )
         try:
             with simulated(self):
                 self._tick()
@@ -130,13 +139,17 @@ class World:
         """A little all the time, so that trouble meets epochs in every state."""
         if not self.calm:
             self._produced += 1
-            self.broker.input[self._produced % len(self.broker.input)].entries += [True] * (1 + self._produced % 3)
+            self.broker.input[self._produced % len(self.broker.input)].entries += [True] * (
+                1 + self._produced % 3
+            )
             self.wake()
             self.schedule.at(0.7, self._produce)
 
     def _chaos(self) -> None:
         self._produce()
-        self._until(lambda: not self._plan or self.schedule.now > self._started + 300, "the plan ends", 400)
+        self._until(
+            lambda: not self._plan or self.schedule.now > self._started + 300, "the plan ends", 400
+        )
 
     def _heal(self) -> None:
         self.calm = True
@@ -161,8 +174,14 @@ class World:
         last = list(self.living.values())
         self._restarts = self.setting.bounded
         self._until(lambda: not self.living, "every process ends", 60)
-        if bad := [p for p in last if p.exit_code and not isinstance(p.error, Fenced) and not self.setting.bounded]:
-            raise Violation(f"{bad[0].name}, told to stop, ends with {bad[0].exit_code}: {bad[0].error}")
+        if bad := [
+            p
+            for p in last
+            if p.exit_code and not isinstance(p.error, Fenced) and not self.setting.bounded
+        ]:
+            raise Violation(
+                f"{bad[0].name}, told to stop, ends with {bad[0].exit_code}: {bad[0].error}"
+            )
         for zombie in self.zombies:
             self.kill(zombie, "the end")
 
@@ -175,7 +194,9 @@ class World:
             process.stopping = True
             self._until(lambda: not self.living, "a last start recovers", 60)
             if process.exit_code != 0:
-                raise Violation(f"a last start of {process.writer} ends with {process.exit_code}: {process.error}")
+                raise Violation(
+                    f"a last start of {process.writer} ends with {process.exit_code}: {process.error}"
+                )
         self.oracle.at_rest([f"w-{n}" for n in range(self.setting.writers)])
 
     def _rest(self, seconds: float) -> None:
@@ -224,10 +245,16 @@ class World:
         if isinstance(process.error, ProtocolError) or process.is_robbed():
             self.schedule.fail(Violation(f"{process.name} ends with: {process.error}"))
         if process.exit_code == 0 and not process.stopping:
-            undone = {p: log.end for p, log in enumerate(self.broker.input)} if not self.setting.bounded else self._undone(process)
+            undone = (
+                {p: log.end for p, log in enumerate(self.broker.input)}
+                if not self.setting.bounded
+                else self._undone(process)
+            )
             if undone:
                 self.schedule.fail(
-                    Violation(f"{process.name} ended by itself; it was to go on to {undone}, the epochs end at {self.oracle.tiles}")
+                    Violation(
+                        f"{process.name} ended by itself; it was to go on to {undone}, the epochs end at {self.oracle.tiles}"
+                    )
                 )
         if self.living.get(process.writer) is process:
             del self.living[process.writer]
@@ -236,9 +263,12 @@ class World:
                 self.schedule.at(1.0, lambda: self._restart(process.writer))
 
     def _undone(self, process: Process) -> dict[int, int]:
-        """Where a bounded run that says it is done had to go, and did not. It is alone, so every partition is its own."""
+        """Where a bounded run that says it is done had to go, and did not. It is alone, so every
+        partition is its own."""
         due = {p: process.targets.get(p, -1) for p in range(len(self.broker.input))}
-        return {p: end for p, end in due.items() if not 0 <= end <= self.oracle.tiles.get(p, (0, -1))[1]}
+        return {
+            p: end for p, end in due.items() if not 0 <= end <= self.oracle.tiles.get(p, (0, -1))[1]
+        }
 
     def _restart(self, writer: str) -> None:
         if writer not in self.living and writer not in self.gone and self._restarts:

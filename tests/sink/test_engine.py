@@ -1,4 +1,5 @@
-"""`Ledger` and `CommitEngine` one decision at a time; `test_engine_simulation` has them all at once."""
+"""`Ledger` and `CommitEngine` one decision at a time; `test_engine_simulation` has them all at
+once."""
 
 from __future__ import annotations
 
@@ -21,7 +22,13 @@ NOW = 1_750_000_000.0
 STALE_S = 300.0
 
 
-def manifest(writer: str, epoch: int, ranges: Mapping[int, tuple[int, int]], previous: str | None = None, **changes: Any) -> Manifest:
+def manifest(
+    writer: str,
+    epoch: int,
+    ranges: Mapping[int, tuple[int, int]],
+    previous: str | None = None,
+    **changes: Any,
+) -> Manifest:
     """Its uuid is ``<writer's last digit><epoch>``, and ``previous`` follows from it."""
     if previous is None and epoch:
         previous = f"{writer[-1]}{epoch - 1}"
@@ -40,7 +47,12 @@ FOUNDED = manifest("w-9", 0, {0: (5, 5), 1: (0, 0)})
 
 def test_the_ledger_tiles_each_partition_and_numbers_each_writer() -> None:
     ledger = Ledger()
-    for entry in (FOUNDED, manifest("w-1", 0, {0: (5, 9)}), manifest("w-2", 0, {1: (0, 3)}), manifest("w-1", 1, {0: (9, 9), 1: (3, 4)})):
+    for entry in (
+        FOUNDED,
+        manifest("w-1", 0, {0: (5, 9)}),
+        manifest("w-2", 0, {1: (0, 3)}),
+        manifest("w-1", 1, {0: (9, 9), 1: (3, 4)}),
+    ):
         ledger.apply(entry)
     assert ledger.tiles == {0: (5, 9), 1: (0, 4)}
     assert [ledger.end(p) for p in (0, 1, 2)] == [9, 4, None]
@@ -50,24 +62,45 @@ def test_the_ledger_tiles_each_partition_and_numbers_each_writer() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (manifest("w-1", 1, {0: (10, 12)}), "begins at offset 10 of partition 0, which leaves a gap after what is committed up to 9"),
-        (manifest("w-1", 1, {0: (8, 12)}), "begins at offset 8 of partition 0, which overlaps what is committed up to 9"),
-        (manifest("w-1", 1, {0: (7, 7), 1: (0, 2)}), "begins at offset 7 of partition 0, which overlaps"),
-        (manifest("w-1", 2, {0: (9, 12)}), r"epoch 2 \(12, after 11\) does not follow its epoch 0 \(10\)"),
-        (manifest("w-1", 0, {0: (9, 12)}, uuid="ab"), r"epoch 0 \(ab, after None\) does not follow its epoch 0 \(10\)"),
-        (manifest("w-1", 1, {0: (9, 12)}, previous="cd"), r"epoch 1 \(11, after cd\) does not follow"),
+        (
+            manifest("w-1", 1, {0: (10, 12)}),
+            "begins at offset 10 of partition 0, which leaves a gap after what is committed up to 9",
+        ),
+        (
+            manifest("w-1", 1, {0: (8, 12)}),
+            "begins at offset 8 of partition 0, which overlaps what is committed up to 9",
+        ),
+        (
+            manifest("w-1", 1, {0: (7, 7), 1: (0, 2)}),
+            "begins at offset 7 of partition 0, which overlaps",
+        ),
+        (
+            manifest("w-1", 2, {0: (9, 12)}),
+            r"epoch 2 \(12, after 11\) does not follow its epoch 0 \(10\)",
+        ),
+        (
+            manifest("w-1", 0, {0: (9, 12)}, uuid="ab"),
+            r"epoch 0 \(ab, after None\) does not follow its epoch 0 \(10\)",
+        ),
+        (
+            manifest("w-1", 1, {0: (9, 12)}, previous="cd"),
+            r"epoch 1 \(11, after cd\) does not follow",
+        ),
     ],
 )
 def test_a_log_that_contradicts_itself_ends_the_process(wrong: Manifest, says: str) -> None:
     ledger = Ledger()
     ledger.apply(FOUNDED)
     ledger.apply(manifest("w-1", 0, {0: (5, 9)}))
-    with pytest.raises(ProtocolError, match=rf"cats\.commits: w-1's .*{says}.*streamer dataset verify"):
+    with pytest.raises(
+        ProtocolError, match=rf"cats\.commits: w-1's .*{says}.*streamer dataset verify"
+    ):
         ledger.apply(wrong)
 
 
 def test_the_first_founding_in_the_log_holds_as_a_whole() -> None:
-    """The second one saw a partition that was added in between, and the end of the topic there; it starts at 0 for everybody."""
+    """The second one saw a partition that was added in between, and the end of the topic there; it
+    starts at 0 for everybody."""
     ledger = Ledger()
     for entry in (FOUNDED, manifest("w-2", 0, {0: (7, 7), 1: (2, 2), 2: (40, 40)})):
         ledger.apply(entry)
@@ -110,7 +143,8 @@ class Kafka:
     outcomes: list[bool | Exception] = field(default_factory=list)
     """Of the next transactions; afterwards they are committed."""
     meanwhile: list[tuple[Manifest, dict[int, int]]] = field(default_factory=list)
-    """Somebody else's transactions: one between each asking for the offsets and the reading of the log."""
+    """Somebody else's transactions: one between each asking for the offsets and the reading of the
+    log."""
     memberships: int = 0
     at: int = 0
 
@@ -139,7 +173,13 @@ class Kafka:
         self.memberships += 1
         return self.memberships
 
-    def commit(self, entry: Manifest, dead_letters: Sequence[Any], offsets: Mapping[int, int], membership: object) -> bool:
+    def commit(
+        self,
+        entry: Manifest,
+        dead_letters: Sequence[Any],
+        offsets: Mapping[int, int],
+        membership: object,
+    ) -> bool:
         outcome = self.outcomes.pop(0) if self.outcomes else True
         if isinstance(outcome, Exception):
             raise outcome
@@ -196,14 +236,30 @@ class Bench:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self.engine = CommitEngine("cats", "w-1", self.kafka, self.files, self.clock, {"config": "c"}, STALE_S)
+        self.engine = CommitEngine(
+            "cats", "w-1", self.kafka, self.files, self.clock, {"config": "c"}, STALE_S
+        )
 
     def own(self, partition: int, start: int, term: int = 1) -> None:
         self.engine.own(Term(partition, term, 1, start))
 
-    def sealed(self, first: int = 5, following: int = 9, term: int = 1, began: float = 0.0) -> Sealed:
+    def sealed(
+        self, first: int = 5, following: int = 9, term: int = 1, began: float = 0.0
+    ) -> Sealed:
         epoch = self.engine.next_epoch
-        return Sealed(epoch, f"e{epoch}", {0: (first, following)}, {0: term}, {}, (), (), 0, iso(NOW), iso(NOW), began)
+        return Sealed(
+            epoch,
+            f"e{epoch}",
+            {0: (first, following)},
+            {0: term},
+            {},
+            (),
+            (),
+            0,
+            iso(NOW),
+            iso(NOW),
+            began,
+        )
 
 
 def founded(**kafka: Any) -> Bench:
@@ -220,7 +276,9 @@ def test_a_start_projects_what_is_committed_and_deletes_what_is_not() -> None:
     bench = Bench(Kafka(log=[FOUNDED, manifest("w-1", 0, {0: (5, 9)})]), files)
     bench.engine.recover()
     assert {"w-1-00000000", "w-9-00000000"} <= files.public
-    assert files.steps == ["discard dead", "project 90", "project 10"], "what is not committed may fill the disk"
+    assert files.steps == ["discard dead", "project 90", "project 10"], (
+        "what is not committed may fill the disk"
+    )
     assert bench.engine.next_epoch == 1
 
 
@@ -240,7 +298,9 @@ def test_a_successors_staging_is_never_taken_for_our_own() -> None:
 
 
 @pytest.mark.parametrize(("age_s", "gone"), [(STALE_S * 2 - 1, False), (STALE_S * 2 + 1, True)])
-def test_uncommitted_staging_of_others_is_deleted_when_it_can_no_longer_be_committed(age_s: float, gone: bool) -> None:
+def test_uncommitted_staging_of_others_is_deleted_when_it_can_no_longer_be_committed(
+    age_s: float, gone: bool
+) -> None:
     files = Files(left=[Staged("w-2", 0, "theirs", age_s)])
     Bench(Kafka(log=[FOUNDED]), files).engine.recover()
     assert files.discarded == ["theirs"] * gone
@@ -308,7 +368,10 @@ def test_of_two_foundings_the_first_in_the_log_holds() -> None:
 def test_a_founding_that_is_aborted_every_time_publishes_nothing() -> None:
     bench = Bench(Kafka(outcomes=[False] * COMMIT_ATTEMPTS))
     bench.engine.recover()
-    with pytest.raises(TemporaryError, match=r"cats\.commits: the dataset's first manifest was aborted 5 times\. Start again"):
+    with pytest.raises(
+        TemporaryError,
+        match=r"cats\.commits: the dataset's first manifest was aborted 5 times\. Start again",
+    ):
         bench.engine.assign([0])
     assert bench.files.public == set()
 
@@ -331,8 +394,16 @@ def test_a_successor_that_committed_under_our_name_ends_this_process() -> None:
 @pytest.mark.parametrize(
     ("offset", "topic", "says"),
     [
-        (7, (0, 100), r"partition 0: the group streamer\.cats is committed at offset 7, but the manifests end at 5: .*--to-offset 5"),
-        (5, (0, 4), r"partition 0: the topic ends at offset 4, before 5 .* made again\. Use a new dataset name"),
+        (
+            7,
+            (0, 100),
+            r"partition 0: the group streamer\.cats is committed at offset 7, but the manifests end at 5: .*--to-offset 5",
+        ),
+        (
+            5,
+            (0, 4),
+            r"partition 0: the topic ends at offset 4, before 5 .* made again\. Use a new dataset name",
+        ),
         (
             5,
             (8, 100),
@@ -340,16 +411,22 @@ def test_a_successor_that_committed_under_our_name_ends_this_process() -> None:
         ),
     ],
 )
-def test_what_contradicts_the_log_ends_the_process_with_place_and_fix(offset: int, topic: tuple[int, int], says: str) -> None:
+def test_what_contradicts_the_log_ends_the_process_with_place_and_fix(
+    offset: int, topic: tuple[int, int], says: str
+) -> None:
     bench = founded(offsets={0: offset}, topic={0: topic})
     with pytest.raises(ProtocolError, match=says):
         bench.engine.assign([0])
 
 
 def test_a_contradiction_that_is_gone_at_the_next_look_is_none() -> None:
-    """A process that stood still between two questions: the others committed, and retention took it."""
+    """A process that stood still between two questions: the others committed, and retention took
+    it."""
     bench = founded(offsets={0: 5}, topic={0: (30, 100)})
-    bench.kafka.meanwhile = [(manifest("w-2", 0, {1: (0, 1)}), {}), (manifest("w-2", 1, {0: (5, 30)}), {0: 30})]
+    bench.kafka.meanwhile = [
+        (manifest("w-2", 0, {1: (0, 1)}), {}),
+        (manifest("w-2", 1, {0: (5, 30)}), {0: 30}),
+    ]
     assert bench.engine.assign([0]) == {0: 30}
 
 
@@ -363,7 +440,12 @@ def test_a_committed_epoch_names_the_one_before_it_and_becomes_public() -> None:
     second = bench.engine.commit(bench.sealed(9, 12), lambda: True)
     assert first is not None
     assert second is not None
-    assert (first.epoch, first.previous_uuid, second.epoch, second.previous_uuid) == (0, None, 1, "e0")
+    assert (first.epoch, first.previous_uuid, second.epoch, second.previous_uuid) == (
+        0,
+        None,
+        1,
+        "e0",
+    )
     assert bench.kafka.offsets == {0: 12}
     assert {"w-1-00000000", "w-1-00000001"} <= bench.files.public
     assert bench.engine.assign([0]) == {0: 12}, "reading our own manifests back changes nothing"
@@ -397,7 +479,8 @@ def test_an_epoch_that_is_not_ours_any_more_is_never_offered_to_kafka(why: str) 
 
 
 def test_the_membership_is_asked_for_before_the_callbacks_are_served() -> None:
-    """What the group does after that look is refused by the broker, which knows this membership to be over."""
+    """What the group does after that look is refused by the broker, which knows this membership to
+    be over."""
     bench = founded()
     bench.own(0, 5)
     asked: list[int] = []
@@ -409,7 +492,10 @@ def test_an_aborted_transaction_is_tried_again_with_a_new_look() -> None:
     bench = founded(outcomes=[False, False])
     bench.own(0, 5)
     looks: list[float] = []
-    assert isinstance(bench.engine.commit(bench.sealed(), lambda: looks.append(bench.clock.seconds) is None), Manifest)
+    assert isinstance(
+        bench.engine.commit(bench.sealed(), lambda: looks.append(bench.clock.seconds) is None),
+        Manifest,
+    )
     assert len(looks) == 3
     assert bench.kafka.memberships == 3
 
@@ -432,7 +518,8 @@ def test_an_epoch_that_others_may_have_taken_for_abandoned_is_not_committed() ->
     bench.own(0, 5)
     bench.clock.sleep(STALE_S + 1)
     with pytest.raises(
-        TemporaryError, match=r"epoch 0 was opened 301 s ago .* more than 300 s: .* read again at the next start; .*epoch_records"
+        TemporaryError,
+        match=r"epoch 0 was opened 301 s ago .* more than 300 s: .* read again at the next start; .*epoch_records",
     ):
         bench.engine.commit(bench.sealed(began=0.0), lambda: True)
 
@@ -444,7 +531,8 @@ def test_an_epoch_out_of_turn_is_a_bug() -> None:
 
 
 def test_the_transaction_and_every_projection_are_limited_one_by_one() -> None:
-    """A copy of gigabytes may take longer than a transaction, and what a callback does while it is served belongs to neither."""
+    """A copy of gigabytes may take longer than a transaction, and what a callback does while it is
+    served belongs to neither."""
     bench = founded()
     inside: list[str] = []
     steps: list[tuple[str, ...]] = []
@@ -456,7 +544,9 @@ def test_the_transaction_and_every_projection_are_limited_one_by_one() -> None:
         yield
         inside.pop()
 
-    bench.engine = CommitEngine("cats", "w-1", bench.kafka, bench.files, bench.clock, {}, STALE_S, stage=stage)
+    bench.engine = CommitEngine(
+        "cats", "w-1", bench.kafka, bench.files, bench.clock, {}, STALE_S, stage=stage
+    )
     bench.kafka.at = 0
     bench.engine.recover()
     bench.kafka.log.append(manifest("w-2", 0, {1: (0, 3)}))
@@ -467,7 +557,12 @@ def test_the_transaction_and_every_projection_are_limited_one_by_one() -> None:
 
 
 def test_the_budget_of_a_projection_grows_with_its_bytes() -> None:
-    large = manifest("w-1", 0, {}, files=(FileEntry("a.tar", 15_000_000_000, "", 1), FileEntry("b.tar", 5_000_000_000, "", 1)))
+    large = manifest(
+        "w-1",
+        0,
+        {},
+        files=(FileEntry("a.tar", 15_000_000_000, "", 1), FileEntry("b.tar", 5_000_000_000, "", 1)),
+    )
     assert limit_s("commit", large) == COMMIT_LIMIT_S
     assert limit_s("project", large) == COMMIT_LIMIT_S + 2000
     assert limit_s("project", FOUNDED) == COMMIT_LIMIT_S

@@ -1,7 +1,9 @@
-"""The commit protocol under crash, rebalance, fencing, in-doubt commits and slow storage, against the invariants of section 3.
+"""The commit protocol under crash, rebalance, fencing, in-doubt commits and slow storage, against
+the invariants of section 3.
 
-Each example is a whole world: one to three replicas made of the real Replica, Source, Batcher, EpochThread, CommitEngine, Ledger and
-Storage, on a simulated Kafka, disk and clock (`simulation`). STREAMER_LONG=1 runs many more of them, and every mutation.
+Each example is a whole world: one to three replicas made of the real Replica, Source, Batcher,
+EpochThread, CommitEngine, Ledger and Storage, on a simulated Kafka, disk and clock (`simulation`).
+STREAMER_LONG=1 runs many more of them, and every mutation.
 """
 
 from __future__ import annotations
@@ -52,13 +54,17 @@ lone_worlds = st.builds(
 @example(Setting(), [])
 @example(Setting(writers=3, partitions=3, records=60, jitter=1), [])
 @given(worlds, plans)
-def test_every_record_is_committed_once_whatever_happens(setting: Setting, plan: list[Trouble]) -> None:
+def test_every_record_is_committed_once_whatever_happens(
+    setting: Setting, plan: list[Trouble]
+) -> None:
     simulate(setting, plan)
 
 
 @settings(WORLDS, max_examples=WORLDS.max_examples // 3)
 @given(lone_worlds, plans)
-def test_a_bounded_run_that_ends_well_has_done_everything(setting: Setting, plan: list[Trouble]) -> None:
+def test_a_bounded_run_that_ends_well_has_done_everything(
+    setting: Setting, plan: list[Trouble]
+) -> None:
     simulate(setting, plan)
 
 
@@ -66,13 +72,20 @@ def test_a_bounded_run_that_ends_well_has_done_everything(setting: Setting, plan
     ("plan", "cause"),
     [
         ((("abort", 5),), "aborted"),
-        ((("terminate", 0), ("delay", 8)), "shutdown"),  # the storage takes longer than the line has at a shutdown
+        (
+            (("terminate", 0), ("delay", 8)),
+            "shutdown",
+        ),  # the storage takes longer than the line has at a shutdown
     ],
 )
 def test_the_cause_of_a_drop_is_told(plan: tuple[tuple[str, int], ...], cause: str) -> None:
     kinds = [name for name, _ in TROUBLES]
     first, *more = [(kinds.index(kind), argument) for kind, argument in plan]
-    troubles = [(43, *first), *((1, *trouble) for trouble in more), (100, kinds.index("nothing"), 0)]
+    troubles = [
+        (43, *first),
+        *((1, *trouble) for trouble in more),
+        (100, kinds.index("nothing"), 0),
+    ]
     assert simulate(Setting(writers=1), troubles).drops == [cause]
 
 
@@ -85,13 +98,19 @@ def dice(seed: int) -> tuple[Setting, list[Trouble]]:
         jitter=roll.choice((0, roll.randrange(1, 1 << 16))),
     )  # fmt: skip
     plan = [
-        (roll.randint(1, roll.choice((10, 60, 150))), roll.randrange(len(TROUBLES)), roll.randrange(256))
+        (
+            roll.randint(1, roll.choice((10, 60, 150))),
+            roll.randrange(len(TROUBLES)),
+            roll.randrange(256),
+        )
         for _ in range(roll.choice((10, 25, 40)))
     ]
     return setting, plan
 
 
-@pytest.mark.parametrize("mutation", [pytest.param(m, id=m.name) for m in MUTATIONS if LONG or m.quick])
+@pytest.mark.parametrize(
+    "mutation", [pytest.param(m, id=m.name) for m in MUTATIONS if LONG or m.quick]
+)
 def test_a_broken_protocol_is_noticed(mutation: Mutation) -> None:
     assert finds_a_violation(mutation)
 

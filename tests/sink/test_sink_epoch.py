@@ -19,8 +19,15 @@ def test_counts_records_bytes(storage):
         writing.append(batch)
     decisions = [d for b in batches for d in b.decisions]
     assert writing.records == 50
-    assert writing.counts == {o: sum(d.outcome == o for d in decisions) for o in {d.outcome for d in decisions}}
-    images = sum(len(f.data) for b in batches for f, d in zip(b.facts, b.decisions, strict=True) if d.outcome == "accepted")
+    assert writing.counts == {
+        o: sum(d.outcome == o for d in decisions) for o in {d.outcome for d in decisions}
+    }
+    images = sum(
+        len(f.data)
+        for b in batches
+        for f, d in zip(b.facts, b.decisions, strict=True)
+        if d.outcome == "accepted"
+    )
     assert images < writing.nbytes < 10 * images
     files = writing.seal()
     assert sum(f.rows for f in files if f.path.endswith(".tar")) == writing.counts["accepted"]
@@ -45,7 +52,11 @@ def test_an_epoch_without_accepted_records_has_no_tar(storage):
     rows = {"records": batch.records, "facts": batch.facts, "decisions": batch.decisions}
     scores = {k: v[keep] for k, v in batch.scores.items()}
     some = {k: [v[i] for i in keep] for k, v in rows.items()}
-    writing.append(type(batch)(**some, embeddings=batch.embeddings[keep], embedded=batch.embedded[keep], scores=scores))
+    writing.append(
+        type(batch)(
+            **some, embeddings=batch.embeddings[keep], embedded=batch.embedded[keep], scores=scores
+        )
+    )
     assert [f.path for f in writing.seal()] == ["metadata/w-0-00000000.parquet"]
 
 
@@ -66,7 +77,8 @@ def test_discard_leaves_nothing(storage, sealed):
 
 
 def test_a_write_that_fails_ends_the_epoch_and_leaves_nothing(tmp_path):
-    """A real EFBIG in the middle of a tar and of a Parquet file, in a process of its own; warnings and late errors would show on stderr."""
+    """A real EFBIG in the middle of a tar and of a Parquet file, in a process of its own; warnings
+    and late errors would show on stderr."""
     code = """if True:
         import gc, resource, signal, sys, webdataset
         sys.path.insert(0, sys.argv[2])
@@ -93,8 +105,25 @@ def test_a_write_that_fails_ends_the_epoch_and_leaves_nothing(tmp_path):
         print(maker.storage.files())
     """
     tests = __file__.rpartition("/sink/")[0]
-    for rows, limit, dim, where in ((10**6, 300_000, 16, ".tar"), (16, 400_000, 4096, ".parquet"), (10**6, 0, 16, "")):
-        run = [sys.executable, "-X", "dev", "-W", "ignore", "-c", code, str(tmp_path), tests, str(rows), str(limit), str(dim)]
+    for rows, limit, dim, where in (
+        (10**6, 300_000, 16, ".tar"),
+        (16, 400_000, 4096, ".parquet"),
+        (10**6, 0, 16, ""),
+    ):
+        run = [
+            sys.executable,
+            "-X",
+            "dev",
+            "-W",
+            "ignore",
+            "-c",
+            code,
+            str(tmp_path),
+            tests,
+            str(rows),
+            str(limit),
+            str(dim),
+        ]
         done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, done.stderr
         message, left = done.stdout.splitlines()

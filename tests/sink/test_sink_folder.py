@@ -1,4 +1,5 @@
-"""One contract over every kind of folder (local disk, any pyarrow file system, S3), then what only one of them has."""
+"""One contract over every kind of folder (local disk, any pyarrow file system, S3), then what only
+one of them has."""
 
 import hashlib
 import os
@@ -162,7 +163,9 @@ class FullDisk:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_named_and_the_file_is_dead(tmp_path):
     file = NewFile(FullDisk(), LocalFolder(tmp_path), "a/b", 1 << 10)
-    with pytest.raises(DependencyError, match=r"cannot write .*/a/b: No space left on device\. The fix: free space"):
+    with pytest.raises(
+        DependencyError, match=r"cannot write .*/a/b: No space left on device\. The fix: free space"
+    ):
         file.write(b"x" * 10_000)
     file.close()
     assert file.nbytes == 0
@@ -179,7 +182,9 @@ def test_a_file_size_limit_is_named(tmp_path):
         "file.write(bytes(3_000_000))\n"
         "file.close()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert "DependencyError: cannot write" in done.stderr
     assert "File too large" in done.stderr
 
@@ -217,7 +222,8 @@ def test_a_missing_bucket_is_named(s3_query):
 
 def test_a_dead_endpoint_is_named_in_time():
     folder = open_folder(
-        "s3://curated/out?endpoint_override=http://127.0.0.1:9&region=us-east-1&connect_timeout=1&request_timeout=1", "cats"
+        "s3://curated/out?endpoint_override=http://127.0.0.1:9&region=us-east-1&connect_timeout=1&request_timeout=1",
+        "cats",
     )
     with pytest.raises(DependencyError, match="The fix: check endpoint_override"):
         folder.probe(".staging/.probe")

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    """Two formats in the first epochs, a third that comes later, a head that the first epochs did not have, staging left over, and a snapshot."""
+    """Two formats in the first epochs, a third that comes later, a head that the first epochs did
+    not have, staging left over, and a snapshot."""
     root = tmp_path_factory.mktemp("loaders")
     make_dataset(str(root), shard_records=7)
     later = Maker(Storage(str(root), "cats"), formats=("webp",), seed=9)
@@ -49,7 +50,9 @@ def accepted(dataset: Path, extension: str) -> dict[str, tuple[str, str]]:
 def test_webdataset(dataset, extension):
     tars = sorted(str(p) for p in (dataset / "shards" / extension).glob("*.tar"))
     samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode("pil"))
-    assert {s["__key__"]: (s["json"]["sha256"], s["txt"]) for s in samples} == accepted(dataset, extension)
+    assert {s["__key__"]: (s["json"]["sha256"], s["txt"]) for s in samples} == accepted(
+        dataset, extension
+    )
     assert all(s[extension].size == (32, 24) for s in samples)
     assert all(s["json"]["key"] == s["__key__"] for s in samples)
 
@@ -76,7 +79,12 @@ HUGGING_FACE = """if True:
 @pytest.mark.parametrize("config", ["default", "png", "webp"])
 def test_hugging_face_datasets(dataset, tmp_path, config, streaming):
     """In a process of its own: `datasets` reads its environment when it is imported."""
-    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+    env = {
+        **os.environ,
+        "HF_HOME": str(tmp_path),
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     run = [sys.executable, "-c", HUGGING_FACE, str(dataset), config, streaming]
     done = subprocess.run(run, env=env, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
@@ -89,7 +97,11 @@ def test_hugging_face_datasets(dataset, tmp_path, config, streaming):
 
 
 def test_duckdb(dataset):
-    by_outcome = dict(duckdb.sql(f"select outcome, count(*) from '{dataset}/metadata/*.parquet' group by all").fetchall())
+    by_outcome = dict(
+        duckdb.sql(
+            f"select outcome, count(*) from '{dataset}/metadata/*.parquet' group by all"
+        ).fetchall()
+    )
     counts = dict.fromkeys(OUTCOMES, 0)
     for path in dataset.glob("manifests/*.json"):
         for outcome, n in json.loads(path.read_bytes())["counts"].items():

@@ -20,7 +20,12 @@ SIZES = (0, 1, 511, 512, 513, 10_239, 65_535, 65_536, 65_537, 300_000)
 def samples():
     rng = np.random.default_rng(0)
     for i, size in enumerate(SIZES):
-        yield {"__key__": f"{i:05d}_{i:012d}", "jpg": rng.bytes(size), "txt": "señal".encode(), "json": b"{}"}
+        yield {
+            "__key__": f"{i:05d}_{i:012d}",
+            "jpg": rng.bytes(size),
+            "txt": "señal".encode(),
+            "json": b"{}",
+        }
 
 
 def test_tar_stream_writes_the_bytes_of_plain_tar_writer():
@@ -57,8 +62,13 @@ def batch(facts, **decision):
     n = len(facts)
     records = [Record(3, 7 + i, 1_700_000_000_123, None, ()) for i in range(n)]
     decisions = [Decision("accepted", claim=5 + i, **decision) for i in range(n)]
-    scores = {"aesthetic": np.full(n, 5.25, np.float32), "odd": np.array([np.nan, np.inf, 0.5, *[0.1] * n], np.float32)[:n]}
-    return DecidedBatch(records, facts, decisions, np.ones((n, 4), np.float16), np.ones(n, bool), scores)
+    scores = {
+        "aesthetic": np.full(n, 5.25, np.float32),
+        "odd": np.array([np.nan, np.inf, 0.5, *[0.1] * n], np.float32)[:n],
+    }
+    return DecidedBatch(
+        records, facts, decisions, np.ones((n, 4), np.float16), np.ones(n, bool), scores
+    )
 
 
 @pytest.fixture
@@ -66,7 +76,12 @@ def shards(tmp_path):
     storage = Storage(str(tmp_path), "cats")
 
     def make(**limits):
-        return ShardWriter(storage.folder.create, "w-0-00000004", "photos", **{"shard_records": 100, "shard_bytes": 10**9, **limits})
+        return ShardWriter(
+            storage.folder.create,
+            "w-0-00000004",
+            "photos",
+            **{"shard_records": 100, "shard_bytes": 10**9, **limits},
+        )
 
     make.root = tmp_path / "cats"
     return make
@@ -80,10 +95,16 @@ def written(root: Path, path: str) -> dict[str, bytes]:
 def test_members_of_a_sample(shards):
     writer = shards()
     facts = accepted_facts(1)
-    assert writer.append(batch([facts]), [compact(facts.metadata)]) == ["shards/jpg/w-0-00000004-000.tar"]
+    assert writer.append(batch([facts]), [compact(facts.metadata)]) == [
+        "shards/jpg/w-0-00000004-000.tar"
+    ]
     [entry] = writer.close()
     members = written(shards.root, entry.path)
-    assert list(members) == ["00003_000000000007.jpg", "00003_000000000007.json", "00003_000000000007.txt"]
+    assert list(members) == [
+        "00003_000000000007.jpg",
+        "00003_000000000007.json",
+        "00003_000000000007.txt",
+    ]
     assert members["00003_000000000007.jpg"] == facts.data
     assert members["00003_000000000007.txt"].decode() == facts.text
     described = json.loads(members["00003_000000000007.json"])
@@ -108,7 +129,9 @@ def test_the_json_has_the_same_keys_and_types_whatever_is_known(shards):
     rich = accepted_facts(2, metadata={"deep": [None, {"x": float("inf")}], "🐈": "\u2028\x00"})
     odd = accepted_facts(3, text=None, id='"\\\n', url="\x7f")
     meta = [None if f.metadata is None else compact(f.metadata) for f in (bare, rich, odd)]
-    flagged = batch([bare, rich, odd], flags=("near_duplicate", 'quo"te'), duplicate_of=(3, 1), similarity=1.0)
+    flagged = batch(
+        [bare, rich, odd], flags=("near_duplicate", 'quo"te'), duplicate_of=(3, 1), similarity=1.0
+    )
     plain = batch([bare, rich, odd])
     for decided in (flagged, plain):
         writer.append(decided, meta)
@@ -127,16 +150,29 @@ def test_headers_are_fixed(shards):
     writer.append(batch([accepted_facts(1)]), [None])
     [entry] = writer.close()
     with tarfile.open(shards.root / entry.path) as tar:
-        assert {(m.mtime, m.mode, m.uid, m.gid, m.uname, m.gname, m.isreg()) for m in tar} == {(0, 0o444, 0, 0, "bigdata", "bigdata", True)}
+        assert {(m.mtime, m.mode, m.uid, m.gid, m.uname, m.gname, m.isreg()) for m in tar} == {
+            (0, 0o444, 0, 0, "bigdata", "bigdata", True)
+        }
 
 
 def test_tars_roll_at_records_and_count_per_format(shards):
     writer = shards(shard_records=2)
     facts = [accepted_facts(i, "png" if i == 1 else "jpg") for i in range(6)]
     where = writer.append(batch(facts), [None] * 6)
-    assert [w.split("/")[1] + w[-7:-4] for w in where] == ["jpg000", "png000", "jpg000", "jpg001", "jpg001", "jpg002"]
+    assert [w.split("/")[1] + w[-7:-4] for w in where] == [
+        "jpg000",
+        "png000",
+        "jpg000",
+        "jpg001",
+        "jpg001",
+        "jpg002",
+    ]
     entries = writer.close()
-    assert [(e.path[-11:], e.rows) for e in entries if "jpg" in e.path] == [("004-000.tar", 2), ("004-001.tar", 2), ("004-002.tar", 1)]
+    assert [(e.path[-11:], e.rows) for e in entries if "jpg" in e.path] == [
+        ("004-000.tar", 2),
+        ("004-001.tar", 2),
+        ("004-002.tar", 1),
+    ]
     assert [e.path for e in entries] == sorted(e.path for e in entries)
 
 
@@ -144,7 +180,10 @@ def test_tars_roll_at_bytes(shards):
     writer = shards(shard_bytes=9_000)
     where = writer.append(batch([accepted_facts(i) for i in range(6)]), [None] * 6)
     assert len(set(where)) > 1
-    assert all((shards.root / e.path).stat().st_size <= 9_000 + 3 * tarfile.RECORDSIZE for e in writer.close())
+    assert all(
+        (shards.root / e.path).stat().st_size <= 9_000 + 3 * tarfile.RECORDSIZE
+        for e in writer.close()
+    )
 
 
 def test_what_is_not_accepted_has_no_member(shards):
@@ -163,6 +202,8 @@ def test_no_accepted_record_no_tar(shards):
 
 
 def test_the_same_input_gives_the_same_files(tmp_path):
-    one, two = (Maker(Storage(str(tmp_path / n), "cats"), shard_records=5).seal(sizes={0: 60}) for n in "ab")
+    one, two = (
+        Maker(Storage(str(tmp_path / n), "cats"), shard_records=5).seal(sizes={0: 60}) for n in "ab"
+    )
     assert len(one.files) > 4
     assert one.files == two.files

@@ -1,4 +1,5 @@
-"""Snapshots in a folder: the newest good one wins, each writer keeps two, and whatever is wrong with one is said and passed over."""
+"""Snapshots in a folder: the newest good one wins, each writer keeps two, and whatever is wrong
+with one is said and passed over."""
 
 from __future__ import annotations
 
@@ -37,7 +38,11 @@ def meld_with(rows: int) -> Meld:
     meld = Meld(DIM, 0.9, open_index(DIM, 0.9, "cpu"))
     vectors = np.random.default_rng(rows).standard_normal((rows, DIM))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    for entry in (BINDING, Open(0, 1, 7, 0), Claims(0, 7, 2, np.arange(rows), vectors.astype(np.float16))):
+    for entry in (
+        BINDING,
+        Open(0, 1, 7, 0),
+        Claims(0, 7, 2, np.arange(rows), vectors.astype(np.float16)),
+    ):
         meld.apply(entry)
     return meld
 
@@ -45,7 +50,9 @@ def meld_with(rows: int) -> Meld:
 def write(snapshots: Snapshots, rows: int, writer: str = "w0") -> Path:
     """Its folder."""
     before = {found.path for found in snapshots.find()}
-    Snapshots(snapshots.folder, writer, snapshots.wanted).write(meld_with(rows).state(), offset=rows)
+    Snapshots(snapshots.folder, writer, snapshots.wanted).write(
+        meld_with(rows).state(), offset=rows
+    )
     [new] = {found.path for found in snapshots.find()} - before
     return Path(snapshots.folder.uri) / new
 
@@ -95,7 +102,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "torn": (lambda folder: os.truncate(folder / DATA, 100), "its data have 100 bytes"),
     "a bit flipped": (lambda folder: flip(folder / DATA, 77), "its data are damaged"),
     "a bit of the header flipped": (lambda folder: flip(folder / HEADER, 77), "its header"),
-    "half a header": (lambda folder: os.truncate(folder / HEADER, 100), "its header cannot be read"),
+    "half a header": (
+        lambda folder: os.truncate(folder / HEADER, 100),
+        "its header cannot be read",
+    ),
     "no data": (lambda folder: (folder / DATA).unlink(), "its data have 0 bytes"),
     "no header": (lambda folder: (folder / HEADER).unlink(), "it is unfinished"),
     "a folder in place of the data": (
@@ -106,7 +116,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_damaged_is_passed_over_and_said(snapshots: Snapshots, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_damaged_is_passed_over_and_said(
+    snapshots: Snapshots, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     write(snapshots, 10)
     newest = write(snapshots, 20)
     change, said = DAMAGE[damage]
@@ -137,7 +149,9 @@ def test_what_is_of_something_else_is_passed_over_and_said(
     assert said in caplog.text
 
 
-def test_a_writer_clears_away_what_it_left_unfinished_and_nothing_of_others(snapshots: Snapshots) -> None:
+def test_a_writer_clears_away_what_it_left_unfinished_and_nothing_of_others(
+    snapshots: Snapshots,
+) -> None:
     mine, others = write(snapshots, 50, "w0"), write(snapshots, 60, "w1")
     (mine / HEADER).unlink()
     (others / HEADER).unlink()
@@ -156,15 +170,23 @@ def test_other_files_in_the_folder_are_no_snapshots(snapshots: Snapshots) -> Non
     assert len(snapshots.find()) == 1
 
 
-def test_a_write_that_fails_leaves_nothing(snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_nothing(
+    snapshots: Snapshots, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(snapshots, 10)
-    monkeypatch.setattr(snapshots.folder, "replace", lambda *_: (_ for _ in ()).throw(FileNotFoundError("taken away")))
+    monkeypatch.setattr(
+        snapshots.folder,
+        "replace",
+        lambda *_: (_ for _ in ()).throw(FileNotFoundError("taken away")),
+    )
     with pytest.raises(DependencyError, match="cannot write"):
         snapshots.write(meld_with(20).state(), 20)
     assert len(list(Path(snapshots.folder.uri).rglob("*.bin"))) == 1
 
 
-def test_a_folder_that_cannot_be_looked_into_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_looked_into_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("in the way")
     snapshots = Snapshots(open_folder(str(tmp_path / "file")), "w0", WANTED)
     assert snapshots.load(WinnerStore(DIM)) is None
@@ -185,9 +207,15 @@ def test_age_and_header_for_people(snapshots: Snapshots) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "place"),
-    [({}, "out/d/.index"), ({"snapshots": "dataset"}, "out/d/.index"), ({"snapshots": "elsewhere"}, "elsewhere/d")],
+    [
+        ({}, "out/d/.index"),
+        ({"snapshots": "dataset"}, "out/d/.index"),
+        ({"snapshots": "elsewhere"}, "elsewhere/d"),
+    ],
 )
-def test_where_they_are(setting: dict[str, str], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_they_are(
+    setting: dict[str, str], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     made = open_snapshots(config({"threshold": 0.9, **setting}), BINDING, "claims-id")
     assert made is not None
@@ -206,4 +234,13 @@ def test_off(dedup: object) -> None:
 
 def config(dedup: object) -> Config:
     kafka = {"bootstrap_servers": "b", "topic": "t"}
-    return parse({"dataset": "d", "writer": "w0", "kafka": kafka, "embedder": {"model": "m"}, "output": {"path": "out"}, "dedup": dedup})
+    return parse(
+        {
+            "dataset": "d",
+            "writer": "w0",
+            "kafka": kafka,
+            "embedder": {"model": "m"},
+            "output": {"path": "out"},
+            "dedup": dedup,
+        }
+    )

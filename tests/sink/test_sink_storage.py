@@ -1,4 +1,5 @@
-"""Storage: what projection promises after a crash at any step, with others at work, and with files that are gone."""
+"""Storage: what projection promises after a crash at any step, with others at work, and with files
+that are gone."""
 
 import multiprocessing
 import os
@@ -22,7 +23,9 @@ from streamer.wire.manifest import FileEntry, decode, encode
 
 def snapshot(storage):
     """Every public file with its bytes."""
-    return {e.path: storage.read(e.path) for e in storage.files() if not e.path.startswith(".staging")}
+    return {
+        e.path: storage.read(e.path) for e in storage.files() if not e.path.startswith(".staging")
+    }
 
 
 def leftovers(storage):
@@ -62,15 +65,23 @@ STEPS = 12
 @pytest.mark.parametrize("done", range(STEPS))
 def test_a_projection_cut_off_after_any_step_is_finished_by_the_next(tmp_path, done):
     """The half-done state is laid on the disk as a killed process leaves it."""
-    storage, whole = Storage(str(tmp_path / "cut"), "cats"), Storage(str(tmp_path / "whole"), "cats")
+    storage, whole = (
+        Storage(str(tmp_path / "cut"), "cats"),
+        Storage(str(tmp_path / "whole"), "cats"),
+    )
     manifest, same = (Maker(s, shard_records=4).seal(sizes={0: 30}) for s in (storage, whole))
     assert manifest == same
     whole.project(manifest)
     staged = staging_path(manifest.writer, manifest.epoch, manifest.uuid)
-    steps = [lambda f=f: storage.folder.publish(f"{staged}/{f.path}", f.path, f.bytes) for f in manifest.files]
+    steps = [
+        lambda f=f: storage.folder.publish(f"{staged}/{f.path}", f.path, f.bytes)
+        for f in manifest.files
+    ]
     steps.append(lambda: update_card(storage.folder, "cats", f"{staged}/scratch.md"))
     steps.append(lambda: storage.folder.create(f"{staged}/killed-here.json").close())
-    steps.append(lambda: storage.folder.replace(manifest.path, encode(manifest), f"{staged}/scratch.json"))
+    steps.append(
+        lambda: storage.folder.replace(manifest.path, encode(manifest), f"{staged}/scratch.json")
+    )
     assert 5 < len(steps) < STEPS
     for step in steps[:done]:
         step()
@@ -109,7 +120,9 @@ def test_a_public_file_of_another_size_stops_it(storage):
     storage.project(manifest)
     wrong = tuple(replace(f, bytes=f.bytes + 1) for f in manifest.files)
     other = replace(manifest, epoch=1, files=wrong)
-    with pytest.raises(ProtocolError, match=f"has {wrong[0].bytes - 1} bytes instead of {wrong[0].bytes}"):
+    with pytest.raises(
+        ProtocolError, match=f"has {wrong[0].bytes - 1} bytes instead of {wrong[0].bytes}"
+    ):
         storage.project(other)
 
 
@@ -143,10 +156,13 @@ def test_discard_twice(storage):
 
 @pytest.mark.parametrize("kind", ["local", "remote"])
 def test_an_empty_staged_folder_is_as_old_as_it_looks(tmp_path, kind):
-    """A process that was killed between making the folder and its first file must not leave it for ever."""
+    """A process that was killed between making the folder and its first file must not leave it for
+    ever."""
     storage = Storage(str(tmp_path), "cats")
     if kind == "remote":
-        storage.folder = RemoteFolder(fs.LocalFileSystem(), str(tmp_path / "cats"), "elsewhere://cats")
+        storage.folder = RemoteFolder(
+            fs.LocalFileSystem(), str(tmp_path / "cats"), "elsewhere://cats"
+        )
     empty, fresh = (tmp_path / "cats" / staging_path("w-0", epoch, "ab") for epoch in (3, 4))
     for folder in (empty, fresh):
         folder.mkdir(parents=True)
@@ -156,7 +172,9 @@ def test_an_empty_staged_folder_is_as_old_as_it_looks(tmp_path, kind):
     assert ages[4] < 100
     storage.open_staged("w-0", 3, "ab", "x").close()
     os.utime(empty, (time.time() - 5000, time.time() - 5000))
-    assert {s.epoch: s.age_s < 100 for s in storage.staged()} == {3: True, 4: True}, "a file says it better"
+    assert {s.epoch: s.age_s < 100 for s in storage.staged()} == {3: True, 4: True}, (
+        "a file says it better"
+    )
 
 
 def test_other_things_in_staging_are_left_alone(storage):
@@ -175,7 +193,9 @@ def test_two_processes_project_the_same_epochs(tmp_path):
     manifests = [maker.seal() for _ in range(4)]
     context = multiprocessing.get_context("spawn")
     with context.Pool(3) as pool:
-        pool.starmap(_project, [(str(tmp_path), encode(m)) for m in manifests for _ in range(3)], chunksize=1)
+        pool.starmap(
+            _project, [(str(tmp_path), encode(m)) for m in manifests for _ in range(3)], chunksize=1
+        )
     assert storage.projected() == {("w-0", e) for e in range(4)}
     assert leftovers(storage) == []
     for file in (f for m in manifests for f in m.files):
@@ -214,7 +234,10 @@ def test_check_writable_leaves_nothing_behind(tmp_path, s3_output):
 def test_check_writable_where_no_folder_can_be_made():
     if not Path("/proc/self").is_dir():
         pytest.skip("no /proc here")
-    with pytest.raises(DependencyError, match=r"/proc/nowhere/cats/.*no folder can be made there; point output\.path elsewhere"):
+    with pytest.raises(
+        DependencyError,
+        match=r"/proc/nowhere/cats/.*no folder can be made there; point output\.path elsewhere",
+    ):
         Storage("/proc/nowhere", "cats").check_writable()
 
 
@@ -227,7 +250,8 @@ def test_check_writable_says_what_is_wrong(tmp_path):
 
 
 class FullFolder(LocalFolder):
-    """A disk on which names can still be made and nothing can be written: `/dev/full` is the kernel's own."""
+    """A disk on which names can still be made and nothing can be written: `/dev/full` is the
+    kernel's own."""
 
     def create(self, path):
         file = super().create(path)
@@ -265,8 +289,15 @@ def front(storage):
 def test_the_card_names_every_format_and_keeps_what_people_wrote(storage):
     maker = Maker(storage, formats=("png",))
     maker.commit()
-    assert front(storage)["configs"] == [{"config_name": "png", "data_files": "shards/png/*.tar", "default": True}]
-    edited = storage.read("README.md").decode().replace("pretty_name: cats", "pretty_name: My cats\nlicense: mit") + "\nMy words.\n"
+    assert front(storage)["configs"] == [
+        {"config_name": "png", "data_files": "shards/png/*.tar", "default": True}
+    ]
+    edited = (
+        storage.read("README.md")
+        .decode()
+        .replace("pretty_name: cats", "pretty_name: My cats\nlicense: mit")
+        + "\nMy words.\n"
+    )
     storage.folder.replace("README.md", edited.encode(), ".staging/x")
     maker.commit()
     assert storage.read("README.md").decode() == edited
@@ -280,7 +311,16 @@ def test_the_card_names_every_format_and_keeps_what_people_wrote(storage):
     assert storage.read("README.md").decode().endswith("\nMy words.\n")
 
 
-@pytest.mark.parametrize("broken", ["", "no front matter", "---\nconfigs: [\n---\nbody", "---\n- a list\n---\nbody", "---\nunclosed"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "",
+        "no front matter",
+        "---\nconfigs: [\n---\nbody",
+        "---\n- a list\n---\nbody",
+        "---\nunclosed",
+    ],
+)
 def test_a_broken_card_is_mended(tmp_path, broken):
     storage = Storage(str(tmp_path), "cats")
     storage.folder.create("shards/jpg/a.tar").close()
@@ -298,4 +338,6 @@ def test_a_dataset_without_samples_has_no_card(tmp_path):
 def test_make_dataset_is_reproducible(tmp_path):
     one, two = (make_dataset(str(tmp_path / name), shard_records=8) for name in ("a", "b"))
     assert one == two
-    assert snapshot(Storage(str(tmp_path / "a"), "cats")) == snapshot(Storage(str(tmp_path / "b"), "cats"))
+    assert snapshot(Storage(str(tmp_path / "a"), "cats")) == snapshot(
+        Storage(str(tmp_path / "b"), "cats")
+    )

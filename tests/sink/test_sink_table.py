@@ -22,16 +22,28 @@ embedding aesthetic_score nsfw_score metadata pipeline
 
 
 def decided(n=4, dim=8):
-    facts = [accepted_facts(1), Facts(), accepted_facts(2, text="", metadata={}), Facts(data=b"xx", id="x")]
+    facts = [
+        accepted_facts(1),
+        Facts(),
+        accepted_facts(2, text="", metadata={}),
+        Facts(data=b"xx", id="x"),
+    ]
     decisions = [
         Decision("accepted", flags=("a", "b"), claim=11),
         Decision("invalid", "empty_value"),
-        Decision("duplicate", "near_duplicate", duplicate_of=(4, 5), similarity=0.1 + 0.2, claim=12),
+        Decision(
+            "duplicate", "near_duplicate", duplicate_of=(4, 5), similarity=0.1 + 0.2, claim=12
+        ),
         Decision("filtered", "min_side", ("min_side",)),
     ]
-    records = [Record(65_535, 2**40 + i, 0 if i == 1 else 1_700_000_000_123, b"v", ()) for i in range(4)]
+    records = [
+        Record(65_535, 2**40 + i, 0 if i == 1 else 1_700_000_000_123, b"v", ()) for i in range(4)
+    ]
     vectors = np.random.default_rng(0).standard_normal((4, dim)).astype(np.float16)
-    scores = {"aesthetic": np.array([11.3, np.nan, -2.46, np.nan], np.float32), "nsfw": np.array([0, np.nan, 1, np.nan], np.float32)}
+    scores = {
+        "aesthetic": np.array([11.3, np.nan, -2.46, np.nan], np.float32),
+        "nsfw": np.array([0, np.nan, 1, np.nan], np.float32),
+    }
     some = slice(0, n)
     return DecidedBatch(
         records[some], facts[some], decisions[some], vectors[some], np.array([True, False, True, False])[some], {k: v[some] for k, v in scores.items()}
@@ -40,10 +52,17 @@ def decided(n=4, dim=8):
 
 def writer(tmp_path, dim=8, **facts):
     schema = table_schema(dim, ("aesthetic", "nsfw"), facts)
-    return TableWriter(LocalFolder(tmp_path).create, "metadata/x.parquet", schema, dim, "photos", "0123")
+    return TableWriter(
+        LocalFolder(tmp_path).create, "metadata/x.parquet", schema, dim, "photos", "0123"
+    )
 
 
-FORMS = [pytest.param(True, marks=pytest.mark.skipif(not table.FIXED_SIZE, reason="this pyarrow cannot read it")), False]
+FORMS = [
+    pytest.param(
+        True, marks=pytest.mark.skipif(not table.FIXED_SIZE, reason="this pyarrow cannot read it")
+    ),
+    False,
+]
 """Of the embedding column: a fixed-size list, and what pyarrow before 26 gets instead."""
 
 
@@ -54,10 +73,16 @@ def test_every_column_of_the_contract_with_its_value(tmp_path, monkeypatch, fixe
     batch = decided()
     writing.append(batch, ["shards/jpg/x.tar", None, None, None], ['{"a":1}', None, "{}", None])
     entry = writing.close()
-    assert (entry.path, entry.rows, entry.bytes) == ("metadata/x.parquet", 4, (tmp_path / "metadata/x.parquet").stat().st_size)
+    assert (entry.path, entry.rows, entry.bytes) == (
+        "metadata/x.parquet",
+        4,
+        (tmp_path / "metadata/x.parquet").stat().st_size,
+    )
     read = pq.read_table(tmp_path / "metadata/x.parquet")
     assert read.column_names == CONTRACT.split()
-    assert read.schema.field("embedding").type == (pa.list_(pa.float16(), 8) if fixed_size else pa.list_(pa.float16()))
+    assert read.schema.field("embedding").type == (
+        pa.list_(pa.float16(), 8) if fixed_size else pa.list_(pa.float16())
+    )
     assert read.schema.field("timestamp").type == pa.timestamp("ms", "UTC")
     first, second, third, fourth = read.drop_columns(["embedding"]).to_pylist()
     facts = batch.facts[0]
@@ -71,7 +96,11 @@ def test_every_column_of_the_contract_with_its_value(tmp_path, monkeypatch, fixe
     }  # fmt: skip
     known = {"key", "topic", "partition", "offset", "outcome", "reason", "flags", "pipeline"}
     assert {k for k, v in second.items() if v is not None} == known
-    assert (third["text"], third["duplicate_of"], third["similarity"]) == ("", "00004_000000000005", 0.1 + 0.2)
+    assert (third["text"], third["duplicate_of"], third["similarity"]) == (
+        "",
+        "00004_000000000005",
+        0.1 + 0.2,
+    )
     assert (fourth["bytes"], fourth["flags"], fourth["metadata"]) == (2, ["min_side"], None)
     embeddings = read["embedding"].to_pylist()
     assert [e is None for e in embeddings] == [False, True, False, True]
@@ -90,7 +119,11 @@ def test_row_groups_bound_the_memory(tmp_path, monkeypatch):
         assert writing._waiting_rows < 10
     assert writing.close().rows == 28
     parquet = pq.ParquetFile(tmp_path / "metadata/x.parquet")
-    assert [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)] == [12, 12, 4]
+    assert [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)] == [
+        12,
+        12,
+        4,
+    ]
 
 
 def test_no_row_no_file(tmp_path):
@@ -102,7 +135,9 @@ def test_rows_keep_the_order_of_the_line(tmp_path):
     manifest = Maker(Storage(str(tmp_path), "cats")).commit(sizes={0: 40, 1: 40})
     [path] = [f.path for f in manifest.files if f.path.endswith(".parquet")]
     rows = pq.read_table(tmp_path / "cats" / path, columns=["partition", "offset"]).to_pylist()
-    assert [(r["partition"], r["offset"]) for r in rows] == [(p, o) for p in (0, 1) for o in range(40)]
+    assert [(r["partition"], r["offset"]) for r in rows] == [
+        (p, o) for p in (0, 1) for o in range(40)
+    ]
 
 
 def test_duckdb_reads_it(tmp_path):
@@ -122,4 +157,6 @@ def test_duckdb_reads_it(tmp_path):
     ).fetchall()
     assert len(again) == counts["duplicate"]
     assert all(stored == computed for stored, computed in again)
-    assert duckdb.sql(f"select metadata->>'$.lang' from {glob} where outcome = 'accepted' limit 1").fetchall() == [("es",)]
+    assert duckdb.sql(
+        f"select metadata->>'$.lang' from {glob} where outcome = 'accepted' limit 1"
+    ).fetchall() == [("es",)]

@@ -27,7 +27,8 @@ WAIT_S = 20.0
 
 
 class Bench:
-    """The thread, what feeds it, and where it writes. Partition p is owned from offset 0 under the term 10 + p."""
+    """The thread, what feeds it, and where it writes. Partition p is owned from offset 0 under the
+    term 10 + p."""
 
     def __init__(self, root: Path, **output: object) -> None:
         limits = {"path": str(root), "epoch_records": 40, "seal_after": "1h", **output}
@@ -46,7 +47,16 @@ class Bench:
         self.fence = Fence(FIRST)
         self.failure = Failure()
         self.decided: Channel[Decided] = Channel("write", 100)
-        self.thread = EpochThread(self.config, self.decided, self.fence, self._open, lambda: 99, self.failure, Metrics(), lambda: None)
+        self.thread = EpochThread(
+            self.config,
+            self.decided,
+            self.fence,
+            self._open,
+            lambda: 99,
+            self.failure,
+            Metrics(),
+            lambda: None,
+        )
         self.worker = Worker("writer", self.thread.run, self.failure)
         self.worker.start()
 
@@ -56,13 +66,23 @@ class Bench:
             pipeline="0123456789abcdef", limits=self.config.output, fingerprints={},
         )  # fmt: skip
 
-    def feed(self, *sizes: tuple[int, int], marks: Mapping[int, int] = {}, flush: int = 0, terms: Mapping[int, Term] | None = None) -> None:
+    def feed(
+        self,
+        *sizes: tuple[int, int],
+        marks: Mapping[int, int] = {},
+        flush: int = 0,
+        terms: Mapping[int, Term] | None = None,
+    ) -> None:
         """One batch of (partition, records) each; ``marks`` and ``flush`` come with the last one."""
         batches = [self.maker.batch(p, n) for p, n in sizes] or [self.maker.batch(0, 0)]
         owned = {p: Term(p, 10 + p, 1, 0) for p in range(3)} if terms is None else terms
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            self.decided.put(Decided(Span(self.fence.run, owned, marks if last else {}, flush if last else 0), batch))
+            self.decided.put(
+                Decided(
+                    Span(self.fence.run, owned, marks if last else {}, flush if last else 0), batch
+                )
+            )
 
     def next(self) -> Finished:
         finished = self.thread.take(WAIT_S)
@@ -91,7 +111,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made.stop()
 
 
-def test_an_epoch_is_sealed_when_it_has_its_records_and_the_next_goes_on_there(bench: Bench) -> None:
+def test_an_epoch_is_sealed_when_it_has_its_records_and_the_next_goes_on_there(
+    bench: Bench,
+) -> None:
     bench.feed((0, 16), (1, 16), (0, 16), (1, 40))
     first, second = bench.next(), bench.next()
     assert first.sealed is not None
@@ -106,12 +128,20 @@ def test_an_epoch_is_sealed_when_it_has_its_records_and_the_next_goes_on_there(b
     for file in first.sealed.files:
         bench.storage.check_staged("w-0", 7, first.sealed.uuid, file)
     assert {f.path.partition("/")[0] for f in first.sealed.files} == {"metadata", "shards"}
-    assert bench.storage.files("metadata") == bench.storage.files("shards") == [], "nothing is public before the commit"
+    assert bench.storage.files("metadata") == bench.storage.files("shards") == [], (
+        "nothing is public before the commit"
+    )
 
 
-def test_an_epoch_is_sealed_when_it_is_old_enough_whatever_the_wall_clock_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_is_sealed_when_it_is_old_enough_whatever_the_wall_clock_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wall = iter(range(1_750_000_000, 0, -3600))
-    monkeypatch.setattr(streamer.sink.writer, "time", SimpleNamespace(time=lambda: float(next(wall)), monotonic=time.monotonic))
+    monkeypatch.setattr(
+        streamer.sink.writer,
+        "time",
+        SimpleNamespace(time=lambda: float(next(wall)), monotonic=time.monotonic),
+    )
     bench = Bench(tmp_path, seal_after="300ms")
     began = time.monotonic()
     bench.feed((0, 3))
@@ -169,7 +199,11 @@ def test_a_new_run_forgets_the_open_epoch_its_number_and_its_positions(bench: Be
     answer = bench.next()
     assert answer.flush == 1, "the old run's flush is not answered"
     assert answer.sealed is not None
-    assert (answer.sealed.epoch, answer.sealed.ranges, answer.sealed.terms) == (7, {0: (3, 7)}, {0: 77})
+    assert (answer.sealed.epoch, answer.sealed.ranges, answer.sealed.terms) == (
+        7,
+        {0: (3, 7)},
+        {0: 77},
+    )
 
 
 def test_only_so_many_epochs_wait_for_the_commit_and_they_fall_with_their_run(bench: Bench) -> None:
@@ -183,7 +217,9 @@ def test_only_so_many_epochs_wait_for_the_commit_and_they_fall_with_their_run(be
     assert len(bench.decided) == 1, "the line is held back"
     bench.fence.run = Run(2, 7)
     bench.settle()
-    assert len(bench.staged()) == MAX_SEALED, "the Kafka thread discards what it is handed of an old run"
+    assert len(bench.staged()) == MAX_SEALED, (
+        "the Kafka thread discards what it is handed of an old run"
+    )
     assert [bench.next().run for _ in range(MAX_SEALED)] == [FIRST] * MAX_SEALED
     assert bench.thread.take(0.2) is None
 
@@ -193,7 +229,9 @@ def test_invalid_records_are_kept_for_the_dead_letter_topic(bench: Bench) -> Non
     sealed = bench.next().sealed
     assert sealed is not None
     assert len(sealed.dead_letters) == sealed.counts["invalid"] > 0
-    assert {(d.partition, d.value, d.reason) for d in sealed.dead_letters} == {(0, b"value", "empty_value")}
+    assert {(d.partition, d.value, d.reason) for d in sealed.dead_letters} == {
+        (0, b"value", "empty_value")
+    }
 
 
 def test_what_is_open_when_the_process_stops_is_discarded(bench: Bench) -> None:
@@ -205,7 +243,9 @@ def test_what_is_open_when_the_process_stops_is_discarded(bench: Bench) -> None:
     assert not Path(bench.storage.root_uri, staging_path("w-0", 7, "")).exists()
 
 
-def test_a_write_that_fails_leaves_nothing_of_the_open_epoch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_nothing_of_the_open_epoch(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full disk must not stay full because of what can never be committed."""
     bench.feed((0, 16))
     bench.settle()
@@ -222,7 +262,9 @@ def test_a_write_that_fails_leaves_nothing_of_the_open_epoch(bench: Bench, monke
         bench.failure.raise_if_any()
 
 
-def test_an_epoch_that_cannot_be_removed_does_not_hide_why_the_thread_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_that_cannot_be_removed_does_not_hide_why_the_thread_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     discard = EpochWriter.discard
 
     def append_fails(self: EpochWriter, *_: object) -> None:
@@ -251,7 +293,9 @@ def test_a_line_out_of_order_stops_the_process(bench: Bench, how: str) -> None:
     else:
         bench.feed((0, 4), terms={0: Term(0, 11, 1, 4)})
     assert bench.worker.join(WAIT_S)
-    with pytest.raises(ProtocolError, match=r"this is a bug: (offset 2 comes after 3|partition 0 has two terms)"):
+    with pytest.raises(
+        ProtocolError, match=r"this is a bug: (offset 2 comes after 3|partition 0 has two terms)"
+    ):
         bench.failure.raise_if_any()
     bench.worker = Worker("writer", lambda: None, bench.failure)
     bench.worker.start()
@@ -264,14 +308,17 @@ def batch(invalid: int, valid: int, reason: str = "truncated") -> DecidedBatch:
     n = invalid + valid
     decisions = [Decision("invalid", reason)] * invalid + [Decision("accepted")] * valid
     nothing: object = None
-    return DecidedBatch([Record(0, i, 0, b"", ()) for i in range(n)], [Facts()] * n, decisions, nothing, nothing, {})  # type: ignore[arg-type]
+    return DecidedBatch(
+        [Record(0, i, 0, b"", ()) for i in range(n)], [Facts()] * n, decisions, nothing, nothing, {}
+    )  # type: ignore[arg-type]
 
 
 def test_the_fuse_blows_when_more_than_the_ratio_is_invalid_and_says_what() -> None:
     fuse = Fuse(0.2)
     fuse.count(batch(20, 80))
     with pytest.raises(
-        DeadLetterFuse, match=r"21 of the last 101 records are invalid \(the latest: corrupt\), more than dead_letters\.max_ratio = 0\.2"
+        DeadLetterFuse,
+        match=r"21 of the last 101 records are invalid \(the latest: corrupt\), more than dead_letters\.max_ratio = 0\.2",
     ):
         fuse.count(batch(1, 0, "corrupt"))
 

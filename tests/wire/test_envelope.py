@@ -14,7 +14,9 @@ SHA = "ab" * 32
 AS_JSON = ("content-type", b"application/json")
 
 
-def of(value: bytes | None, *headers: tuple[str, bytes | None], default: str = "image/jpeg", **options) -> Envelope:
+def of(
+    value: bytes | None, *headers: tuple[str, bytes | None], default: str = "image/jpeg", **options
+) -> Envelope:
     return parse(Record(0, 1, 2, value, headers), default, **options)
 
 
@@ -43,29 +45,43 @@ def test_the_value_is_the_image():
     assert of(JPEG, *headers) == Envelope("1", "eine Katze 🐈", "http://x/1", {"lang": "de"}, JPEG)
 
 
-@pytest.mark.parametrize("content_type", [b"image/jpeg", b"IMAGE/Whatever", b" image/png ; q=1", None])
+@pytest.mark.parametrize(
+    "content_type", [b"image/jpeg", b"IMAGE/Whatever", b" image/png ; q=1", None]
+)
 def test_content_types_of_images(content_type):
     assert of(JPEG, ("content-type", content_type)).image == JPEG
 
 
 def test_header_names():
-    assert of(JPEG, ("Content-Type", b"image/png"), ("TEXT", b"a"), ("Meta-Lang", b"en"), ("traceparent", b"\xff")) == Envelope(
-        None, "a", None, {"Lang": "en"}, JPEG
-    )
+    assert of(
+        JPEG,
+        ("Content-Type", b"image/png"),
+        ("TEXT", b"a"),
+        ("Meta-Lang", b"en"),
+        ("traceparent", b"\xff"),
+    ) == Envelope(None, "a", None, {"Lang": "en"}, JPEG)
     assert of(JPEG, ("Text", b"loud"), ("text", b"exact")).text == "exact"
     assert of(JPEG, ("text", b"first"), ("text", b"last")).text == "last"
-    assert of(JPEG, ("text", None), ("id", None), ("meta-a", None), ("x", None)) == Envelope(None, "", None, {}, JPEG)
+    assert of(JPEG, ("text", None), ("id", None), ("meta-a", None), ("x", None)) == Envelope(
+        None, "", None, {}, JPEG
+    )
 
 
 def test_cloud_events():
     headers: Headers = [
         ("ce_specversion", b"1.0"), ("ce_id", b"e-1"), ("ce_source", b"/camera/7"), ("ce_type", b"photo"), ("ce_datacontenttype", b"image/png"),
     ]  # fmt: skip
-    assert of(JPEG, *headers, default="text/plain") == Envelope("e-1", "", None, {"ce_source": "/camera/7", "ce_type": "photo"}, JPEG)
+    assert of(JPEG, *headers, default="text/plain") == Envelope(
+        "e-1", "", None, {"ce_source": "/camera/7", "ce_type": "photo"}, JPEG
+    )
     assert of(JPEG, *headers, ("id", b"mine")).id == "mine"
-    assert reason(JPEG, *headers, ("content-type", b"text/plain")) == "unsupported_encoding", "content-type wins"
+    assert reason(JPEG, *headers, ("content-type", b"text/plain")) == "unsupported_encoding", (
+        "content-type wins"
+    )
     assert of_json(("ce_id", b"e-1"), image=base64.b64encode(JPEG).decode()).id == "e-1"
-    assert reason(b"{}", ("content-type", b"application/cloudevents+json")) == "unsupported_encoding"
+    assert (
+        reason(b"{}", ("content-type", b"application/cloudevents+json")) == "unsupported_encoding"
+    )
 
 
 def test_by_reference():
@@ -77,13 +93,22 @@ def test_by_reference():
         ("meta-a", b"b"),
     ]
     for value in (None, b""):
-        assert of(value, *headers) == Envelope(None, "a", None, {"a": "b"}, Reference("s3://bucket/1.jpg", SHA, 1234))
+        assert of(value, *headers) == Envelope(
+            None, "a", None, {"a": "b"}, Reference("s3://bucket/1.jpg", SHA, 1234)
+        )
     assert of(None, ("uri", b"file:///1.jpg")).image == Reference("file:///1.jpg", None, None)
     assert of(JPEG, *headers).image == JPEG, "bytes win"
 
 
 @pytest.mark.parametrize(
-    "header", [("sha256", b"abc"), ("sha256", b"g" * 64), ("length", b"-1"), ("length", b"1e3"), ("length", "²".encode())]
+    "header",
+    [
+        ("sha256", b"abc"),
+        ("sha256", b"g" * 64),
+        ("length", b"-1"),
+        ("length", b"1e3"),
+        ("length", "²".encode()),
+    ],
 )
 def test_malformed_references(header):
     assert reason(None, ("uri", b"http://x/1"), header) == "bad_header"
@@ -95,12 +120,25 @@ def test_headers_must_be_utf_8(name):
 
 
 def test_nothing():
-    assert reason(None) == reason(b"") == reason(None, AS_JSON) == reason(None, ("content-type", b"text/plain")) == "empty_value"
+    assert (
+        reason(None)
+        == reason(b"")
+        == reason(None, AS_JSON)
+        == reason(None, ("content-type", b"text/plain"))
+        == "empty_value"
+    )
     assert reason(None, ("uri", b"")) == "empty_value"
 
 
 @pytest.mark.parametrize(
-    "content_type", [b"text/plain", b"application/octet-stream", b"application/vnd.kafka.avro.v2", b"avro/binary", b"\xff"]
+    "content_type",
+    [
+        b"text/plain",
+        b"application/octet-stream",
+        b"application/vnd.kafka.avro.v2",
+        b"avro/binary",
+        b"\xff",
+    ],
 )
 def test_other_encodings(content_type):
     assert reason(JPEG, ("content-type", content_type)) == "unsupported_encoding"
@@ -112,7 +150,9 @@ def test_confluent_wire_format():
     assert reason(framed + b"{}", AS_JSON) == "unsupported_encoding"
     avif = b"\0\0\0\x1cftypavif"
     assert of(avif).image == avif, "an image may begin with 0 too"
-    assert of(framed + b"avro", ("content-type", b"image/png")).image == framed + b"avro", "who says image gets it looked at as one"
+    assert of(framed + b"avro", ("content-type", b"image/png")).image == framed + b"avro", (
+        "who says image gets it looked at as one"
+    )
 
 
 # JSON
@@ -132,15 +172,22 @@ def test_json_with_bytes():
 
 
 def test_json_by_reference():
-    assert of_json(uri="file:///1.jpg", sha256=SHA.upper(), length=3, text=None, metadata=None) == Envelope(
-        None, "", None, {}, Reference("file:///1.jpg", SHA, 3)
-    )
+    assert of_json(
+        uri="file:///1.jpg", sha256=SHA.upper(), length=3, text=None, metadata=None
+    ) == Envelope(None, "", None, {}, Reference("file:///1.jpg", SHA, 3))
     assert of_json(uri="http://x", image=base64.b64encode(JPEG).decode()).image == JPEG, "bytes win"
 
 
 def test_json_is_completed_by_headers():
     found = of_json(
-        ("text", b"header"), ("id", b"h"), ("meta-a", b"1"), ("meta-b", b"1"), uri="http://x", text="body", id=7, metadata={"a": 2}
+        ("text", b"header"),
+        ("id", b"h"),
+        ("meta-a", b"1"),
+        ("meta-b", b"1"),
+        uri="http://x",
+        text="body",
+        id=7,
+        metadata={"a": 2},
     )
     assert (found.text, found.id, found.metadata) == ("body", "7", {"a": 2, "b": "1"})
 
@@ -173,16 +220,40 @@ def test_json_has_a_limit_that_lets_the_largest_image_through():
     assert reason(largest, AS_JSON, max_json_bytes=len(largest) - 1) == "too_many_bytes"
 
 
-NAMES = st.sampled_from(["content-type", "text", "id", "url", "uri", "sha256", "length", "meta-a", "Text", "ce_id", "ce_x", "x"]) | st.text(
-    max_size=5
-)
+NAMES = st.sampled_from(
+    [
+        "content-type",
+        "text",
+        "id",
+        "url",
+        "uri",
+        "sha256",
+        "length",
+        "meta-a",
+        "Text",
+        "ce_id",
+        "ce_x",
+        "x",
+    ]
+) | st.text(max_size=5)
 HEADERS = st.lists(
-    st.tuples(NAMES, st.none() | st.binary(max_size=8) | st.sampled_from([b"image/png", b"application/json", SHA.encode()])), max_size=5
+    st.tuples(
+        NAMES,
+        st.none()
+        | st.binary(max_size=8)
+        | st.sampled_from([b"image/png", b"application/json", SHA.encode()]),
+    ),
+    max_size=5,
 )
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=8
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+    max_leaves=8,
 )
-BODY = st.dictionaries(st.sampled_from(["id", "text", "url", "uri", "image", "sha256", "length", "metadata", "x"]), JSON)
+BODY = st.dictionaries(
+    st.sampled_from(["id", "text", "url", "uri", "image", "sha256", "length", "metadata", "x"]),
+    JSON,
+)
 
 
 @given(
@@ -198,4 +269,7 @@ def test_whatever_comes_is_an_envelope_or_invalid(value, headers, default):
     assert isinstance(envelope.image, Reference) or envelope.image
     for text in (envelope.id, envelope.text, envelope.url):
         assert text is None or text.encode().decode() == text
-    assert json.loads(json.dumps(envelope.metadata, allow_nan=False, ensure_ascii=False).encode()) == envelope.metadata
+    assert (
+        json.loads(json.dumps(envelope.metadata, allow_nan=False, ensure_ascii=False).encode())
+        == envelope.metadata
+    )

@@ -40,7 +40,11 @@ def test_contract_fields_and_one_line():
     assert GOOD.path == "manifests/w-0-00000003.json"
 
 
-@given(st.dictionaries(st.integers(0, 99_999), ranges), st.integers(0, 2**40), st.sampled_from([None, "aa-bb"]))
+@given(
+    st.dictionaries(st.integers(0, 99_999), ranges),
+    st.integers(0, 2**40),
+    st.sampled_from([None, "aa-bb"]),
+)
 def test_round_trip(partitions, epoch, previous):
     manifest = replace(
         GOOD,
@@ -76,8 +80,16 @@ def test_the_order_of_partitions_does_not_change_the_bytes():
         ("counts", {"lost": 1}, "outcomes are"),
         ("counts", {"accepted": 1.5}, "counts"),
         ("files", [{"path": "x"}], "file entry"),
-        ("files", [{"path": "../../etc/x.tar", "bytes": 1, "sha256": "ab" * 32, "rows": 1}], "dataset folder"),
-        ("files", [{"path": "/shards/jpg/a.tar", "bytes": 1, "sha256": "ab" * 32, "rows": 1}], "dataset folder"),
+        (
+            "files",
+            [{"path": "../../etc/x.tar", "bytes": 1, "sha256": "ab" * 32, "rows": 1}],
+            "dataset folder",
+        ),
+        (
+            "files",
+            [{"path": "/shards/jpg/a.tar", "bytes": 1, "sha256": "ab" * 32, "rows": 1}],
+            "dataset folder",
+        ),
         ("files", [{"path": "shards/jpg/a.tar", "bytes": 1, "sha256": "zz", "rows": 1}], "sha256"),
     ],
 )
@@ -88,7 +100,9 @@ def test_a_wrong_field_is_named(field, value, says):
         decode(json.dumps(raw).encode())
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"{}", b'{"version":1}', b'{"version":1,"x":2}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"[]", b"{}", b'{"version":1}', b'{"version":1,"x":2}']
+)
 def test_what_is_no_manifest_is_refused(data):
     with pytest.raises(ProtocolError):
         decode(data)
