@@ -25,7 +25,13 @@ import webdataset  # noqa: F401 - takes seconds to import: now, and not in the w
 from streamer.config import Config
 from streamer.decode.decoder import Decoder
 from streamer.dedup.index import WinnerIndex
-from streamer.errors import DependencyError, Fenced, ProtocolError, StreamerError
+from streamer.errors import (
+    DependencyError,
+    Fenced,
+    ProtocolError,
+    StreamerError,
+    Unfinished,
+)
 from streamer.flow.channel import Channel
 from streamer.flow.item import Chunk, Decided, Fence, Run
 from streamer.flow.worker import Failure, Worker
@@ -280,8 +286,9 @@ def take_part(
     """Starts the threads, joins the group, runs until ``stop()`` or the bound, and leaves; then a
     snapshot, if all went well.
 
-    Raises what ended it early. Whatever it was, the threads have been told to stop and the group is
-    left, or the watchdog ends the process.
+    Raises what ended it early: Unfinished where it was stopped before the end that was asked for.
+    Whatever it was, the threads have been told to stop and the group is left, or the watchdog
+    ends the process.
     """
     failure, health, snapshotter = ground.ops.failure, ground.ops.health, state.snapshotter
 
@@ -299,7 +306,7 @@ def take_part(
     try:
         recovered.source.subscribe(recovered.replica)
         health.enter("polling", ready=True)
-        recovered.replica.run(stopping, recovered.bound)
+        stopped = recovered.replica.run(stopping, recovered.bound)
         health.enter("leaving the group")
     except DependencyError:
         _raise_if_fenced(recovered.transactions, recovered.watchdog)
@@ -326,6 +333,8 @@ def take_part(
             "claim log melded",
             extra={"position": state.meld.position, "digest": state.meld.digest()},
         )
+    if stopped is not None:
+        raise Unfinished(stopped.committed, stopped.end)
 
 
 def limit_s(step: str, manifest: Manifest) -> float:

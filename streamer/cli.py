@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import click
 
-from streamer.errors import EXIT_FAILED, StreamerError
+from streamer.errors import EXIT_DONE, EXIT_FAILED, StreamerError
 
 VERBS = {
     "demo": "The whole line on this machine: embedded broker, real photos, real weights.",
@@ -88,9 +88,8 @@ def main() -> NoReturn:
     if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - plugins are found in the working directory
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
-        command.main(standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        # Outside of its standalone mode click returns the code of `Context.exit` and raises nothing
+        code = command.main(standalone_mode=False)
     except click.Abort:
         print("stopped", file=sys.stderr)
         sys.exit(130)
@@ -108,4 +107,4 @@ def main() -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(EXIT_FAILED)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else EXIT_DONE)

@@ -9,7 +9,8 @@
     ├── ProtocolError            1   what was read contradicts the invariants; going on could write something wrong
     ├── DeadLetterFuse           1   too many records are invalid: more likely our fault than theirs
     └── TemporaryError          75   fenced, overrun or a dependency is away for now: start again
-        └── Fenced              75   another process runs under this writer's name
+        ├── Fenced              75   another process runs under this writer's name
+        └── Unfinished          75   stopped before the end that was asked for
 
     InvalidRecord                    one record cannot be used; never leaves the line (it becomes an outcome)
 
@@ -70,6 +71,15 @@ class TemporaryError(StreamerError):
 
 class Fenced(TemporaryError):
     """Another process runs under this writer's name, or this one was away for too long."""
+
+
+class Unfinished(TemporaryError):
+    """A run with an end was stopped before it: at ``committed`` of ``end`` offsets, or before
+    anything was read (``end`` 0)."""
+
+    def __init__(self, committed: int = 0, end: int = 0) -> None:
+        at = f"at {committed} of {end}" if end else "before anything was read"
+        super().__init__(f"stopped {at}, start again to go on")
 
 
 INVALID_REASONS: dict[str, str] = {

@@ -48,7 +48,7 @@ class Record(NamedTuple):
     partition: int
     offset: int
     timestamp_ms: int
-    """UTC milliseconds; 0 where the broker has none."""
+    """UTC milliseconds; 0 where the broker has none, or one that is no date."""
     value: bytes | None
     headers: Headers
 

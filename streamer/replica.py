@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from streamer.decode.decoder import Decoder
 from streamer.errors import TemporaryError
@@ -27,6 +28,7 @@ from streamer.ops.health import Heartbeat
 from streamer.ops.metrics import Metrics
 from streamer.records import Decoded, Term
 from streamer.sink.engine import CommitEngine, Sealed
+from streamer.sink.ledger import Ledger
 from streamer.sink.writer import EpochThread, Finished
 
 log = logging.getLogger("streamer")
@@ -52,6 +54,14 @@ class Line:
     epochs: EpochThread
 
 
+class Progress(NamedTuple):
+    """How far a bounded run came, in offsets from where the dataset begins in its partitions."""
+
+    committed: int
+    end: int
+    """0: it was stopped before its end was known."""
+
+
 class Bound:
     """Where a bounded run ends. ``targets`` gives the end offsets of partitions, at the moment it
     is asked."""
@@ -63,18 +73,35 @@ class Bound:
     ) -> None:
         self._targets = targets
         self._not_before = not_before
-        self._fixed: set[int] = set()
+        self._ends: dict[int, int] = {}
 
     def fix(self, source: Source, partitions: Collection[int]) -> None:
         """Fixes the targets of partitions that are new; before ``not_before`` (UTC seconds) there
         is nothing to fix yet."""
-        new = set(partitions) - self._fixed
+        new = set(partitions) - self._ends.keys()
         if self._targets is not None and new and time.time() >= self._not_before:
-            source.stop_at(self._targets(new))
-            self._fixed |= new
+            ends = self._targets(new)
+            source.stop_at(ends)
+            self._ends.update(ends)
 
     def is_reached(self, source: Source) -> bool:
         return self._targets is not None and time.time() >= self._not_before and source.is_done()
+
+    def missing(self, partitions: Collection[int], ledger: Ledger, joined: bool) -> Progress | None:
+        """How far a run came that was stopped while it owned ``partitions``; None: up to its end,
+        or it has none. ``joined``: the group had assigned them."""
+        if self._targets is None:
+            return None
+        if not joined or not self._ends.keys() >= set(partitions):
+            return Progress(0, 0)
+        begins = {p: ledger.tiles.get(p, (0, 0))[0] for p in partitions}
+        committed = {p: min(ledger.end(p) or 0, self._ends[p]) for p in partitions}
+        if all(committed[p] == self._ends[p] for p in partitions):
+            return None
+        return Progress(
+            sum(committed[p] - begins[p] for p in partitions),
+            sum(self._ends[p] - begins[p] for p in partitions),
+        )
 
 
 class Replica:
@@ -107,15 +134,17 @@ class Replica:
 
     # The loop
 
-    def run(self, stop: Callable[[], bool], bound: Bound) -> None:
-        """Until ``stop()`` or the bound; then drains, seals and commits. Raises what ended it
-        early; nothing uncommitted is visible then."""
+    def run(self, stop: Callable[[], bool], bound: Bound) -> Progress | None:
+        """Until ``stop()`` or the bound; then drains, seals and commits. Returns how far a bounded
+        run came that was stopped before its end. Raises what ended it early; nothing uncommitted
+        is visible then."""
         self._bound = bound
         while not stop():
             self._failure.raise_if_any()
             self._beat()
             if self._commit_finished():
-                return
+                log.info("the end is reached: everything up to it is decided and committed")
+                return None
             self._check_superseded()
             if self._rewind:
                 self._reopen()
@@ -127,10 +156,10 @@ class Replica:
                 self._flush()
         log.info("draining: what is on the device is decided, sealed and committed")
         self._dropped = ""
-        if (
-            self._drain(DRAIN_DEADLINE_S, self._serve, "shutdown") or not self._dropped
-        ):  # a revoke meanwhile may have drained and committed it
-            return
+        owned, joined = set(self._source.owned), self._source.joined
+        if self._drain(DRAIN_DEADLINE_S, self._serve, "shutdown") or not self._dropped:
+            # not dropped: a revoke meanwhile has drained and committed it
+            return bound.missing(owned, self._engine.ledger, joined)
         if self._dropped == "shutdown":
             raise TemporaryError(
                 f"the line could not be drained within {DRAIN_DEADLINE_S:.0f} s; the open epoch was dropped. Nothing is lost: the next start reads it "
@@ -150,7 +179,7 @@ class Replica:
             if self._line.chunks.put(Chunk(Span(run, self._terms, {}, self._flushes + 1), empty)):
                 self._flushes += 1
                 self._flushed = run
-                log.info("the end is reached; what was polled is decided, sealed and committed")
+                log.info("everything up to the end is read; it is decided and committed now")
 
     def _feed(self) -> None:
         """One step: hands on what is in hand if the line has room, polls for more if the hand has."""
@@ -163,7 +192,8 @@ class Replica:
             )
             if records:
                 last = {r.partition: r.offset for r in records}
-                self._uncommitted.append((min(r.timestamp_ms for r in records), last))
+                stamps = [r.timestamp_ms for r in records if r.timestamp_ms > 0]
+                self._uncommitted.append((min(stamps, default=0), last))
         if not source.has_chunk:
             source.poll(0.0 if source.has_any else TICK_S)
             self._polled_at = time.monotonic()
@@ -232,7 +262,10 @@ class Replica:
         ):
             self._uncommitted.popleft()
         lag = {p: max(end - committed[p], 0) for p, end in ends.items()}
-        self._metrics.lag(lag, self._uncommitted[0][0] if self._uncommitted else 0)
+        # Records without a timestamp have no age, and hide nobody else's
+        self._metrics.lag(
+            lag, min((oldest for oldest, _ in self._uncommitted if oldest), default=0)
+        )
 
     def _drain(self, deadline_s: float, serve: Callable[[], object], cause: str) -> bool:
         """Cuts the line: what the device has is decided, sealed and committed; what waits before it

@@ -52,3 +52,8 @@ def parse_time(text: str) -> float:
     """ISO 8601, UTC where it names no zone → seconds since 1970, UTC. Raises ValueError."""
     time = datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not know Z
     return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def count(number: int, noun: str) -> str:
+    """``1 record``, ``2 records``: for nouns whose plural is an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -156,9 +156,9 @@ class Maker:
         return manifest
 
 
-def make_dataset(path: str, **options) -> list[Manifest]:
+def make_dataset(path: str, *, name: str = "cats", **options) -> list[Manifest]:
     """Two writers, two partitions, five epochs, one of them without records."""
-    maker = Maker(Storage(path, "cats"), **options)
+    maker = Maker(Storage(path, name), **options)
     return [
         maker.commit("w-0", {0: 40}),
         maker.commit("w-1", {1: 40}),

@@ -80,7 +80,7 @@ class Draining:
         line: Any = SimpleNamespace(
             fence=self.fence, stage=stage, epochs=SimpleNamespace(take=self.take)
         )
-        source: Any = SimpleNamespace(owned={0, 1}, ends=dict, serve=self.serve)
+        source: Any = SimpleNamespace(owned={0, 1}, joined=True, ends=dict, serve=self.serve)
         self.replica = Replica(source, engine, line, Failure(), Metrics(), nothing, 300.0)
         self.replica._terms = {0: Term(0, 1, 1, 0)}
         self.replica._polled_at = float("-inf")

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from streamer.audit.manifests import Epoch, Tiles
+from streamer.audit.manifests import Epoch
 from streamer.audit.report import Report
 from streamer.audit.rows import Duplicates, vectors_of
+from streamer.audit.tiles import Tiles
 from streamer.records import F16, origin_of
 from streamer.sink.folder import Folder
 
@@ -44,6 +45,8 @@ class DuplicateAudit:
             lambda: defaultdict(list)
         )
         self._bytes = 0
+        self._unfound: list[_Pending] = []
+        """Their winners' epochs are not public so far; some may be when all is read."""
 
     def add(self, path: str, duplicates: Duplicates, threshold: float | None) -> None:
         for i, key in enumerate(duplicates.keys):
@@ -56,25 +59,32 @@ class DuplicateAudit:
                     pending.where,
                     f"{pending.similarity!r} is below the threshold {threshold!r}",
                 )
-            self._file(pending)
+            if not self._file(pending):
+                self._unfound.append(pending)
         if self._bytes >= PENDING_BYTES:
             self.flush()
 
-    def _file(self, pending: _Pending) -> None:
-        """Puts it to the file that must hold its winner."""
+    def finish(self) -> None:
+        """After the last `add`, when every epoch is known."""
+        for pending in [p for p in self._unfound if not self._file(p)]:
+            what = f"names {pending.of}, whose offset is in no manifest"
+            if self._tiles.may_come(*origin_of(pending.of)):
+                self._report.note("target_pending", pending.where, f"{what} yet")
+            else:
+                self._report.problem("duplicate_target", pending.where, what)
+        self.flush()
+
+    def _file(self, pending: _Pending) -> bool:
+        """Puts it to the file that must hold its winner. False: no epoch has that offset."""
         try:
             origin = origin_of(pending.of)
         except ValueError:
             self._report.problem("duplicate_target", pending.where, f"{pending.of!r} is no key")
-            return
+            return True
         epoch = self._tiles.find(*origin)
         if epoch is None:
-            self._report.problem(
-                "duplicate_target",
-                pending.where,
-                f"names {pending.of}, whose offset is in no manifest",
-            )
-        elif _is_skipped(epoch, *origin):
+            return False
+        if _is_skipped(epoch, *origin):
             self._report.note(
                 "withdrawn_target", pending.where, f"names {pending.of}, which was skipped"
             )
@@ -89,6 +99,7 @@ class DuplicateAudit:
             else:
                 self._pending[path][origin].append(pending)
                 self._bytes += pending.vector.nbytes
+        return True
 
     def flush(self) -> None:
         """Reads the winners' files and compares. Raises DependencyError if the storage refuses."""

@@ -1,11 +1,10 @@
-"""The manifests of a folder: do they chain, do their ranges tile, do they account for every file?"""
+"""The manifests of a folder, as the audit reads them, and whether each writer's form one chain."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from bisect import bisect_right
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +27,8 @@ class Epoch:
     """A manifest as the audit reads it."""
 
     path: str
+    sha256: str
+    """Of the manifest's bytes."""
     dataset: str
     writer: str
     epoch: int
@@ -35,6 +36,8 @@ class Epoch:
     previous: str | None
     ranges: dict[int, tuple[int, int]]
     skipped: dict[int, list[tuple[int, int]]]
+    ends: dict[int, int]
+    """Partition → where a replay ends; only in the first manifests of one."""
     counts: dict[str, int]
     tables: tuple[File, ...]
     tars: tuple[File, ...]
@@ -44,13 +47,17 @@ class Epoch:
         return self.tables + self.tars
 
 
-def read_manifests(folder: Folder, report: Report) -> list[Epoch]:
-    """Every readable manifest, by writer and epoch."""
+def read_manifests(folder: Folder, report: Report, known: set[str]) -> list[Epoch]:
+    """Every readable manifest, by writer and epoch, but those at the paths in ``known``, to which
+    the ones that were read are added. Raises DependencyError if the storage refuses."""
     epochs = []
     for entry in folder.walk("manifests"):
+        if entry.path in known:
+            continue
+        known.add(entry.path)
         try:
             with folder.open(entry.path) as file:
-                epoch = _parse(entry.path, json.loads(file.read()))
+                epoch = parse_manifest(entry.path, file.read())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             report.problem("manifest_unreadable", entry.path, f"{type(error).__name__}: {error}")
             continue
@@ -60,15 +67,20 @@ def read_manifests(folder: Folder, report: Report) -> list[Epoch]:
                 "manifest_name", entry.path, f"it says writer {epoch.writer}, epoch {epoch.epoch}"
             )
         epochs.append(epoch)
-    if not epochs:
-        report.problem(
-            "no_dataset", "manifests", "there is none; is this the folder OUTPUT/DATASET?"
-        )
-    return sorted(epochs, key=lambda e: (e.writer, e.epoch))
+    return sorted(epochs, key=order)
 
 
-def _parse(path: str, raw: dict[str, Any]) -> Epoch:
+def manifest_path(writer: str, epoch: int) -> str:
+    return f"manifests/{writer}-{epoch:08d}.json"
+
+
+def order(epoch: Epoch) -> tuple[str, int]:
+    return epoch.writer, epoch.epoch
+
+
+def parse_manifest(path: str, data: bytes) -> Epoch:
     """Raises ValueError, KeyError, TypeError or AttributeError for what is no manifest."""
+    raw: dict[str, Any] = json.loads(data)
     if raw["version"] != 1:
         raise ValueError(f"version {raw['version']!r} is not known")
     files = [
@@ -77,6 +89,7 @@ def _parse(path: str, raw: dict[str, Any]) -> Epoch:
     ]
     return Epoch(
         path=path,
+        sha256=hashlib.sha256(data).hexdigest(),
         dataset=str(raw["dataset"]),
         writer=str(raw["writer"]),
         epoch=int(raw["epoch"]),
@@ -87,6 +100,7 @@ def _parse(path: str, raw: dict[str, Any]) -> Epoch:
             int(p): [(int(first), int(end)) for first, end in ranges]
             for p, ranges in raw["skipped"].items()
         },
+        ends={int(p): int(end) for p, end in raw["pipeline"].get("ends", {}).items()},
         counts={str(k): int(v) for k, v in raw["counts"].items()},
         tables=tuple(f for f in files if f.path.endswith(".parquet")),
         tars=tuple(f for f in files if not f.path.endswith(".parquet")),
@@ -122,101 +136,3 @@ def check_chains(epochs: list[Epoch], report: Report) -> None:
                 epoch.path,
                 f"names {epoch.previous} as the epoch before, which is {before.uuid}",
             )
-
-
-class Tiles:
-    """Per partition, which epoch holds which offsets."""
-
-    def __init__(self, epochs: list[Epoch]) -> None:
-        tiles: dict[int, list[tuple[int, int, Epoch]]] = defaultdict(list)
-        self._marks: dict[int, set[int]] = defaultdict(set)
-        for epoch in epochs:
-            for partition, (first, end) in epoch.ranges.items():
-                if first < end:
-                    tiles[partition].append((first, end, epoch))
-                else:
-                    self._marks[partition].add(first)
-        self._tiles = {p: sorted(found, key=lambda t: t[:2]) for p, found in tiles.items()}
-        self._firsts = {p: [t[0] for t in found] for p, found in self._tiles.items()}
-
-    def find(self, partition: int, offset: int) -> Epoch | None:
-        at = bisect_right(self._firsts.get(partition, []), offset) - 1
-        if at < 0:
-            return None
-        first, end, epoch = self._tiles[partition][at]
-        return epoch if first <= offset < end else None
-
-    def check(self, report: Report) -> None:
-        """Ranges of one partition meet end to end. An empty range says where a partition's first
-        one may begin."""
-        for partition in sorted(self._tiles.keys() | self._marks.keys()):
-            tiles = self._tiles.get(partition, [])
-            marks = self._marks.get(partition, set())
-            start = tiles[0][0] if tiles else min(marks)
-            if marks and tiles and start not in marks and start > min(marks):
-                report.problem(
-                    "range_gap",
-                    tiles[0][2].path,
-                    f"partition {partition}: the dataset begins at {min(marks)}, its records at {start}",
-                )
-            cursor = start
-            for first, end, epoch in tiles:
-                if first != cursor:
-                    code, what = (
-                        ("range_gap", "in no manifest")
-                        if first > cursor
-                        else ("range_overlap", "in an earlier manifest too")
-                    )
-                    report.problem(
-                        code,
-                        epoch.path,
-                        f"partition {partition}: offsets [{min(first, cursor)}, {max(first, cursor)}) are {what}",
-                    )
-                cursor = max(cursor, end)
-                for a, b in epoch.skipped.get(partition, []):
-                    if not first <= a <= b <= end:
-                        report.problem(
-                            "skipped_outside",
-                            epoch.path,
-                            f"partition {partition}: [{a}, {b}) is not in [{first}, {end})",
-                        )
-            skipped = sum(
-                b - a for _, _, epoch in tiles for a, b in epoch.skipped.get(partition, [])
-            )
-            report.partitions[partition] = {
-                "first": start,
-                "next": cursor,
-                "records": 0,
-                "skipped": skipped,
-            }
-
-
-def check_files(folder: Folder, epochs: list[Epoch], report: Report) -> set[str]:
-    """Every file named once, present and as long as it should be; nothing else there. Returns the
-    paths worth reading."""
-    sizes = {
-        entry.path: entry.size for below in ("shards", "metadata") for entry in folder.walk(below)
-    }
-    named: set[str] = set()
-    readable = set()
-    for epoch in epochs:
-        for file in epoch.files:
-            if file.path in named:
-                report.problem("file_twice", file.path, f"named again by {epoch.path}")
-                continue
-            named.add(file.path)
-            size = sizes.get(file.path)
-            if size is None:
-                report.problem("file_missing", file.path, f"named by {epoch.path}")
-            else:
-                readable.add(file.path)
-                if size != file.bytes:
-                    report.problem(
-                        "file_size", file.path, f"{size} bytes, {file.bytes} in {epoch.path}"
-                    )
-    for path in sizes.keys() - named:
-        report.problem("file_unknown", path, "no manifest names it")
-    for writer in folder.folders(".staging"):
-        for name in folder.folders(f".staging/{writer}"):
-            report.note("staged", f".staging/{writer}/{name}", "not public")
-    return readable

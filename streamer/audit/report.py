@@ -12,7 +12,9 @@ PROBLEMS: dict[str, str] = {
     "no_dataset": "there is no manifest in this folder",
     "manifest_unreadable": "a file in manifests/ is not a manifest",
     "manifest_name": "a manifest is not named WRITER-EPOCH.json after what it says, or is of another dataset",
-    "epoch_gap": "a writer's epochs are not numbered without a gap: a manifest is missing, or not yet projected",
+    "no_records": "no epoch holds a record, so nothing is proven",
+    "unfinished": "a replay has not come to its end: start it again to go on",
+    "epoch_gap": "a writer's epochs are not numbered without a gap: a manifest is missing",
     "uuid_chain": "a manifest does not name the uuid of its writer's epoch before it",
     "range_gap": "offsets of a partition between two manifests are in none",
     "range_overlap": "offsets of a partition are in two manifests",
@@ -37,12 +39,20 @@ PROBLEMS: dict[str, str] = {
     "member_mismatch": "a sample's image bytes, text or json are not what its row says",
     "duplicate_target": "a duplicate does not name an accepted record that came before it",
     "similarity": "a duplicate's similarity is not the one of the stored embeddings, or is below the threshold",
+    "epoch_missing": "the commit log names an epoch that is not in this folder (with -c)",
+    "epoch_unknown": "a manifest is of an epoch that the commit log does not name (with -c)",
+    "epoch_differs": "a manifest is not the one of the commit log (with -c)",
+    "offsets_differ": "the group's committed offsets are not where the commit log ends (with -c)",
     "pair": "two accepted records are at or above the threshold (checked with --pairs)",
 }
 """The closed list of problem codes; `dataset verify` exits 1 if there is any."""
 
 NOTES: dict[str, str] = {
     "staged": "an epoch in .staging that is not (yet) public: of a running writer, or left for the next start to project or remove",
+    "file_pending": "a file of an epoch that is being projected, or whose projection the next start finishes",
+    "gap_pending": "offsets between two manifests are in none, but in an epoch that is complete in .staging: the next start of a replica publishes it",
+    "target_pending": "a duplicate names a winner whose epoch is not public yet: its replica has not committed or projected it",
+    "unprojected": "an epoch is committed but not public yet: it is being projected, or the next start does it (with -c)",
     "pair_missed": "two accepted records are at or above the threshold, as dedup.capacity or a calibrated probe may leave some (with --pairs)",
     "withdrawn_target": "a duplicate names a winner that was withdrawn later: its image could not be had any more",
 }
@@ -64,10 +74,14 @@ class Finding:
 class Report:
     records: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
+    rows: Counter[int] = field(default_factory=Counter)
+    """Partition → rows read."""
     partitions: dict[int, dict[str, int]] = field(default_factory=dict)
     """Partition → first, next, records, skipped."""
     counts: Counter[str] = field(default_factory=Counter)
     """Code → how often."""
+    compared_with: str | None = None
+    """The commit log that the folder was compared with; None: it was not."""
     pairs: dict[str, float] | None = None
     """With --pairs: ``compared``, so many winners with each other, and the ``threshold``. None:
     they were not."""
@@ -103,4 +117,5 @@ class Report:
             "notes": [{"code": f.code, "path": f.path, "detail": f.detail} for f in self.notes],
             "counts": dict(self.counts),
             "pairs": self.pairs,
+            "compared_with": self.compared_with,
         }

@@ -17,6 +17,7 @@ from streamer.audit.manifests import Epoch, File
 from streamer.audit.report import Report
 from streamer.records import F16, I64, OUTCOMES
 from streamer.sink.folder import Folder
+from streamer.units import count
 
 BATCH_ROWS = 8192
 COLUMNS = (
@@ -131,8 +132,7 @@ class RowAudit:
             for i in np.flatnonzero(wrong):
                 self._report.problem(code, f"{path}#{batch['key'][i]}", why)
         for partition, n in zip(*np.unique(partitions, return_counts=True), strict=True):
-            if int(partition) in self._report.partitions:
-                self._report.partitions[int(partition)]["records"] += int(n)
+            self._report.rows[int(partition)] += int(n)
         accepted = batch.filter(pc.equal(batch["outcome"], "accepted"))
         for sample in accepted.select([*_OF_A_SAMPLE, "shard"]).to_pylist():
             rows.samples[sample["shard"]][sample["key"]] = sample
@@ -224,7 +224,7 @@ class RowAudit:
         self._report.outcomes.update(rows.outcomes)
         if total != file.rows:
             self._report.problem(
-                "rows_mismatch", file.path, f"{total} rows, {file.rows} in {epoch.path}"
+                "rows_mismatch", file.path, f"{count(total, 'row')}, {file.rows} in {epoch.path}"
             )
         stated = {k: n for k, n in epoch.counts.items() if n}
         if stated != {k: n for k, n in rows.outcomes.items() if n}:

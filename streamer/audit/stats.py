@@ -97,10 +97,12 @@ def statistics(
     """Reads all columns but the embeddings. ``advance(tables read, tables)``. Raises ConfigError or
     DependencyError."""
     folder, unreadable = open_folder(path), Report()
-    epochs = read_manifests(folder, unreadable)
+    epochs = read_manifests(folder, unreadable, set())
     if unreadable.problems:
         first = unreadable.problems[0]
         raise DependencyError(f"{folder.place(first.path)}: {first.code}: {first.detail}")
+    if not epochs:
+        raise DependencyError(f"{folder.uri} has no manifest; is it the folder OUTPUT/DATASET?")
     found, rng = Statistics(epochs=len(epochs)), np.random.default_rng(0)
     tables = [(epoch, file) for epoch in epochs for file in epoch.tables]
     for epoch in epochs:

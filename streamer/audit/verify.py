@@ -6,66 +6,95 @@ from collections.abc import Callable
 
 import numpy as np
 
+from streamer.audit.commits import CommitAudit, Committed
 from streamer.audit.duplicates import DuplicateAudit, check_pairs
-from streamer.audit.manifests import Epoch, File, Tiles, check_chains, check_files, read_manifests
+from streamer.audit.files import FileAudit, look_at, note_staged, staged_spans
+from streamer.audit.manifests import Epoch, File, check_chains, order, read_manifests
 from streamer.audit.report import Report
 from streamer.audit.rows import RowAudit, Rows
 from streamer.audit.tars import check_tar
+from streamer.audit.tiles import Tiles
 from streamer.records import F16, I64
 from streamer.sink.folder import Folder
 from streamer.sink.location import open_folder
+from streamer.units import count
+
+LOOKS = 100
+"""What replicas publish while the audit runs is audited too, unless they are always faster."""
 
 
 class Audit:
-    """Exactly once, proven from the output folder alone. ``path``: a local folder or any URI that
-    ``output.path`` may be.
+    """Exactly once, proven from the output folder. ``path``: a local folder or any URI that
+    ``output.path`` may be. ``committed``: what Kafka holds of the dataset, to compare it with.
 
     Made in two steps, so that a caller can show progress: construction reads the manifests, `run`
-    everything else. Raises ConfigError for a wrong URI, DependencyError if the storage refuses;
-    everything else is in the report.
+    everything else. Raises ConfigError for a wrong URI, DependencyError if the storage or a broker
+    refuses; everything else is in the report.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, committed: Committed | None = None) -> None:
         self.report = Report()
         self.folder: Folder = open_folder(path)
-        self.epochs: list[Epoch] = read_manifests(self.folder, self.report)
+        self._commits = None if committed is None else CommitAudit(committed, self.report)
+        if committed is not None:
+            self.report.compared_with = committed.topic
+        self._known: set[str] = set()
+        self.epochs: list[Epoch] = read_manifests(self.folder, self.report, self._known)
+        if not self.epochs:
+            detail = "there is none; is this the folder OUTPUT/DATASET?"
+            self.report.problem("no_dataset", "manifests", detail)
         self.total_bytes = sum(file.bytes for epoch in self.epochs for file in epoch.files)
         """What `run` will read, at least."""
 
     def run(
         self, pairs: bool = False, advance: Callable[[int], None] = lambda nbytes: None
     ) -> Report:
-        """``pairs``: also compare all winners with each other (memory 6 bytes a number, time
-        O(n²)). ``advance``: told of bytes read."""
-        check_chains(self.epochs, self.report)
-        tiles = Tiles(self.epochs)
-        tiles.check(self.report)
-        readable = check_files(self.folder, self.epochs, self.report)
-        rows = RowAudit(self.folder, self.report, pairs, advance)
-        duplicates = DuplicateAudit(self.folder, tiles, readable, self.report)
+        """``pairs``: also compare all winners with each other (memory 6 bytes a number, time O(n²)).
+        ``advance``: told of bytes read."""
+        report = self.report
+        tiles, files = Tiles(), FileAudit(report)
+        rows = RowAudit(self.folder, report, pairs, advance)
+        duplicates = DuplicateAudit(self.folder, tiles, files.readable, report)
         claims: list[I64] = []
         winners: list[tuple[list[str], F16]] = []
-        checked: set[str] = set()
-        for epoch in self.epochs:
-            here = self._epoch(epoch, rows, duplicates, readable - checked, advance)
-            checked.update(file.path for file in epoch.files)
-            claims += here.claims
-            winners += here.winners
-        duplicates.flush()
+        fresh, checked = self.epochs, set[str]()
+        for _ in range(LOOKS):
+            look = look_at(self.folder)
+            tiles.add(fresh)
+            files.check(fresh, look)
+            for epoch in fresh:
+                here = self._epoch(epoch, rows, duplicates, files.readable - checked, advance)
+                checked.update(file.path for file in epoch.files)
+                claims += here.claims
+                winners += here.winners
+            look = look_at(self.folder)
+            fresh = read_manifests(self.folder, report, self._known)
+            if not fresh:
+                break
+            self.epochs = sorted([*self.epochs, *fresh], key=order)
+        check_chains(self.epochs, report)
+        files.check_rest(look, {file.path for epoch in fresh for file in epoch.files})
+        if tiles.has_gaps():
+            tiles.expect(staged_spans(self.folder, look))
+        if self._commits is not None:
+            tiles.expect(self._commits.spans(self.epochs))
+            self._commits.check(self.epochs, look, self.folder.uri)
+        tiles.check(report)
+        tiles.check_ends(report, None if self._commits is None else self._commits.first)
+        duplicates.finish()
+        note_staged(look, report)
         self._claims(claims)
+        if self.epochs and not report.records and (self._commits is None or self._commits.records):
+            report.problem("no_records", "manifests", "there is nothing to verify")
         if pairs and rows.threshold is not None and any(keys for keys, _ in winners):
             keys = [key for some, _ in winners for key in some]
             vectors = [found for some, found in winners if some]
-            self.report.pairs = {"compared": len(keys), "threshold": rows.threshold}
+            report.pairs = {"compared": len(keys), "threshold": rows.threshold}
+            certified = rows.certified
             check_pairs(
-                keys,
-                np.concatenate(vectors),
-                rows.threshold,
-                rows.certified,
-                self.report,
-                lambda n: None,
+                keys, np.concatenate(vectors), rows.threshold, certified, report, lambda n: None
             )
-        return self.report
+        return report
 
     def _epoch(
         self,
@@ -84,7 +113,7 @@ class Audit:
             self.report.problem(
                 "counts_mismatch",
                 epoch.path,
-                f"{len(epoch.tables)} tables for {len(epoch.tars)} tars and {epoch.counts}",
+                f"{count(len(epoch.tables), 'table')} for {count(len(epoch.tars), 'tar')} and {epoch.counts}",
             )
         for file in self._readable(epoch.tables, readable):
             rows = reader.read(epoch, file)

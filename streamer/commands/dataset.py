@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
+from streamer.commands.options import read_config
 from streamer.commands.terminal import new_table, progress, size
 from streamer.errors import EXIT_FAILED
+from streamer.units import count
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from streamer.audit import Report, Statistics
+    from streamer.config import Config
+    from streamer.kafka.log import CommittedState
 
 
 @click.group()
@@ -23,8 +30,17 @@ def command() -> None:
     s3://bucket/prefix/DATASET?region=…"""
 
 
-@command.command(short_help="Proves from the output alone that every record was decided once.")
-@click.argument("folder", metavar="DIR")
+@command.command(short_help="Proves from the output that every record was decided once.")
+@click.argument("folder", metavar="[DIR]", required=False)
+@click.option(
+    "-c",
+    "--config",
+    "path",
+    metavar="FILE",
+    help="Also compares it with the commit log and the group's offsets. Without DIR: the folder "
+    "that the config writes to (STREAMER_CONFIG counts then, too).",
+)
+@click.option("--set", "overrides", multiple=True, metavar="a.b=c", help="As for `streamer run`.")
 @click.option(
     "--json",
     "as_json",
@@ -36,25 +52,53 @@ def command() -> None:
     is_flag=True,
     help="Also compares all accepted records with each other: quadratic, for small datasets.",
 )
-def verify(folder: str, as_json: bool, pairs: bool) -> None:
-    """Proves from the output alone that every record was decided once; exit code 1 if anything is
-    wrong.
+def verify(
+    folder: str | None, path: str | None, overrides: tuple[str, ...], as_json: bool, pairs: bool
+) -> None:
+    """Proves from the output that every record was decided once; exit code 1 if anything is wrong.
 
     Ranges tile, manifests chain, checksums and counts match, every accepted row has its sample and
     every sample its row, every duplicate names an accepted record and has the similarity that it
-    says.
+    says. The folder alone cannot show whether its newest epochs are missing, as in a copy that is
+    not complete: -c asks Kafka.
     """
     from streamer.audit import Audit
 
-    audit = Audit(folder)
-    with progress("checking", audit.total_bytes) as advance:
-        report = audit.run(pairs, advance)
+    path = path or (os.environ.get("STREAMER_CONFIG") if folder is None else None)
+    with ExitStack() as at_exit:
+        if path is not None:
+            config = read_config(path, overrides)
+            committed = at_exit.enter_context(_committed(config))
+            audit = Audit(folder or dataset_uri(config), committed)
+        elif folder is not None:
+            audit = Audit(folder)
+        else:
+            raise click.UsageError("Give the dataset's folder DIR, or its config with -c.")
+        with progress("checking", audit.total_bytes) as advance:
+            report = audit.run(pairs, advance)
     if as_json:
         print(json.dumps(report.as_json()))
     else:
         _print_report(audit.folder.uri, report)
     if not report.ok:
         sys.exit(EXIT_FAILED)
+
+
+@contextmanager
+def _committed(config: Config) -> Iterator[CommittedState]:
+    from streamer.kafka.admin import Admin
+    from streamer.kafka.log import CommittedState, LogReader
+
+    admin = Admin(config.kafka)
+    with LogReader(config, admin, config.commits_topic) as log:
+        yield CommittedState(config, admin, log)
+
+
+def dataset_uri(config: Config) -> str:
+    """The folder that the config writes to."""
+    from streamer.sink.storage import Storage
+
+    return Storage(config.output.path, config.dataset).root_uri
 
 
 @command.command(short_help="Counts, bytes, and quantiles of every score.")
@@ -85,9 +129,8 @@ def _print_report(place: str, report: Report) -> None:
     from streamer.audit import NOTES, PROBLEMS
 
     console = Console(soft_wrap=True, highlight=False)
-    console.print(
-        f"{place}: {report.records} records in {len(report.partitions)} partitions", markup=False
-    )
+    partitions = count(len(report.partitions), "partition")
+    console.print(f"{place}: {count(report.records, 'record')} in {partitions}", markup=False)
     if report.records:
         console.print(_outcomes({"all": dict(report.outcomes)}, ""))
     ranges = new_table("partition", "first", "next", "records", "skipped")
@@ -111,19 +154,30 @@ def _print_report(place: str, report: Report) -> None:
                 console.print(f"    … and {report.counts[code] - 10} more")
     if report.pairs is not None:
         console.print(
-            f"{report.pairs['compared']} winners were compared with each other, at a threshold of {report.pairs['threshold']}",
+            f"{report.pairs['compared']} winners were compared with each other, "
+            f"at a threshold of {report.pairs['threshold']}",
             markup=False,
         )
-    if report.ok:
+    if not report.ok:
+        problems = sum(report.counts[code] for code in {f.code for f in report.problems})
+        console.print(f"NOT ok: {count(problems, 'problem')}", style="bold red")
+        return
+    console.print(f"ok: {_proven(report)}", style="green", markup=False)
+    if report.compared_with is None:
         console.print(
-            "ok: every record was decided once, and every file is what its manifest says",
-            style="green",
+            "The folder alone cannot show whether its newest epochs are missing: "
+            "`streamer dataset verify -c CONFIG` compares it with the commit log.",
+            markup=False,
         )
-    else:
-        console.print(
-            f"NOT ok: {sum(report.counts[c] for c in {f.code for f in report.problems})} problems",
-            style="bold red",
-        )
+
+
+def _proven(report: Report) -> str:
+    if not report.records:
+        return f"no record was decided so far; {report.compared_with} holds none either"
+    proven = "every record was decided once, and every file is what its manifest says"
+    if report.compared_with is not None:
+        proven += f"; nothing that {report.compared_with} names is missing"
+    return proven
 
 
 def _print_statistics(found: Statistics) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from streamer.errors import EXIT_FAILED
+
 if TYPE_CHECKING:
     from streamer.demo.line import Done
 
@@ -63,6 +65,8 @@ def command(images: Path | None, out: Path, as_json: bool) -> None:
         _print(done)
     for line in done.unreadable:
         print(f"not sent: {line}", file=sys.stderr)
+    if done.unreadable:
+        sys.exit(EXIT_FAILED)
 
 
 def _print(done: Done) -> None:

@@ -14,7 +14,8 @@ import click
 from streamer.commands.options import read_config, with_config
 from streamer.commands.terminal import new_table, progress, size
 from streamer.config import Config
-from streamer.errors import EXIT_FAILED, ConfigError, DatasetMismatch
+from streamer.errors import EXIT_DONE, EXIT_FAILED, ConfigError, DatasetMismatch
+from streamer.units import count
 
 if TYPE_CHECKING:
     from streamer.dedup.meld import Meld
@@ -40,7 +41,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> None:
     """The snapshots that there are, which of them are good, and how much of the claim log a start
-    has to read."""
+    has to read. Exit code 1 if --verify finds one that is not."""
     from rich.console import Console
 
     place = _open(path, overrides)
@@ -48,6 +49,7 @@ def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> 
     found = place.snapshots.find()
     rows = [(f, place.trouble(f) if verify else f.trouble) for f in found]
     used = next((f.header for f, trouble in rows if f.header is not None and not trouble), None)
+    bad = verify and any(trouble and not f.unfinished for f, trouble in rows)
     tail = end - (used.offset if used is not None else 0)
     if as_json:
         snapshots = [_told(f, trouble) for f, trouble in rows]
@@ -61,9 +63,9 @@ def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> 
                 }
             )
         )
-        return
+        sys.exit(EXIT_FAILED if bad else EXIT_DONE)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{place.snapshots.folder.uri}: {len(rows)} snapshots", markup=False)
+    console.print(f"{place.snapshots.folder.uri}: {count(len(rows), 'snapshot')}", markup=False)
     table = new_table("writer", "position", "winners", "size", "age", "state")
     for f, trouble in rows:
         winners = "" if f.header is None else str(f.header.winners)
@@ -80,6 +82,8 @@ def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> 
     if rows:
         console.print(table)
     console.print(f"the claim log has {end} entries; a start reads {tail} of them", markup=False)
+    if bad:
+        sys.exit(EXIT_FAILED)
 
 
 @command.command(short_help="Writes a new one.")
@@ -107,7 +111,7 @@ def snapshot(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
     else:
         start = "the log's beginning" if used is None else f"position {used.position}"
         print(
-            f"snapshot written at position {header.position}: {header.winners} winners, {size(header.bytes)}; read from {start}"
+            f"snapshot written at position {header.position}: {count(header.winners, 'winner')}, {size(header.bytes)}; read from {start}"
         )
 
 

@@ -19,7 +19,7 @@ from streamer.kafka.lag import PartitionLag, measure
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def command(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Per partition: committed, end, records and seconds behind. Seconds: the age of the first
-    record that is not committed.
+    record that is not committed, of those that have a timestamp.
 
     Records are offsets up to the end, so those that only mark transactions count, too. The running
     group is not touched.
@@ -31,7 +31,7 @@ def command(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         summary = {
             "group": config.group, "state": group.state, "members": group.members,
-            "records": sum(row.records for row in rows), "seconds": max((row.seconds for row in rows), default=0.0),
+            "records": sum(row.records for row in rows), "seconds": _oldest(rows),
             "partitions": [dataclasses.asdict(row) for row in rows],
         }  # fmt: skip
         click.echo(json.dumps(summary))
@@ -42,16 +42,13 @@ def command(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
 def _table(topic: str, rows: list[PartitionLag]) -> Table:
     table = Table(title=topic, title_justify="left", show_footer=True)
-    total, oldest = (
-        sum(row.records for row in rows),
-        max((row.seconds for row in rows), default=0.0),
-    )
+    total = sum(row.records for row in rows)
     for name, footer in (
         ("partition", "all"),
         ("committed", ""),
         ("end", ""),
         ("records behind", str(total)),
-        ("seconds behind", f"{oldest:.1f}"),
+        ("seconds behind", _seconds(_oldest(rows))),
     ):
         table.add_column(name, footer, justify="right")
     if any(row.note for row in rows):
@@ -63,7 +60,17 @@ def _table(topic: str, rows: list[PartitionLag]) -> Table:
             committed,
             str(row.end),
             str(row.records),
-            f"{row.seconds:.1f}",
+            _seconds(row.seconds),
             *([row.note] if row.note else []),
         )
     return table
+
+
+def _oldest(rows: list[PartitionLag]) -> float | None:
+    """The greatest age that is known; None where records wait and no age is."""
+    known = [row.seconds for row in rows if row.seconds is not None]
+    return max(known, default=0.0) if any(known) or len(known) == len(rows) else None
+
+
+def _seconds(age: float | None) -> str:
+    return "no timestamp" if age is None else f"{age:.1f}"

@@ -55,4 +55,4 @@ def run(path: str, overrides: tuple[str, ...], dataset: str, first: str, last: s
 
         app.replay(config, stop, first, last)
 
-    be_replica(config, replay)
+    be_replica(config, True, replay)

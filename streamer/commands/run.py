@@ -16,7 +16,7 @@ import click
 
 from streamer.commands.options import read_config, with_config
 from streamer.config import Config
-from streamer.errors import EXIT_DONE, EXIT_FAILED, StreamerError
+from streamer.errors import EXIT_DONE, EXIT_FAILED, StreamerError, Unfinished
 from streamer.ops import logs
 from streamer.units import parse_time
 
@@ -36,17 +36,19 @@ def parse_until(text: str | None) -> str | float | None:
         ) from None
 
 
-def stop_on_signals() -> Callable[[], bool]:
+def stop_on_signals(bounded: bool) -> Callable[[], bool]:
     """Whether to stop, which the first SIGTERM or SIGINT asks for; the second ends the process at
     once. Main thread only.
 
     As long as nobody has asked, nothing has been read: then the first signal ends the process at
-    once, and well.
+    once, and well unless the run is ``bounded``, whose end was not reached.
     """
     stopping, asked = threading.Event(), threading.Event()
 
     def stop(number: int, _frame: object) -> None:
         if not asked.is_set():
+            if bounded:
+                end_with(Unfinished())
             logs.say_now(
                 f"{signal.Signals(number).name} before anything was read: leaving", logging.INFO
             )
@@ -68,14 +70,17 @@ def stop_on_signals() -> Callable[[], bool]:
     return is_stopping
 
 
-def be_replica(config: Config, run: Callable[[Callable[[], bool]], None]) -> NoReturn:
-    """What is left of the process: logs, signals, ``run(stop)``, and the exit code."""
+def be_replica(
+    config: Config, bounded: bool, run: Callable[[Callable[[], bool]], None]
+) -> NoReturn:
+    """What is left of the process: logs, signals, ``run(stop)``, and the exit code. ``bounded``:
+    the run has an end of its own, and is not done before it."""
     logs.setup()
     logs.hide(config.kafka.client)
     log.info("starting", extra={
         "version": version("streamer"), "dataset": config.dataset, "writer": config.writer, "topic": config.kafka.topic,
     })  # fmt: skip
-    stop = stop_on_signals()
+    stop = stop_on_signals(bounded)
     try:
         run(stop)
     except BaseException as error:  # noqa: BLE001 - the process ends here, whatever it was; a thread may not keep it
@@ -107,7 +112,8 @@ def end_with(error: BaseException) -> NoReturn:
     help="Ends by itself at the end offsets found at the assignment, or at an ISO 8601 time.",
 )
 def command(path: str, overrides: tuple[str, ...], until: str | None) -> None:
-    """The consumer. SIGTERM and SIGINT drain, seal, commit and exit 0; a second one exits at once."""
+    """The consumer. SIGTERM and SIGINT drain, seal, commit and exit 0, or 75 before the end that
+    --until names; a second one exits at once."""
     bound = parse_until(until)
     config = read_config(path, overrides)
 
@@ -116,4 +122,4 @@ def command(path: str, overrides: tuple[str, ...], until: str | None) -> None:
 
         app.run(config, stop, bound)
 
-    be_replica(config, run)
+    be_replica(config, bound is not None, run)

@@ -21,6 +21,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 from streamer.config import Config, Kafka
 from streamer.errors import DependencyError, TemporaryError
 from streamer.kafka.client import client_config, explain, plain
+from streamer.units import count
 
 T = TypeVar("T")
 
@@ -305,7 +306,7 @@ class Admin:
         info = self.topic(topic)
         if info is None or max(partitions) >= info.partitions:
             there = (
-                f"the topic {topic} has {info.partitions} partitions, not {max(partitions) + 1}"
+                f"the topic {topic} has {count(info.partitions, 'partition')}, not {max(partitions) + 1}"
                 if info
                 else f"there is no topic {topic}"
             )
@@ -364,7 +365,7 @@ class Admin:
         info = self.topic(name)
         if info is None or info.partitions != 1:
             raise DependencyError(
-                f"{name}: has {info.partitions if info else 0} partitions, but its one order needs exactly 1. "
+                f"{name}: has {count(info.partitions if info else 0, 'partition')}, but its one order needs exactly 1. "
                 "This topic was not made by streamer: choose another dataset name, or delete it if nothing needs it."
             )
         actual = self.settings(name)

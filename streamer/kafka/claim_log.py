@@ -230,7 +230,7 @@ def _mismatch(dataset: str, bound: DatasetEntry, ours: DatasetEntry) -> str:
         "meld_version": "meld version",
     }
     differences = [
-        f"{names[f]} is {getattr(bound, f)!r} there and {getattr(ours, f)!r} here"
+        f"{names[f]} is {bound.spell(f)} there and {ours.spell(f)} here"
         for f in names
         if getattr(bound, f) != getattr(ours, f)
     ]

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from streamer.config import Config, Kafka
 from streamer.errors import ConfigError, DependencyError, Fenced, StreamerError, TemporaryError
@@ -25,6 +25,9 @@ MAX_POLL_INTERVAL_MS = 300_000
 SESSION_TIMEOUT_MS = 45_000
 MESSAGE_BYTES = 100_000_000
 """The client's own limit for one message. The topic's ``max.message.bytes`` is the one that counts."""
+
+LAST_DATE_MS = (2**63 - 1) // 10**6
+"""11 April 2262."""
 
 Isolation = Literal["read_committed", "read_uncommitted"]
 
@@ -303,6 +306,16 @@ def explain(error: KafkaError | KafkaException, doing: str) -> StreamerError:
             f"{doing}: the broker is away or slow ({words}). Start again when it is back."
         )
     return DependencyError(f"{doing}: {words} [{error.name()}]")
+
+
+def timestamp_ms(message: Message) -> int:
+    """UTC milliseconds; 0 where the message has none, or one that is no date.
+
+    A producer may write any number, microseconds by mistake for example. No reader of the output
+    can show a date beyond `LAST_DATE_MS`: what 64-bit nanoseconds hold, as pandas has them.
+    """
+    stamp: int = message.timestamp()[1]
+    return stamp if 0 < stamp <= LAST_DATE_MS else 0
 
 
 def is_final(error: KafkaError) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
@@ -11,12 +11,16 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from streamer.config import Config
 from streamer.errors import TemporaryError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import consumer_config, explain
+from streamer.kafka.client import consumer_config, explain, timestamp_ms
+from streamer.kafka.log import LogReader
 from streamer.kafka.topics import configured_starts, input_topic
+from streamer.units import count
 from streamer.wire import claim
 from streamer.wire import manifest as wire
 
 DEADLINE_S = 20.0
+LOOKED_AT = 500
+"""Records of a partition among which one with a timestamp is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,9 @@ class PartitionLag:
     records: int
     """Offsets from the committed one (or from where the dataset would start) to the end: control
     records are counted, too."""
-    seconds: float
-    """Age of the first record that is not committed; 0 if there is none."""
+    seconds: float | None
+    """Age of the first record with a timestamp that is not committed; 0 if no record waits, None
+    if those that wait have no timestamp."""
     note: str
     """Why a replica would refuse to start here; empty if it would not."""
 
@@ -56,7 +61,7 @@ def measure(config: Config, admin: Admin) -> list[PartitionLag]:
     ends = admin.end_offsets(topic, partitions, committed=True)
     notes = dict.fromkeys(partitions, "")
     notes |= {
-        p: f"{begins[p] - at} offsets expired before they were processed"
+        p: f"{count(begins[p] - at, 'offset')} expired before they were processed"
         for p, at in committed.items()
         if at < begins[p]
     }
@@ -68,80 +73,54 @@ def measure(config: Config, admin: Admin) -> list[PartitionLag]:
     behind = {
         p: max(starts[p], begins[p]) for p in partitions if ends[p] > max(starts[p], begins[p])
     }
-    oldest = _first_timestamps(config, behind)
-    now = time.time()
+    waiting = _waiting(config, behind)
     return [
         PartitionLag(
             partition=p,
             committed=committed.get(p),
             end=ends[p],
-            records=ends[p] - behind[p]
-            if p in oldest
-            else 0,  # only control records are left: nothing to do
-            seconds=round(max(0.0, now - oldest[p] / 1000), 3) if p in oldest else 0.0,
+            # Where only control records are left there is nothing to do
+            records=ends[p] - behind[p] if p in waiting else 0,
+            seconds=_age_s(waiting[p]) if p in waiting else 0.0,
             note=notes[p],
         )
         for p in partitions
     ]
 
 
+def _age_s(timestamp_ms: int | None) -> float | None:
+    if timestamp_ms is None:
+        return None
+    return round(max(0.0, time.time() - timestamp_ms / 1000), 3)
+
+
 def _tile_ends(config: Config, admin: Admin) -> dict[int, int]:
     """Partition → where the last committed epoch that has it ends."""
     ends: dict[int, int] = {}
-    for value in _values(config, admin, config.commits_topic):
-        for partition, (_, following) in wire.decode(value).partitions.items():
-            ends[partition] = max(following, ends.get(partition, 0))
+    with LogReader(config, admin, config.commits_topic) as log:
+        for message in log.read():
+            for partition, (_, following) in wire.decode(message.value() or b"").partitions.items():
+                ends[partition] = max(following, ends.get(partition, 0))
     return ends
 
 
 def _bound_topic(config: Config, admin: Admin) -> str | None:
     """The id of the topic that the dataset is bound to; None before its first start."""
-    for value in _values(config, admin, config.claims_topic):
-        entry = claim.decode(value)
-        return entry.topic_id if isinstance(entry, claim.DatasetEntry) else None
+    with LogReader(config, admin, config.claims_topic) as log:
+        for message in log.read():
+            entry = claim.decode(message.value() or b"")
+            return entry.topic_id if isinstance(entry, claim.DatasetEntry) else None
     return None
 
 
-def _values(config: Config, admin: Admin, topic: str) -> Iterator[bytes]:
-    """The values of the one partition of ``topic``, if there is such a topic, up to its end."""
-    if admin.topic(topic) is None:
-        return
-    begin, end = (
-        admin.begin_offsets(topic, [0])[0],
-        admin.end_offsets(topic, [0], committed=True)[0],
-    )
-    if begin == end:
-        return
-    consumer = Consumer(consumer_config(config, f"{config.group}.lag"))
-    try:
-        consumer.assign([TopicPartition(topic, 0, begin)])
-        deadline = time.monotonic() + DEADLINE_S
-        at = begin
-        while at < end:
-            message = consumer.poll(0.2)
-            if message is None:
-                _check_deadline(deadline, topic)
-                continue
-            error = message.error()
-            if error is None:
-                yield message.value() or b""
-                at = message.offset() + 1
-            elif error.code() == KafkaError._PARTITION_EOF:
-                at = message.offset()
-            elif not error.retriable():
-                raise explain(error, f"reading {topic}")
-    finally:
-        consumer.close()
-
-
-def _first_timestamps(config: Config, positions: Mapping[int, int]) -> dict[int, int]:
-    """Partition → timestamp (ms) of the first record at or after the position; partitions with none
-    are left out."""
+def _waiting(config: Config, positions: Mapping[int, int]) -> dict[int, int | None]:
+    """Partition → timestamp (ms) of the first record at or after the position that has one: None
+    where none of the first `LOOKED_AT` has. Partitions without a record are left out."""
     topic = config.kafka.topic
-    found: dict[int, int] = {}
+    found: dict[int, int | None] = {}
     if not positions:
         return found
-    # One batch a partition is all that is wanted.
+    # One batch a partition is mostly all that is wanted.
     small = {
         "queued.min.messages": 1,
         "fetch.message.max.bytes": 1,
@@ -150,7 +129,7 @@ def _first_timestamps(config: Config, positions: Mapping[int, int]) -> dict[int,
     consumer = Consumer({**consumer_config(config, f"{config.group}.lag"), **small})
     try:
         consumer.assign([TopicPartition(topic, p, o) for p, o in positions.items()])
-        waiting = set(positions)
+        waiting = dict.fromkeys(positions, 0)
         deadline = time.monotonic() + DEADLINE_S
         while waiting:
             message = consumer.poll(0.2)
@@ -160,8 +139,10 @@ def _first_timestamps(config: Config, positions: Mapping[int, int]) -> dict[int,
             error, partition = message.error(), message.partition()
             if error is None:
                 if partition in waiting:
-                    found[partition] = max(0, message.timestamp()[1])
-                    _done(consumer, topic, partition, waiting)
+                    waiting[partition] += 1
+                    found[partition] = timestamp_ms(message) or None
+                    if found[partition] is not None or waiting[partition] >= LOOKED_AT:
+                        _done(consumer, topic, partition, waiting)
             elif error.code() == KafkaError._PARTITION_EOF:
                 _done(consumer, topic, partition, waiting)
             elif not error.retriable():
@@ -171,9 +152,8 @@ def _first_timestamps(config: Config, positions: Mapping[int, int]) -> dict[int,
     return found
 
 
-def _done(consumer: Consumer, topic: str, partition: int, waiting: set[int]) -> None:
-    if partition in waiting:
-        waiting.discard(partition)
+def _done(consumer: Consumer, topic: str, partition: int, waiting: dict[int, int]) -> None:
+    if waiting.pop(partition, None) is not None:
         consumer.incremental_unassign([TopicPartition(topic, partition)])
 
 

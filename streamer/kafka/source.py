@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from streamer.config import Config
 from streamer.errors import ProtocolError
-from streamer.kafka.client import consumer_config, explain, is_final
+from streamer.kafka.client import consumer_config, explain, is_final, timestamp_ms
 from streamer.records import UNREADABLE_HEADERS, Headers, Record
 
 CHUNK_RECORDS = 64
@@ -204,7 +204,7 @@ class Source:
                 return
             value = message.value()
             self._records.append(
-                Record(partition, offset, max(message.timestamp()[1], 0), value, _headers(message))
+                Record(partition, offset, timestamp_ms(message), value, _headers(message))
             )
             self._bytes += self._weight(value)
             self.reached[partition] = offset + 1

@@ -51,8 +51,8 @@ class Wanted:
         bound = [
             (
                 f"the dataset's binding, {f.name},",
-                getattr(header.dataset, f.name),
-                getattr(self.dataset, f.name),
+                header.dataset.spell(f.name),
+                self.dataset.spell(f.name),
             )
             for f in fields(DatasetEntry)
         ]

@@ -45,6 +45,11 @@ class DatasetEntry:
     threshold: float
     meld_version: int
 
+    def spell(self, name: str) -> str:
+        """A field as people write it; the threshold 0 stands for ``dedup: off``."""
+        value = getattr(self, name)
+        return "off" if name == "threshold" and value == 0 else repr(value)
+
 
 @dataclass(frozen=True, slots=True)
 class Open:

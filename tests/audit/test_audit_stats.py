@@ -77,7 +77,7 @@ def test_many_scores_are_sampled_and_the_ends_stay_exact(folder, monkeypatch):
 
 
 def test_a_broken_folder_is_an_error_that_says_where(tmp_path, folder):
-    with pytest.raises(DependencyError, match="no_dataset"):
+    with pytest.raises(DependencyError, match="has no manifest"):
         statistics(str(tmp_path))
     make_dataset(str(tmp_path))
     (tmp_path / "cats/metadata/w-0-00000000.parquet").write_bytes(b"x")

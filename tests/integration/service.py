@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
+import sysconfig
 import tarfile
 import threading
 import time
@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 import yaml
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = str(Path(sysconfig.get_path("scripts")) / "streamer")
+"""The command as it is installed: what a shell and Kubernetes start."""
 THUMBNAIL = {"type": "tests.plugins.thumbnail:ThumbnailEmbedder"}
 
 
@@ -112,7 +114,7 @@ class Service:
     def launch(
         self, *args: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
     ) -> Replica:
-        command = [*prefix, sys.executable, "-m", "streamer", *args]
+        command = [*prefix, SCRIPT, *args]
         process = subprocess.Popen(
             command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=_environment(env)
         )
@@ -142,7 +144,7 @@ def streamer(
 ) -> subprocess.CompletedProcess[str]:
     """One finished command."""
     done = subprocess.run(
-        [sys.executable, "-m", "streamer", *args],
+        [SCRIPT, *args],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -25,7 +25,7 @@ import streamer.kafka.source
 import streamer.sink.storage
 import streamer.sink.writer
 from streamer.config import Config
-from streamer.errors import DependencyError, StreamerError, TemporaryError
+from streamer.errors import DependencyError, StreamerError, TemporaryError, Unfinished
 from streamer.flow.item import Chunk, Decided, Fence, Run
 from streamer.flow.worker import Failure
 from streamer.judge.batcher import Batcher
@@ -212,11 +212,13 @@ class Process(Owner):
         batcher: Any = Batcher(chunks, 3, 0.05, fence)  # type: ignore[arg-type]
         self._spawn("line", lambda: self._pass_on(batcher, decided, fence, failure), failure)
         source.subscribe(replica)
-        replica.run(
+        stopped = replica.run(
             lambda: self.stopping, world.parts.replica.Bound(self._ends if self._bounded else None)
         )
         failure.stop.set()
         source.close()
+        if stopped is not None:
+            raise Unfinished(stopped.committed, stopped.end)
 
     def _ends(self, partitions: Collection[int]) -> Mapping[int, int]:
         ends = {p: self.world.broker.input[p].end for p in partitions}

@@ -26,7 +26,7 @@ from sim_trouble import DELAYS, TROUBLES
 
 import streamer.replica
 import streamer.sink.engine
-from streamer.errors import Fenced, ProtocolError
+from streamer.errors import Fenced, ProtocolError, Unfinished
 
 Trouble = tuple[int, int, int]
 TRACE = 400
@@ -193,7 +193,7 @@ class World:
             process = self.start(f"w-{n}")
             process.stopping = True
             self._until(lambda: not self.living, "a last start recovers", 60)
-            if process.exit_code != 0:
+            if process.exit_code != 0 and not isinstance(process.error, Unfinished):
                 raise Violation(
                     f"a last start of {process.writer} ends with {process.exit_code}: {process.error}"
                 )
@@ -244,7 +244,7 @@ class World:
             self.zombies.remove(process)
         if isinstance(process.error, ProtocolError) or process.is_robbed():
             self.schedule.fail(Violation(f"{process.name} ends with: {process.error}"))
-        if process.exit_code == 0 and not process.stopping:
+        if process.exit_code == 0 and (self.setting.bounded or not process.stopping):
             undone = (
                 {p: log.end for p, log in enumerate(self.broker.input)}
                 if not self.setting.bounded

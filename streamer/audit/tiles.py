@@ -1,0 +1,143 @@
+"""Which epoch holds which offsets: per partition the ranges of the manifests, end to end."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable
+
+from streamer.audit.manifests import Epoch
+from streamer.audit.report import Report
+
+Span = tuple[int, int, int]
+"""Partition, first offset, and the one after the last."""
+
+
+class Tiles:
+    """The ranges of the epochs that are public. Epochs may be added while others are audited."""
+
+    def __init__(self) -> None:
+        self._tiles: dict[int, list[tuple[int, int, Epoch]]] = defaultdict(list)
+        self._firsts: dict[int, list[int]] = {}
+        self._marks: dict[int, set[int]] = defaultdict(set)
+        """Empty ranges: they say where a partition's first one may begin."""
+        self._ends: dict[int, int] = {}
+        self._pending: list[Span] = []
+        self._founders: list[Epoch] = []
+        """First manifests of a replay; two replicas may have founded it at once."""
+
+    def add(self, epochs: Iterable[Epoch]) -> None:
+        for epoch in epochs:
+            if epoch.ends:
+                self._founders.append(epoch)
+            for partition, (first, end) in epoch.ranges.items():
+                if first < end:
+                    self._tiles[partition].append((first, end, epoch))
+                else:
+                    self._marks[partition].add(first)
+                self._ends[partition] = max(end, self._ends.get(partition, 0))
+        for partition, tiles in self._tiles.items():
+            tiles.sort(key=lambda tile: tile[:2])
+            self._firsts[partition] = [first for first, _, _ in tiles]
+
+    def expect(self, spans: Iterable[Span]) -> None:
+        """Ranges of epochs that are complete, but not public yet."""
+        self._pending += spans
+
+    def find(self, partition: int, offset: int) -> Epoch | None:
+        at = bisect_right(self._firsts.get(partition, []), offset) - 1
+        if at < 0:
+            return None
+        first, end, epoch = self._tiles[partition][at]
+        return epoch if first <= offset < end else None
+
+    def end(self, partition: int) -> int:
+        """One past the last public offset; 0 for a partition that no manifest names."""
+        return self._ends.get(partition, 0)
+
+    def may_come(self, partition: int, offset: int) -> bool:
+        """True for an offset that an epoch which is not public yet may hold."""
+        if offset >= self.end(partition):
+            return all(offset < founder.ends.get(partition, 0) for founder in self._founders)
+        return any(p == partition and first <= offset < end for p, first, end in self._pending)
+
+    def has_gaps(self) -> bool:
+        return any(
+            self._begin(partition) < tiles[0][0] or any(a < b for a, b in _between(tiles))
+            for partition, tiles in self._tiles.items()
+        )
+
+    def check(self, report: Report) -> None:
+        """Ranges of one partition meet end to end."""
+        for partition in sorted(self._tiles.keys() | self._marks.keys()):
+            tiles = self._tiles.get(partition, [])
+            begin = self._begin(partition)
+            start = tiles[0][0] if tiles else begin
+            if begin < start:
+                self._report_gap(report, tiles[0][2], partition, begin, start)
+            for (a, b), (_, _, epoch) in zip(_between(tiles), tiles[1:], strict=True):
+                if a < b:
+                    self._report_gap(report, epoch, partition, a, b)
+                elif a > b:
+                    report.problem(
+                        "range_overlap",
+                        epoch.path,
+                        f"partition {partition}: offsets [{b}, {a}) are in an earlier manifest too",
+                    )
+            skipped = 0
+            for first, end, epoch in tiles:
+                for a, b in epoch.skipped.get(partition, []):
+                    skipped += b - a
+                    if not first <= a <= b <= end:
+                        report.problem(
+                            "skipped_outside",
+                            epoch.path,
+                            f"partition {partition}: [{a}, {b}) is not in [{first}, {end})",
+                        )
+            report.partitions[partition] = {
+                "first": start,
+                "next": self.end(partition),
+                "records": report.rows[partition],
+                "skipped": skipped,
+            }
+
+    def check_ends(self, report: Report, first: Epoch | None) -> None:
+        """A replay has come to the end that its first manifest names. ``first``: which manifest
+        that is, where the commit log told; else the least that any founder names must be there."""
+        founders = self._founders if first is None else [first] if first.ends else []
+        for partition in sorted({p for founder in founders for p in founder.ends}):
+            end = min(f.ends[partition] for f in founders if partition in f.ends)
+            at = max(self.end(partition), self._begin(partition))
+            if at < end:
+                report.problem(
+                    "unfinished",
+                    founders[0].path,
+                    f"partition {partition}: the replay is to end at offset {end}, "
+                    f"its epochs end at {at}",
+                )
+
+    def _begin(self, partition: int) -> int:
+        """Where the partition's records begin by the manifests that say so: two replicas may have
+        founded the dataset at once, and the folder does not tell which of them was first."""
+        marks, tiles = self._marks.get(partition, set()), self._tiles.get(partition, [])
+        if not tiles or not marks:
+            return tiles[0][0] if tiles else min(marks, default=0)
+        return tiles[0][0] if tiles[0][0] in marks else min(*marks, tiles[0][0])
+
+    def _report_gap(
+        self, report: Report, epoch: Epoch, partition: int, first: int, end: int
+    ) -> None:
+        detail = f"partition {partition}: offsets [{first}, {end}) are in no manifest"
+        if any(p == partition and first <= a and b <= end for p, a, b in self._pending):
+            report.note("gap_pending", epoch.path, f"{detail}, but in a complete epoch in .staging")
+        else:
+            report.problem("range_gap", epoch.path, detail)
+
+
+def _between(tiles: list[tuple[int, int, Epoch]]) -> list[tuple[int, int]]:
+    """For each tile but the first: where those before it end, and where it begins."""
+    found, cursor = [], tiles[0][1] if tiles else 0
+    for first, end, _ in tiles[1:]:
+        found.append((cursor, first))
+        cursor = max(cursor, end)
+    return found
