@@ -173,6 +173,7 @@ def put_together(
     stage = NoClaims(decided, fence, failure) if claims is None else claims
 
     rules = Rules(config.filters, config.output.formats, (head.name for head in config.heads))
+    at_exit.callback(rules.finish)
     embedder = model.embedder
     decoder = decoder_type(
         config, embedder.transform, embedder.decode, embedder.draft_size, rules.header_rules, stage.prior, failure,

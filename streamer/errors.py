@@ -110,12 +110,17 @@ INVALID_REASONS: dict[str, str] = {
 """The closed list of reasons of ``outcome = invalid``; docs/reference.md is checked against it."""
 
 
+DETAIL_CHARACTERS = 300
+"""A detail may quote the record, which may hold anything."""
+
+
 class InvalidRecord(Exception):
-    """One record cannot be used. ``reason`` is a key of `INVALID_REASONS`, ``detail`` is for the
-    dead letter."""
+    """One record cannot be used. ``reason`` is a key of `INVALID_REASONS`; ``detail``, a few words
+    for the row and the dead letter, is cut to `DETAIL_CHARACTERS` and made valid Unicode."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         assert reason in INVALID_REASONS, f"this is a bug: {reason!r} is not in INVALID_REASONS"
+        detail = detail[:DETAIL_CHARACTERS].encode("utf-8", "replace").decode()
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail

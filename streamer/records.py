@@ -127,7 +127,7 @@ class Decision(NamedTuple):
     claim: int | None = None
     """Position of the claim that counted; None where none was made."""
     detail: str = ""
-    """A few words for the dead letter and the log; no column."""
+    """Where the outcome is ``invalid``: a few words about why."""
 
 
 class FailedRule(NamedTuple):

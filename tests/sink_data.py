@@ -61,6 +61,7 @@ class Maker:
         threshold=0.9,
         seed=0,
         action="remove",
+        score_names=("aesthetic",),
         **limits,
     ) -> None:
         self.storage = storage
@@ -69,6 +70,7 @@ class Maker:
         self.dim = dim
         self.threshold = self.stated_threshold = threshold
         self.action = action
+        self.score_names = score_names
         self.limits = Output(path="unused", **limits)
         self.rng = np.random.default_rng(seed)
         self.next: dict[int, int] = {}
@@ -88,10 +90,11 @@ class Maker:
             facts.append(known)
             decisions.append(decision)
             embedded.append(bool(vectors[i].any()))
-        scores = np.where(embedded, self.rng.random(n), np.nan).astype(np.float32)
-        return DecidedBatch(
-            records, facts, decisions, vectors, np.array(embedded, bool), {"aesthetic": scores}
-        )
+        scores = {
+            name: np.where(embedded, self.rng.random(n), np.nan).astype(np.float32)
+            for name in self.score_names
+        }
+        return DecidedBatch(records, facts, decisions, vectors, np.array(embedded, bool), scores)
 
     def _decide(self, partition: int, offset: int, vector: np.ndarray) -> tuple[Facts, Decision]:
         """Fills ``vector`` where the record gets as far as the model."""
@@ -126,7 +129,7 @@ class Maker:
         uuid = str(UUID(bytes=self.rng.bytes(16)))
         files = EpochWriter(
             self.storage, dataset=self.dataset, writer=writer, epoch=epoch + 1, uuid=uuid, topic="photos", dim=self.dim,
-            score_names=("aesthetic",), pipeline="0123456789abcdef", limits=self.limits, fingerprints={"threshold": self.stated_threshold},
+            score_names=self.score_names, pipeline="0123456789abcdef", limits=self.limits, fingerprints={"threshold": self.stated_threshold},
         )  # fmt: skip
         files.epoch, files.uuid = epoch + 1, uuid
         return files

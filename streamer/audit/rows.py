@@ -20,25 +20,17 @@ from streamer.sink.folder import Folder
 from streamer.units import count
 
 BATCH_ROWS = 8192
-COLUMNS = (
-    "key", "shard", "topic", "partition", "offset", "timestamp", "id", "text", "url", "format", "width", "height", "bytes", "sha256",
-    "outcome", "reason", "flags", "duplicate_of", "similarity", "claim", "embedding", "metadata", "pipeline",
-)  # fmt: skip
 _OF_A_SAMPLE = (
-    "key",
-    "format",
-    "bytes",
-    "sha256",
-    "text",
-    "topic",
-    "partition",
-    "offset",
-    "id",
-    "url",
-    "width",
-    "height",
-    "metadata",
+    *("key", "format", "bytes", "sha256", "text", "topic", "partition", "offset"),
+    *("id", "url", "width", "height", "metadata"),
 )
+COLUMNS = (
+    *_OF_A_SAMPLE,
+    *("shard", "timestamp", "outcome", "reason", "flags", "duplicate_of", "similarity", "claim"),
+    *("embedding", "pipeline"),
+)
+DETAIL = "detail"
+"""A column that files of the first builds do not have."""
 _BINDING = ("dataset", "topic", "dim", "threshold")
 
 
@@ -98,7 +90,8 @@ class RowAudit:
                     return rows
                 self._bind(file.path, table.schema_arrow.metadata or {})
                 seen: list[pa.Table] = []
-                for batch in table.iter_batches(BATCH_ROWS, columns=list(COLUMNS)):
+                there = [*COLUMNS, *({DETAIL} & set(table.schema_arrow.names))]
+                for batch in table.iter_batches(BATCH_ROWS, columns=there):
                     self._check(epoch, file.path, batch, rows)
                     seen.append(pa.table({"p": batch["partition"], "o": batch["offset"]}))
         except pa.ArrowException as error:
@@ -164,7 +157,7 @@ class RowAudit:
         outcome = batch["outcome"]
         accepted = _bools(pc.equal(outcome, "accepted"))
         duplicate = _bools(pc.equal(outcome, "duplicate"))
-        has = {name: _bools(pc.is_valid(batch[name])) for name in COLUMNS}
+        has = {name: _bools(pc.is_valid(batch[name])) for name in batch.schema.names}
         keys = [
             f"{p:05d}_{o:012d}" for p, o in zip(partitions.tolist(), offsets.tolist(), strict=True)
         ]
@@ -190,6 +183,11 @@ class RowAudit:
                 "row_invalid",
                 has["reason"] == accepted,
                 "a reason where it is accepted, or none where it is not",
+            ),
+            (
+                "row_invalid",
+                has.get(DETAIL, False) & ~_bools(pc.equal(outcome, "invalid")),
+                "a detail where it is not invalid",
             ),
             (
                 "row_invalid",

@@ -45,6 +45,7 @@ from streamer.records import (
     Settled,
 )
 from streamer.wire.envelope import json_limit, parse
+from streamer.wire.known import known
 
 PIXELS_IN_FLIGHT = 64_000_000
 """Pixels that all threads together may be decoding (or one image's, where ``decode.max_pixels`` is
@@ -174,7 +175,8 @@ class Decoder:
         try:
             envelope = parse(record, self._content_type, self._max_json_bytes)
         except InvalidRecord as error:
-            return _invalid(record, Facts(), error, [], prior)
+            facts = known(record, self._content_type, self._max_json_bytes)
+            return _invalid(record, facts, error, [], prior)
         facts = Facts(envelope.id, envelope.text, envelope.url, envelope.metadata)
         image = envelope.image
         return _Opened(

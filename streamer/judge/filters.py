@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from streamer.config import CustomRule, FieldRule, RuleConfig
 from streamer.errors import ConfigError, PluginError
+from streamer.judge.watch import Watch
 from streamer.plugins import build, log
 from streamer.records import FORMAT_RULE, Facts, FailedRule
 
@@ -67,17 +68,13 @@ class Filter(ABC):
 class HeaderRules:
     """The implicit rule ``format`` and every rule that needs the header only. Any thread."""
 
-    def __init__(self, rules: Sequence[_Rule], formats: Iterable[str]) -> None:
+    def __init__(self, rules: Sequence[_Rule]) -> None:
         self._rules = tuple(rules)
-        self._formats = frozenset(formats)
 
     def check(self, facts: Facts) -> list[FailedRule]:
         """Every failure, in the order of the config; the first that removes is the reason. Does not
         block. Raises PluginError."""
-        failures = [] if facts.format in self._formats else [FailedRule(FORMAT_RULE, True)]
-        for rule in self._rules:
-            failures += rule(facts, _NO_SCORES)
-        return failures
+        return [failure for rule in self._rules for failure in rule(facts, _NO_SCORES)]
 
 
 class ScoreRules:
@@ -113,19 +110,29 @@ class Rules:
                     f"output.formats: {format!r} is written {_FORMAT_ALIASES.get(plain, plain)!r}"
                 )
         score_fields = {f"{head}_score": head for head in heads}
-        header: list[_Rule] = []
+        self._watches = [Watch("output.formats", True, FORMAT_RULE, _FIELDS[FORMAT_RULE])]
+        header = [_watched(_format_rule(formats), self._watches[0])]
         scored: list[_Rule] = []
         for i, rule in enumerate(filters):
+            where, removes = f"filters.{i} ({rule.name})", rule.action == "remove"
             if isinstance(rule, FieldRule):
                 head = score_fields.get(rule.field)
-                (header if head is None else scored).append(_field_rule(rule, head))
+                get, stage = _getter(rule.field, head), header if head is None else scored
+                check, watch = _field_rule(rule, get), Watch(where, removes, rule.field, get)
             else:
                 plugin = _plugin(rule, f"filters.{i}")
-                (header if plugin.needs == "header" else scored).append(
-                    _custom_rule(plugin, FailedRule(rule.name, rule.action == "remove"))
-                )
-        self.header_rules = HeaderRules(header, formats)
+                stage = header if plugin.needs == "header" else scored
+                check = _custom_rule(plugin, FailedRule(rule.name, removes))
+                watch = Watch(where, removes)
+            stage.append(_watched(check, watch))
+            self._watches.append(watch)
+        self.header_rules = HeaderRules(header)
         self.score_rules = ScoreRules(scored)
+
+    def finish(self) -> None:
+        """At the end of a run: warns of the rules that every record has failed. Any thread."""
+        for watch in self._watches:
+            watch.finish()
 
 
 _Rule = Callable[[Facts, Mapping[str, float]], tuple[FailedRule, ...]]
@@ -133,14 +140,28 @@ _Rule = Callable[[Facts, Mapping[str, float]], tuple[FailedRule, ...]]
 _Getter = Callable[[Facts, Mapping[str, float]], Any]
 
 
-def _field_rule(rule: FieldRule, head: str | None) -> _Rule:
-    get = (
-        _score(head)
-        if head is not None
-        else _metadata(rule.field)
-        if rule.field.startswith(_METADATA)
-        else _FIELDS[rule.field]
-    )
+def _watched(check: _Rule, watch: Watch) -> _Rule:
+    def watched(facts: Facts, scores: Mapping[str, float]) -> tuple[FailedRule, ...]:
+        failures = check(facts, scores)
+        if not watch.is_over:
+            watch.see(bool(failures), facts, scores)
+        return failures
+
+    return watched
+
+
+def _getter(field: str, head: str | None) -> _Getter:
+    if head is not None:
+        return _score(head)
+    return _metadata(field) if field.startswith(_METADATA) else _FIELDS[field]
+
+
+def _format_rule(formats: Iterable[str]) -> _Rule:
+    allowed, failed = frozenset(formats), (FailedRule(FORMAT_RULE, True),)
+    return lambda facts, scores: () if facts.format in allowed else failed
+
+
+def _field_rule(rule: FieldRule, get: _Getter) -> _Rule:
     passes = _test(rule)
     failed = (FailedRule(rule.name, rule.action == "remove"),)
     return lambda facts, scores: () if passes(get(facts, scores)) else failed

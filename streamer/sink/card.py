@@ -28,8 +28,14 @@ import webdataset, glob
 samples = webdataset.WebDataset(sorted(glob.glob("shards/{first}/*.tar")), shardshuffle=False).decode("pil")
 
 import duckdb
-duckdb.sql("select outcome, reason, count(*) from 'metadata/*.parquet' group by all")
+rows = duckdb.read_parquet("metadata/*.parquet", union_by_name=True)
+duckdb.sql("select outcome, reason, count(*) from rows group by all").show()
 ```
+
+Files of one dataset may have different columns: a head that was added later has its score in the
+newer ones only. `union_by_name` takes them all, and `.df()` makes a pandas frame of a result;
+`pandas.read_parquet` of the whole folder leaves out what the first file lacks. `load_dataset` takes
+the fields of `json` from its first samples.
 
 The column `embedding` is a fixed-size list of 16-bit floats with nulls: DuckDB reads it, and pyarrow from 26 on; an older pyarrow
 reads all the others (name them with `columns=`).

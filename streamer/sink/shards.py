@@ -182,17 +182,19 @@ def _describe(
     metadata: str,
 ) -> bytes:
     """The sample's ``json``: always the same keys, never null, every value always of one type.
+    Without heads there is no ``scores``: an empty object has no type that Parquet could hold.
 
     Hugging Face ``datasets`` takes the types from the first five samples. So what is unknown is
     ``""``, ``0`` or ``0.0``, and what has no fixed shape (flags, metadata) is a string of JSON. The
     Parquet row tells unknown and zero apart.
     """
     duplicate_of = "" if decision.duplicate_of is None else key_of(*decision.duplicate_of)
+    scored = f'"scores":{{{scores}}},' if scores else ""
     flags = '"[]"' if not decision.flags else quoted(compact(decision.flags))
     return (
         f'{{"key":"{key}","topic":{topic},"partition":{record.partition},"offset":{record.offset},"timestamp":{record.timestamp_ms},'
         f'"id":{quoted(facts.id or "")},"url":{quoted(facts.url or "")},"format":"{facts.format}",'
         f'"width":{facts.width or 0},"height":{facts.height or 0},"bytes":{len(facts.data or b"")},"sha256":"{facts.sha256 or ""}",'
-        f'"scores":{{{scores}}},"flags":{flags},"duplicate_of":"{duplicate_of}","similarity":{float(decision.similarity or 0.0)!r},'
+        f'{scored}"flags":{flags},"duplicate_of":"{duplicate_of}","similarity":{float(decision.similarity or 0.0)!r},'
         f'"claim":{decision.claim or 0},"metadata":{quoted(metadata)}}}'
     ).encode()

@@ -43,14 +43,28 @@ def table_schema(dim: int, score_names: Sequence[str], facts: Mapping[str, Any])
     what is no string is written as JSON."""
     text, number = pa.string(), pa.int64()
     columns = [
-        ("key", text, False), ("shard", text, True), ("topic", text, False), ("partition", pa.int32(), False), ("offset", number, False),
-        ("timestamp", pa.timestamp("ms", "UTC"), True), ("id", text, True), ("text", text, True), ("url", text, True),
-        ("format", text, True), ("width", pa.int32(), True), ("height", pa.int32(), True), ("bytes", number, True), ("sha256", text, True),
-        ("outcome", text, False), ("reason", text, True), ("flags", pa.list_(text), False), ("duplicate_of", text, True),
-        ("similarity", pa.float64(), True), ("claim", number, True), ("embedding", embedding_type(dim), True),
+        ("key", text, False),
+        ("shard", text, True),
+        ("topic", text, False),
+        ("partition", pa.int32(), False),
+        ("offset", number, False),
+        ("timestamp", pa.timestamp("ms", "UTC"), True),
+        *((name, text, True) for name in ("id", "text", "url", "format")),
+        *((name, pa.int32(), True) for name in ("width", "height")),
+        ("bytes", number, True),
+        ("sha256", text, True),
+        ("outcome", text, False),
+        ("reason", text, True),
+        ("detail", text, True),
+        ("flags", pa.list_(text), False),
+        ("duplicate_of", text, True),
+        ("similarity", pa.float64(), True),
+        ("claim", number, True),
+        ("embedding", embedding_type(dim), True),
         *((f"{name}_score", pa.float32(), True) for name in score_names),
-        ("metadata", text, True), ("pipeline", text, False),
-    ]  # fmt: skip
+        ("metadata", text, True),
+        ("pipeline", text, False),
+    ]
     known = {"table": TABLE_VERSION, "dim": dim, **facts}
     metadata = {
         f"streamer.{k}": v if isinstance(v, str) else json.dumps(v, sort_keys=True)
@@ -167,6 +181,9 @@ class TableWriter:
             pa.array([f.sha256 for f in facts], text),
             pa.array([d.outcome for d in decisions], text),
             pa.array([d.reason for d in decisions], text),
+            pa.array(
+                [d.detail or None if d.outcome == "invalid" else None for d in decisions], text
+            ),
             pa.array([d.flags for d in decisions], pa.list_(text)),
             pa.array(
                 [None if d.duplicate_of is None else key_of(*d.duplicate_of) for d in decisions],

@@ -1,21 +1,23 @@
-"""Input records (contract, section 4.1): a Kafka value and its headers → `Envelope`.
+"""Input records: a Kafka value and its headers → `Envelope`; docs/reference.md has the contract.
 
 Three encodings, told apart by the header ``content-type`` (``kafka.default_content_type`` where it
 is absent):
 
 * ``image/*`` — the value is the image. Headers: ``text``, ``id``, ``url`` (UTF-8) and ``meta-NAME``
   for metadata.
-* ``application/json`` — ``{"id", "text", "url", "metadata": {…}}`` and ``"image"`` (base64) or
-  ``"uri"`` (with ``"sha256"``, ``"length"``). What the JSON leaves out is taken from the headers;
-  other keys are ignored.
+* ``application/json`` — one object, see `streamer.wire.body`. What it leaves out is taken from the
+  headers.
 * anything else, and the Confluent wire format (first byte 0) — ``unsupported_encoding``.
 
 An image by reference in the first encoding: the headers ``uri``, ``sha256``, ``length`` and an
-empty value. Where a record brings both, the bytes win and the reference is ignored.
+empty value. Where a record brings both, the bytes win. The ``uri`` is the record's ``url`` where it
+names no other: it says where the image is from.
 
 Header names: the lower-case name wins; any other spelling is accepted where that is absent.
 ``NAME`` in ``meta-NAME`` keeps its case. The last of several headers with one name counts (as in
-Kafka's ``lastHeader``); a header without a value is absent; unknown headers are ignored.
+Kafka's ``lastHeader``); a header without a value is absent. ``caption`` is the text where there is
+no ``text``, else metadata. The headers of a dead letter (``streamer-topic`` and the like) are
+metadata under their names. All other headers are ignored.
 
 CloudEvents (Kafka protocol binding 1.0.2, binary content mode): ``ce_id`` is the id where there is
 no header ``id``, ``ce_datacontenttype`` the content type where there is no ``content-type``; the
@@ -25,20 +27,19 @@ other ``ce_NAME`` but ``ce_specversion`` become metadata under that very name. T
 
 from __future__ import annotations
 
-import binascii
 import functools
-import json
-import math
 import re
-from base64 import b64decode
-from collections.abc import Mapping
-from typing import Any, Literal, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from streamer.errors import InvalidRecord
 from streamer.records import UNREADABLE_HEADERS, Envelope, Record, Reference
+from streamer.wire.body import FIELDS, image_of, parse_body
 
-_PLAIN = frozenset(("content-type", "text", "id", "url", "uri", "sha256", "length"))
-_FIELDS = _PLAIN - {"content-type"}
+DEAD_LETTER = "streamer-"
+"""How the headers begin that a dead letter has beside those of its record."""
+_PLAIN = FIELDS | {"content-type"}
+_USER_INFO = re.compile(r"(?<=://)[^/?#]*@")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _ISO_BOXES = (b"ftyp", b"JXL ", b"jP  ")
 """Images whose first byte is 0: the type of the first box of AVIF and HEIC, JPEG XL, JPEG 2000."""
@@ -65,14 +66,15 @@ def parse(
     if record.headers is UNREADABLE_HEADERS:
         raise InvalidRecord("bad_header", "the name of a header is not UTF-8")
     fields: dict[str, bytes | None] = dict(record.headers)
-    metadata = _NOTHING if fields.keys() <= _PLAIN else _fold(fields)
+    metadata = _NOTHING if fields.keys() <= _PLAIN else fold(fields, _decoded)
     content_type = fields.pop("content-type", None)
-    kind = _kind(content_type or default_content_type)
+    kind = kind_of(content_type or default_content_type)
     if kind == "image":
         if value and not (value[0] == 0 and content_type is None and value[4:8] not in _ISO_BOXES):
             if not fields:
                 return Envelope(None, "", None, metadata, value)
             text, id, url = _text(fields, "text"), _text(fields, "id"), _text(fields, "url")
+            url = url or source_of(_text(fields, "uri"))
             return Envelope(id, text or "", url, metadata, value)
         if value:
             raise InvalidRecord(
@@ -92,11 +94,14 @@ def parse(
         raise InvalidRecord(
             "too_many_bytes", f"{len(value)} bytes of JSON, at most {max_json_bytes}"
         )
-    return _parse_json(value, _texts(fields), metadata)
+    body = parse_body(value)
+    fields_of_both = {**_texts(fields), **body.fields}
+    both = {**metadata, **body.metadata} if body.metadata else metadata
+    return _from(fields_of_both, both, image_of(body), "bad_json", "no_image")
 
 
 @functools.lru_cache(maxsize=256)
-def _kind(content_type: bytes | str) -> Literal["image", "json", "other"]:
+def kind_of(content_type: bytes | str) -> Literal["image", "json", "other"]:
     text = content_type if isinstance(content_type, str) else content_type.decode("latin-1")
     media_type = text.partition(";")[0].strip().lower()
     return (
@@ -108,9 +113,11 @@ def _kind(content_type: bytes | str) -> Literal["image", "json", "other"]:
     )
 
 
-def _fold(fields: dict[str, bytes | None]) -> Mapping[str, Any]:
+def fold(
+    fields: dict[str, bytes | None], decoded: Callable[[str, bytes], str]
+) -> Mapping[str, Any]:
     """Leaves only the plain fields in ``fields``, by their lower-case names, and returns the
-    metadata."""
+    metadata. ``decoded(name, value)`` makes text of a header."""
     metadata: dict[str, Any] = {}
     fallback: dict[str, bytes | None] = {}
     for name in [n for n in fields if n not in _PLAIN]:
@@ -121,13 +128,20 @@ def _fold(fields: dict[str, bytes | None]) -> Mapping[str, Any]:
         if lower in _PLAIN:
             fields.setdefault(lower, raw)
         elif lower.startswith("meta-"):
-            metadata[name[5:]] = _decoded(name, raw)
+            metadata[name[5:]] = decoded(name, raw)
+        elif lower == "caption":
+            if fields.get("text") is None and "text" not in fallback:
+                fallback["text"] = raw
+            else:
+                metadata[lower] = decoded(name, raw)
         elif lower == "ce_id":
             fallback["id"] = raw
         elif lower == "ce_datacontenttype":
             fallback["content-type"] = raw
-        elif lower.startswith("ce_") and lower != "ce_specversion":
-            metadata[lower] = _decoded(name, raw)
+        elif lower.startswith(DEAD_LETTER) or (
+            lower.startswith("ce_") and lower != "ce_specversion"
+        ):
+            metadata[lower] = decoded(name, raw)
     for name, raw in fallback.items():
         if fields.get(name) is None:
             fields[name] = raw
@@ -148,37 +162,6 @@ def _text(fields: Mapping[str, bytes | None], name: str) -> str | None:
 
 def _texts(fields: Mapping[str, bytes | None]) -> dict[str, Any]:
     return {name: _decoded(name, raw) for name, raw in fields.items() if raw is not None}
-
-
-def _parse_json(value: bytes, headers: dict[str, Any], metadata: Mapping[str, Any]) -> Envelope:
-    try:
-        text = value.decode(
-            json.detect_encoding(value)
-        )  # json.loads itself would let lone surrogates through
-        body = json.loads(text, parse_constant=_refuse, parse_float=_finite)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise InvalidRecord("bad_json", str(error)[:200]) from None
-    if not isinstance(body, dict):
-        raise InvalidRecord("bad_json", f"a JSON {type(body).__name__}, not an object")
-    fields = {**headers, **{name: body[name] for name in _FIELDS if body.get(name) is not None}}
-    own = body.get("metadata")
-    if own is not None and not isinstance(own, dict):
-        raise InvalidRecord("bad_json", "metadata is not an object")
-    if own:
-        metadata = {**metadata, **own}
-    if "\\u" in text:
-        _refuse_surrogates([fields, metadata])
-    image = body.get("image")
-    if image is not None:
-        try:
-            # ASCII is what b64decode wants of a str; a number or a list ends in TypeError
-            image = b64decode(image, validate=True)
-        except (binascii.Error, ValueError, TypeError) as error:
-            raise InvalidRecord("bad_base64", str(error)[:200]) from None
-    return _from(fields, metadata, image, "bad_json", "no_image")
 
 
 def _from(
@@ -209,7 +192,13 @@ def _from(
 def _envelope(
     fields: Mapping[str, Any], metadata: Mapping[str, Any], image: bytes | Reference
 ) -> Envelope:
-    return Envelope(fields.get("id"), fields.get("text", ""), fields.get("url"), metadata, image)
+    url = fields.get("url") or source_of(fields.get("uri"))
+    return Envelope(fields.get("id"), fields.get("text", ""), url, metadata, image)
+
+
+def source_of(uri: str | None) -> str | None:
+    """A reference as the ``url`` of its record, without a user and a password that it may hold."""
+    return uri and _USER_INFO.sub("", uri, count=1)
 
 
 def _sha256(fields: Mapping[str, Any], wrong: str) -> str | None:
@@ -230,27 +219,3 @@ def _length(fields: Mapping[str, Any], wrong: str) -> int | None:
     if isinstance(length, int) and not isinstance(length, bool) and length >= 0:
         return length
     raise InvalidRecord(wrong, "length is not a number of bytes")
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is no finite number")
-    return number
-
-
-def _refuse_surrogates(tree: Any) -> None:
-    """``"\\ud800"`` alone is valid JSON but no text: it could be written to neither Parquet nor a
-    tar."""
-    try:
-        json.dumps(tree, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise InvalidRecord(
-            "bad_json", "a lone surrogate (\\ud800 … \\udfff) is no character"
-        ) from None
-    except RecursionError:
-        raise InvalidRecord("bad_json", "nested too deeply") from None

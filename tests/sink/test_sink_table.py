@@ -16,7 +16,7 @@ from streamer.sink.storage import Storage
 from streamer.sink.table import TableWriter, table_schema
 
 CONTRACT = """
-key shard topic partition offset timestamp id text url format width height bytes sha256 outcome reason flags duplicate_of similarity claim
+key shard topic partition offset timestamp id text url format width height bytes sha256 outcome reason detail flags duplicate_of similarity claim
 embedding aesthetic_score nsfw_score metadata pipeline
 """
 
@@ -30,7 +30,7 @@ def decided(n=4, dim=8):
     ]
     decisions = [
         Decision("accepted", flags=("a", "b"), claim=11),
-        Decision("invalid", "empty_value"),
+        Decision("invalid", "empty_value", detail="neither bytes nor a uri"),
         Decision(
             "duplicate", "near_duplicate", duplicate_of=(4, 5), similarity=0.1 + 0.2, claim=12
         ),
@@ -91,11 +91,22 @@ def test_every_column_of_the_contract_with_its_value(tmp_path, monkeypatch, fixe
     assert first == {
         "key": f"65535_{2**40:012d}", "shard": "shards/jpg/x.tar", "topic": "photos", "partition": 65_535, "offset": 2**40, "id": facts.id,
         "text": facts.text, "url": facts.url, "format": "jpg", "width": 32, "height": 24, "bytes": len(facts.data), "sha256": facts.sha256,
-        "outcome": "accepted", "reason": None, "flags": ["a", "b"], "duplicate_of": None, "similarity": None, "claim": 11,
+        "outcome": "accepted", "reason": None, "detail": None, "flags": ["a", "b"], "duplicate_of": None, "similarity": None, "claim": 11,
         "aesthetic_score": pytest.approx(11.3), "nsfw_score": 0.0, "metadata": '{"a":1}', "pipeline": "0123",
     }  # fmt: skip
-    known = {"key", "topic", "partition", "offset", "outcome", "reason", "flags", "pipeline"}
+    known = {
+        "key",
+        "topic",
+        "partition",
+        "offset",
+        "outcome",
+        "reason",
+        "detail",
+        "flags",
+        "pipeline",
+    }
     assert {k for k, v in second.items() if v is not None} == known
+    assert second["detail"] == "neither bytes nor a uri"
     assert (third["text"], third["duplicate_of"], third["similarity"]) == (
         "",
         "00004_000000000005",

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from streamer.errors import InvalidRecord
 from streamer.records import Envelope, Headers, Record, Reference
+from streamer.wire.body import MAX_DEPTH
 from streamer.wire.envelope import json_limit, parse
 
 JPEG = b"\xff\xd8\xff\xe0 and so on"
@@ -94,10 +95,28 @@ def test_by_reference():
     ]
     for value in (None, b""):
         assert of(value, *headers) == Envelope(
-            None, "a", None, {"a": "b"}, Reference("s3://bucket/1.jpg", SHA, 1234)
+            None, "a", "s3://bucket/1.jpg", {"a": "b"}, Reference("s3://bucket/1.jpg", SHA, 1234)
         )
     assert of(None, ("uri", b"file:///1.jpg")).image == Reference("file:///1.jpg", None, None)
     assert of(JPEG, *headers).image == JPEG, "bytes win"
+
+
+@pytest.mark.parametrize("has_bytes", [False, True])
+def test_the_reference_is_the_url_where_there_is_no_other(has_bytes):
+    """Where an image is from must be known: to name its author, and to take it down."""
+    uri = "https://user:word@images.example/1.jpg?a=b@c"
+    shown = "https://images.example/1.jpg?a=b@c"
+    image = {"image": base64.b64encode(JPEG).decode()} if has_bytes else {}
+    value = JPEG if has_bytes else b""
+    assert of(value, ("uri", uri.encode())).url == shown
+    assert of_json(uri=uri, **image).url == shown
+    for url in ("http://page", b"http://page"):
+        named = (
+            of_json(uri=uri, url=url, **image)
+            if isinstance(url, str)
+            else of(value, ("uri", uri.encode()), ("url", url))
+        )
+        assert named.url == "http://page"
 
 
 @pytest.mark.parametrize(
@@ -167,15 +186,75 @@ def test_json_with_bytes():
         "image": base64.b64encode(JPEG).decode(),
         "other": 1,
     }
-    assert of_json(**body) == Envelope("1", "a", "http://x", body["metadata"], JPEG)
+    metadata = {**body["metadata"], "other": 1}
+    assert of_json(**body) == Envelope("1", "a", "http://x", metadata, JPEG)
     assert of(json.dumps(body).encode(), default="application/json; charset=utf-8").image == JPEG
 
 
 def test_json_by_reference():
     assert of_json(
         uri="file:///1.jpg", sha256=SHA.upper(), length=3, text=None, metadata=None
-    ) == Envelope(None, "", None, {}, Reference("file:///1.jpg", SHA, 3))
+    ) == Envelope(None, "", "file:///1.jpg", {}, Reference("file:///1.jpg", SHA, 3))
     assert of_json(uri="http://x", image=base64.b64encode(JPEG).decode()).image == JPEG, "bytes win"
+
+
+IMAGE = base64.b64encode(JPEG).decode()
+
+
+@pytest.mark.parametrize(
+    ("body", "text", "metadata"),
+    [
+        ({"caption": "a"}, "a", {}),
+        ({"Caption": "a"}, "a", {}),
+        ({"TEXT": "a"}, "a", {}),
+        ({"text": None, "caption": "a"}, "a", {}),
+        ({"text": "a", "caption": "b"}, "a", {"caption": "b"}),
+        ({"text": "a", "TEXT": "b"}, "a", {"TEXT": "b"}),
+        ({"caption": ["a", "b"]}, "", {"caption": ["a", "b"]}),
+        ({"captions": ["a", "b"], "prompt": "c"}, "", {"captions": ["a", "b"], "prompt": "c"}),
+        ({"Metadata": {"x": 1}, "y": 2}, "", {"x": 1, "y": 2}),
+        ({"metadata": {"y": 1}, "y": 2}, "", {"y": 1}),
+        ({"Id": ["x"], "Url": {"x": 1}}, "", {"Id": ["x"], "Url": {"x": 1}}),
+    ],
+)
+def test_no_key_of_the_json_is_lost(body, text, metadata):
+    found = of_json(**body, image=IMAGE)
+    assert (found.text, found.metadata) == (text, metadata)
+
+
+@pytest.mark.parametrize(
+    ("headers", "text", "metadata"),
+    [
+        ([("caption", b"a")], "a", {}),
+        ([("Caption", b"a")], "a", {}),
+        ([("caption", b"b"), ("text", b"a")], "a", {"caption": "b"}),
+        ([("streamer-topic", b"t"), ("streamer-offset", b"7")], "",
+         {"streamer-topic": "t", "streamer-offset": "7"}),
+        ([("traceparent", b"00-1")], "", {}),
+    ],
+)  # fmt: skip
+def test_a_caption_and_a_dead_letter_in_headers(headers, text, metadata):
+    for found in (of(JPEG, *headers), of_json(*headers, image=IMAGE)):
+        assert (found.text, found.metadata) == (text, metadata)
+
+
+def deep(levels: int, kind: str) -> bytes:
+    opening, closing = {"list": ("[", "]"), "object": ('{"a":', "}")}[kind]
+    inner = opening * levels + "1" + closing * levels
+    return f'{{"image": "{IMAGE}", "x": {inner}}}'.encode()
+
+
+@pytest.mark.parametrize("kind", ["list", "object"])
+def test_depth(kind):
+    """What is deeper can be parsed in one thread and not be written in another."""
+    assert of(deep(MAX_DEPTH - 1, kind), AS_JSON).image == JPEG
+    for levels in (MAX_DEPTH, 500, 990, 5_000, 200_000):
+        assert reason(deep(levels, kind), AS_JSON) == "bad_json"
+
+
+def test_many_brackets_are_not_deep():
+    found = of_json(image=IMAGE, metadata={"boxes": [[i, {}] for i in range(1000)]})
+    assert len(found.metadata["boxes"]) == 1000
 
 
 def test_json_is_completed_by_headers():
