@@ -8,11 +8,12 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, DependencyError
+from streamer.files import file_sha256
 
 log = logging.getLogger(__name__)
 """Of what plug-ins cannot judge or embed, perhaps for each record: the same line is let through
@@ -95,6 +96,44 @@ def require_attributes(
         raise ConfigError(
             f"{where}: {type(plugin).__name__} must set {', '.join(wrong)} in its class body or __init__"
         )
+
+
+def files_of(path: str, args: Mapping[str, Any]) -> dict[str, str]:
+    """The files that make a plugin what it is → ``sha256:…``: that of its module, under the
+    module's name, and every file that a text among ``args`` names, under that text.
+
+    Reads them. Raises DependencyError for a file that is there and cannot be read.
+    """
+    module = sys.modules.get(path.partition(":")[0])
+    source = getattr(module, "__file__", None)
+    named = {path.partition(":")[0]: source} if source else {}
+    named |= {text: text for text in _texts(args) if _is_file(text)}
+    try:
+        return {
+            name: f"sha256:{file_sha256(Path(file).expanduser())}" for name, file in named.items()
+        }
+    except OSError as error:
+        raise DependencyError(
+            f"{path}: {error.filename} cannot be read: {error.strerror}"
+        ) from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_file()
+    except (OSError, ValueError):  # too long for a name, or a NUL in it
+        return False
 
 
 def _import(name: str, where: str) -> Any:

@@ -257,7 +257,14 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "missing section": ({k: v for k, v in MINIMAL.items() if k != "output"}, "output", ("is missing",)),
     "missing field of a rule": (rules({"at_least": 3}), "filters.0.field", ("is missing",)),
     "missing name of a custom rule": (rules({"type": "a.b:C"}), "filters.0.name", ("is missing",)),
-    "dataset name": (changed(dataset="Cats"), "dataset", ("'Cats'",)),
+    "dataset name": (changed(dataset="Cats"), "dataset", ("'Cats'", "must be a name of a-z, 0-9")),
+    "schemes without hosts": (changed(fetch={"schemes": ["http"]}), "fetch.hosts", ("nothing there is for http",)),
+    "hosts without schemes": (changed(fetch={"hosts": ["a.example"]}), "fetch.schemes", ("lists none",)),
+    "files without a folder": (
+        changed(fetch={"schemes": ["file"], "hosts": ["a.example"]}), "fetch.hosts", ("for file; list the folders",),
+    ),
+    "s3 without a bucket": (changed(fetch={"schemes": ["s3"], "hosts": ["10.0.0.0/8"]}), "fetch.hosts", ("list the buckets",)),
+    "http with folders": (changed(fetch={"schemes": ["http"], "hosts": ["/mnt"]}), "fetch.hosts", ("host names, addresses",)),
     "dataset name with a slash": (changed(dataset="a/b"), "dataset", ("'a/b'",)),
     "writer name": (changed(writer="Pod_1"), "writer", ("a-z, 0-9 and -",)),
     "empty writer": (changed(writer=""), "writer", ("a-z, 0-9 and -",)),
@@ -639,7 +646,63 @@ def test_the_digest_is_about_what_decides_an_outcome() -> None:
         assert parse(same).digest() == base
     others = [
         changed(dedup="off"), changed(dedup={"threshold": 0.9}), changed(embedder={"model": "other"}), changed(output={"formats": ["jpg"]}),
-        rules({"field": "width", "at_least": 3}), changed(decode={"max_pixels": 5}), changed(fetch={"schemes": ["file"]}),
+        rules({"field": "width", "at_least": 3}), changed(decode={"max_pixels": 5}), changed(fetch={"schemes": ["file"], "hosts": ["/"]}),
         rules(heads=({"type": "nsfw"},)),
     ]  # fmt: skip
     assert len({parse(raw).digest() for raw in others} | {base}) == len(others) + 1
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "a", "images.example.com", "*.example.com", "my_bucket", "My-Bucket.1", "localhost", "10.1.2.3", "10.0.0.0/8",
+        "10.1.2.3/8", "::1", "fd00::/8", "/mnt/images", "/", "xn--bcher-kva.example",
+    ],
+)  # fmt: skip
+def test_what_an_allow_list_may_hold(entry: str) -> None:
+    fetch = {"schemes": ["http", "s3", "file"], "hosts": [entry, "a.example", "/mnt"]}
+    assert parse(changed(fetch=fetch)).fetch.hosts[0] == entry
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("http://127.0.0.1:8765/", "write 127.0.0.1"),
+        ("https://images.example.com", "write images.example.com"),
+        ("http://user:word@images.example.com/a/b?c#d", "write images.example.com"),
+        ("images.example.com:8765", "write images.example.com"),
+        ("images.example.com/cats", "write images.example.com"),
+        ("images.example.com.", "write images.example.com"),
+        (" images.example.com", "write images.example.com"),
+        ("s3://bucket/prefix", "write bucket"),
+        ("[::1]", "write ::1"),
+        ("[::1]:80", "write ::1"),
+        ("http://x.com/", "write x.com"),
+        ("*", "write *.example.com"),
+        ("a.*.example.com", "write *.example.com"),
+        ("*example.com", "write *.example.com"),
+        ("http://*/", "write *.example.com"),
+        ("bücher.example", "must be written as it stands in a URL: xn--bcher-kva.example"),
+        ("10.0.0.0/33", "is no network"),
+        ("-x", "is no host name"),
+        ("", "is no host name"),
+        ("~/images", "is no host name"),
+        ("images/cats", "write images"),
+    ],
+)
+def test_an_allow_list_that_allows_nothing(entry: str, said: str) -> None:
+    """Every record would be uri_not_allowed, and that for good."""
+    with pytest.raises(ConfigError) as caught:
+        parse(changed(fetch={"schemes": ["http"], "hosts": [entry]}))
+    [line] = str(caught.value).splitlines()
+    assert line.startswith(f"config: fetch.hosts.0: {entry!r} ")
+    assert said in line
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_nobody_is_shown_a_regular_expression(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(WRONG[name][0])
+    assert "should match" not in str(caught.value)
+    assert "\\" not in str(caught.value)
+    assert "^" not in str(caught.value)

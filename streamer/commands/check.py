@@ -89,7 +89,7 @@ class Start:
 
 def _config(start: Start) -> str:
     config = start.config
-    return f"dataset {config.dataset}, writer {config.writer}, heads: {len(config.heads)}, filters: {len(config.filters)}, digest {config.digest()}"
+    return f"dataset {config.dataset}, writer {config.writer}, heads: {len(config.heads)}, filters: {len(config.filters)}"
 
 
 def _filters(start: Start) -> str:
@@ -119,10 +119,12 @@ def _output(start: Start) -> str:
 
 def _model(start: Start) -> str:
     from streamer.model.model import load_model
+    from streamer.provenance import describe
 
     start.model = model = load_model(start.config)
     scores = ", ".join(model.score_names) or "none"
-    return f"{model.embedder.family}, {model.dim} dimensions on {model.device}; heads: {scores}; {model.embedder.fingerprint[:23]}…"
+    pipeline = describe(start.config, model)["config"]
+    return f"{model.embedder.family}, {model.dim} dimensions on {model.device}; heads: {scores}; {model.embedder.fingerprint[:23]}…; pipeline {pipeline}"
 
 
 def _index(start: Start) -> str:

@@ -25,7 +25,7 @@ from streamer.config.section import (
     Output,
     Section,
 )
-from streamer.config.value import Device
+from streamer.config.value import DatasetName, Device
 
 
 def _dedup_off(value: Any) -> Any:
@@ -47,7 +47,7 @@ def _dedup_schema(schema: dict[str, Any]) -> None:
 
 
 class Config(Section):
-    dataset: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,199}$")
+    dataset: DatasetName
     writer: str = Field("auto", validate_default=True)
     kafka: Kafka
     fetch: Fetch = Fetch()
@@ -105,6 +105,8 @@ class Config(Section):
                 raise ValueError(
                     f"filters.{i}.field: {rule.field!r} is no field of this pipeline; {hint}"
                 )
+        if unreachable := self.fetch.unreachable():
+            raise ValueError(unreachable)
         if self.output.shard_records > self.output.epoch_records:
             object.__setattr__(self.output, "shard_records", self.output.epoch_records)
         if self.kafka.topic in self.own_topics():

@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from streamer.config.value import Device, Scalar, Seconds, Size, Start, must_be
+from streamer.config.value import (
+    Device,
+    Host,
+    Scalar,
+    Seconds,
+    Size,
+    Start,
+    TopicName,
+    is_network,
+    must_be,
+)
 
 
 class Section(BaseModel):
@@ -17,7 +27,7 @@ class Section(BaseModel):
 
 class Kafka(Section):
     bootstrap_servers: str = Field(min_length=1)
-    topic: str = Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")
+    topic: TopicName
     start: Start = "earliest"
     default_content_type: str = "image/jpeg"
     group_instance_id: str | None = "auto"
@@ -33,10 +43,26 @@ class Fetch(Section):
     """
 
     schemes: tuple[Literal["file", "http", "https", "s3"], ...] = ()
-    hosts: tuple[str, ...] = ()
+    hosts: tuple[Host, ...] = ()
     max_bytes: Size = 20_000_000
     timeout: Seconds = 10.0
     concurrency: int = Field(16, ge=1, le=1024)
+
+    def unreachable(self) -> str:
+        """What is listed and can never match anything; empty if there is no such thing."""
+        if self.hosts and not self.schemes:
+            return "fetch.schemes: lists none, so that fetch.hosts allow nothing; add http, https, s3 or file"
+        folders = [host for host in self.hosts if host.startswith("/")]
+        names = [host for host in self.hosts if host not in folders]
+        buckets = [name for name in names if not (is_network(name) or name.startswith("*."))]
+        for scheme in self.schemes:
+            wanted, listed = {
+                "file": ("the folders that may be read; they begin with /", folders),
+                "s3": ("the buckets", buckets),
+            }.get(scheme, ("host names, addresses or networks", names))
+            if not listed:
+                return f"fetch.hosts: nothing there is for {scheme}; list {wanted}"
+        return ""
 
 
 class Decode(Section):

@@ -3,6 +3,8 @@ names."""
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from datetime import date, datetime, timezone
 from typing import Annotated, Any, Literal
 
@@ -67,6 +69,42 @@ def _in_a_zone(value: str | datetime) -> str | datetime:
     )
 
 
+_NAME = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+def _host(entry: str) -> str:
+    """As it is, unless no reference could ever match it."""
+    if entry.startswith("/") or is_network(entry) or _NAME.fullmatch(entry):
+        return entry
+    raise ValueError(f"{entry!r} {_why_no_host(entry)}")
+
+
+def is_network(entry: str) -> bool:
+    try:
+        ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _why_no_host(entry: str) -> str:
+    if not entry.isascii():
+        try:
+            return f"must be written as it stands in a URL: {entry.encode('idna').decode()}"
+        except UnicodeError:
+            return "is no host name"
+    if re.fullmatch(r"[0-9a-fA-F.:]+/\d+", entry):
+        return "is no network"
+    name = entry.partition("://")[2] or entry
+    name = re.sub(r"^[^/]*@|[/?#].*$|\s", "", name)
+    plain = re.sub(r"^\[(.*)\](:\d+)?$|:\d*$", r"\1", name).rstrip(".")
+    if plain and plain != entry and (is_network(plain) or _NAME.fullmatch(plain)):
+        return f"is more than a host; write {plain}"
+    if "*" in entry:
+        return "matches nothing: write *.example.com for every name below that one"
+    return "is no host name, address, network, bucket or folder (which begins with /)"
+
+
 _SIZE_SCHEMA = WithJsonSchema(
     {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": SIZE_PATTERN}]}
 )
@@ -89,8 +127,30 @@ Scalar = Annotated[
     must_be("a text, a finite number, true or false"),
     BeforeValidator(_scalar),
 ]
-PluginPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+PluginPath = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"),
+    must_be("a class, written as pkg.mod:Class"),
+]
+Name = Annotated[
+    str,
+    Field(pattern=r"^[a-z][a-z0-9_]*$"),
+    must_be("a name of a-z, 0-9 and _ that begins with a letter"),
+]
+DatasetName = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,199}$"),
+    must_be(
+        "a name of a-z, 0-9, '.', '_' and '-', at most 200 characters, a letter or digit first"
+    ),
+]
+TopicName = Annotated[
+    str,
+    Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$"),
+    must_be("a topic's name: letters, digits, '.', '_' and '-', at most 249 characters"),
+]
+Host = Annotated[str, AfterValidator(_host)]
+"""An entry of the allow-list: a name, ``*.NAME``, an address or network, a bucket or a folder."""
 Device = Annotated[
     str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), must_be("auto, cpu, cuda or cuda:N")
 ]

@@ -27,7 +27,8 @@ class Head(ABC):
     families: frozenset[str] = frozenset()
     """`ImageEmbedder.family` values it was trained for; empty: any."""
     fingerprint: str = ""
-    """``sha256:…`` over its weights, for the manifest; empty: not known."""
+    """``sha256:…`` over its weights, for the manifest. Empty: over the tensors and modules that it
+    holds as attributes once it is made."""
 
     @abstractmethod
     def score(self, embeddings: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from streamer.errors import ConfigError
+from streamer.files import file_sha256
 from streamer.model import laion, weights
 from streamer.model.head import Head
 
@@ -271,7 +272,7 @@ def _published(
         reference = default.reference
     path = weights.resolve(reference, place)
     state = weights.read_state(path, place)
-    sha256 = weights.file_sha256(path)
+    sha256 = file_sha256(path)
     return state, frozenset(p.family for p in known if p.sha256 == sha256)
 
 

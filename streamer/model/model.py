@@ -119,11 +119,8 @@ class Model:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """``embedder`` and each head's name → ``sha256:…`` (empty where a custom head names none)."""
-        return {
-            "embedder": self.embedder.fingerprint,
-            **{h.name: h.fingerprint for h in self.heads},
-        }
+        """Each head's name → ``sha256:…``; empty for a custom head without weights."""
+        return {head.name: head.fingerprint for head in self.heads}
 
     def memory(self) -> dict[str, float]:
         """Bytes of the device's memory by kind; empty on the CPU. Any thread; does not block."""
@@ -325,6 +322,21 @@ def _make_embedder(config: Config) -> ImageEmbedder:
     )
 
 
+def _fingerprint(head: Head) -> str:
+    """Over the tensors and modules among its attributes; empty where it has none."""
+    import torch
+
+    from streamer.model import weights
+
+    state: dict[str, torch.Tensor] = {}
+    for name, value in vars(head).items():
+        if isinstance(value, torch.Tensor):
+            state[name] = value
+        elif isinstance(value, torch.nn.Module):
+            state |= {f"{name}.{key}": tensor for key, tensor in value.state_dict().items()}
+    return weights.digest(state, type(head).__name__) if state else ""
+
+
 def _make_head(chosen: HeadConfig, embedder: ImageEmbedder, where: str) -> Head:
     from streamer.model import heads
 
@@ -340,6 +352,7 @@ def _make_head(chosen: HeadConfig, embedder: ImageEmbedder, where: str) -> Head:
             "fingerprint": str,
         }
         plugins.require_attributes(head, kinds, f"{where}: {chosen.type}")
+        head.fingerprint = head.fingerprint or _fingerprint(head)
         return head
     if isinstance(chosen, AestheticHead):
         return heads.AestheticClassifier(

@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 
 from streamer.errors import ConfigError, DependencyError, TemporaryError
+from streamer.files import file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -77,15 +78,6 @@ def cache_dir() -> Path:
     if own := os.environ.get("STREAMER_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamer"
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file. Reads all of it (about 1.5 GB/s)."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def read_state(path: Path, where: str) -> dict[str, torch.Tensor]:

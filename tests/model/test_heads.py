@@ -176,7 +176,7 @@ def test_exact_is_refused_for_weights_without_known_categories(heads: Path, tmp_
 
 
 def test_defaults_are_pinned_to_the_files_that_are_known(heads: Path) -> None:
-    from streamer.model.weights import file_sha256
+    from streamer.files import file_sha256
 
     for published in (*laion.AESTHETIC, *laion.NSFW):
         assert file_sha256(heads / published.url.rsplit("/", 1)[1]) == published.sha256, (

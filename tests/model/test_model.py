@@ -535,7 +535,7 @@ def test_heads_that_fit(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert model.score_names == ("aesthetic", "again")
     assert model.embedder.family == laion.B32
-    assert set(model.fingerprints) == {"embedder", "aesthetic", "again"}
+    assert set(model.fingerprints) == {"aesthetic", "again"}
     assert model.fingerprints["aesthetic"].startswith("sha256:")
 
 
