@@ -46,7 +46,7 @@ from streamer.kafka.source import CHUNK_RECORDS, Source
 from streamer.kafka.topics import input_topic
 from streamer.model.model import Model, load_model
 from streamer.ops.health import Health
-from streamer.ops.http import OpsServer
+from streamer.ops.http import OpsServer, is_free
 from streamer.ops.metrics import Metrics
 from streamer.ops.watchdog import Watchdog
 from streamer.provenance import fingerprints
@@ -94,7 +94,12 @@ def run(config: Config, stop: Callable[[], bool], until: str | float | None = No
 
 def replay(config: Config, stop: Callable[[], bool], first: str, last: str) -> None:
     """Like `run`, over the part of the topic that ``first`` and ``last`` name (`streamer.replay`),
-    into a new dataset."""
+    into a new dataset. Where ``http.port`` is in use, by the live replica for example, it takes a
+    free one."""
+    if not is_free(config.http):
+        log.warning("http.port %d is in use; this replay takes a free one", config.http.port)
+        http = config.http.model_copy(update={"port": 0})
+        config = config.model_copy(update={"http": http})
     admin = Admin(config.kafka)
     topic = input_topic(admin, config)
     run_range(config, admin, topic, replay_range(config, admin, topic, first, last), stop)

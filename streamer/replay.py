@@ -4,9 +4,9 @@ group is never touched."""
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
-from streamer.config import Config, parse
+from streamer.config import Config, merge, parse
 from streamer.errors import ConfigError
 from streamer.kafka.admin import Admin
 from streamer.units import parse_time
@@ -61,16 +61,20 @@ def end_offsets(
     return {p: max(start, min(wanted[p], ends[p])) for p, start in starts.items()}
 
 
-def into(config: Config, dataset: str) -> Config:
-    """The same pipeline under a new dataset name. Raises ConfigError for the live dataset's own
-    name and for one that is none."""
-    if dataset == config.dataset:
+def into(path: str, overrides: Iterable[str], dataset: str) -> Config:
+    """The config at ``path`` with ``overrides``, under a new dataset name. What does not fit the
+    old name may fit the new one: its dead letters as the input topic, for example.
+
+    Raises ConfigError, also for the live dataset's own name.
+    """
+    merged = merge(path, overrides)
+    if dataset == merged.settings.get("dataset"):
         raise ConfigError(
             f"--dataset {dataset}: that is the live dataset; a replay needs a new name"
         )
-    return parse(
-        {**config.model_dump(by_alias=True, mode="python"), "dataset": dataset}, "--dataset"
-    )
+    settings = {**merged.settings, "dataset": dataset}
+    origins = {**merged.origins, "dataset": "--dataset"}
+    return parse(settings, f"{path} with --dataset {dataset}", origins)
 
 
 def _offsets(option: str, text: str, partitions: Collection[int]) -> dict[int, int]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamer.config import Config
+from streamer.decode.fetch import require_folders
 from streamer.dedup.choose import open_index
 from streamer.dedup.index import WinnerIndex
 from streamer.dedup.meld import Meld
@@ -77,6 +78,7 @@ def check(
 
     Blocks while weights are fetched and the model is loaded. Raises ConfigError, DependencyError.
     """
+    require_folders(config.fetch)
     storage = Storage(config.output.path, config.dataset)
     if not (has_room := storage.has_room(config.writer)):
         log.warning(

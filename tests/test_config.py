@@ -706,3 +706,22 @@ def test_nobody_is_shown_a_regular_expression(name: str) -> None:
     assert "should match" not in str(caught.value)
     assert "\\" not in str(caught.value)
     assert "^" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environ", "line"),
+    [
+        (("dedup.threshold=7",), {}, "--set: dedup.threshold: "),
+        (("filters.0.at_lest=7",), {}, "--set: filters.0.at_lest: "),
+        (("batch={sise: 3}",), {}, "--set: batch.sise: "),
+        ((), {"STREAMER__DEDUP__THRESHOLD": "7"}, "STREAMER__DEDUP__THRESHOLD: dedup.threshold: "),
+        (("batch.size=3",), {"STREAMER__HTTP__PORT": "-1"}, "STREAMER__HTTP__PORT: http.port: "),
+    ],
+)
+def test_a_value_that_is_wrong_is_told_where_it_was_set(
+    overrides: tuple[str, ...], environ: dict[str, str], line: str, tmp_path: Path
+) -> None:
+    path = file(tmp_path, yaml.safe_dump(rules({"field": "width", "at_least": 1})))
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides, environ)
+    assert str(caught.value).startswith(line)

@@ -32,6 +32,7 @@ from streamer.flow.channel import Channel
 from streamer.judge.filters import Rules
 from streamer.ops.metrics import DROP_CAUSES, STAGES, Metrics
 from streamer.records import OUTCOMES, Decision, Facts, Record
+from streamer.replay import into
 from streamer.sink.shards import _describe
 from streamer.sink.table import table_schema
 from streamer.testing import create_topic
@@ -440,8 +441,11 @@ def test_commands_that_are_shown_would_be_understood(line: str) -> None:
     known = commands()
     verb = next(name for name in known if words[: len(name.split())] == name.split())
     with known[verb].make_context(verb, words[len(verb.split()) :]) as context:
-        for change in context.params.get("overrides", ()):
-            load(ROOT / context.params["path"], [change], {})
+        changes, path = context.params.get("overrides", ()), context.params.get("path")
+        if verb == "replay run":
+            into(str(ROOT / str(path)), changes, context.params["dataset"])
+        elif path:
+            load(ROOT / path, changes, {})
 
 
 def test_every_variable_of_the_environment_is_there() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from streamer.config import Kafka, parse
+from streamer.config import Kafka, load, parse
 from streamer.errors import ConfigError
 from streamer.kafka.admin import Admin
 from streamer.replay import end_offsets, first_offsets, into
@@ -143,31 +145,55 @@ def test_wrong_end_offsets(text: str, words: tuple[str, ...], topic: tuple[Admin
         {**MINIMAL, "embedder": {"type": "a.b:C", "args": {"x": [1, {"y": None}]}}},
     ],
 )
-def test_a_replay_runs_the_same_pipeline_under_a_new_name(raw: Mapping[str, Any]) -> None:
+def test_a_replay_runs_the_same_pipeline_under_a_new_name(
+    raw: Mapping[str, Any], tmp_path: Path
+) -> None:
     live = parse(raw)
-    again = into(live, "cats-v2")
+    again = into(written(raw, tmp_path), (), "cats-v2")
     assert again == parse({**raw, "dataset": "cats-v2"})
     assert again.digest() == live.digest()
     assert (again.group, again.claims_topic) == ("streamer.cats-v2", "cats-v2.claims")
 
 
-def _named(dataset: str) -> Callable[[], object]:
-    return lambda: into(parse(MINIMAL), dataset)
+def written(raw: Mapping[str, Any], folder: Path) -> str:
+    path = folder / "streamer.yaml"
+    path.write_text(yaml.safe_dump(dict(raw)))
+    return str(path)
+
+
+def test_dead_letters_are_a_topic_to_replay(tmp_path: Path) -> None:
+    """Under its own name the dataset may not read them, under a new one it may."""
+    path = written(MINIMAL, tmp_path)
+    for dead in ("cats-v1.dead", "cats-v1.claims"):
+        with pytest.raises(ConfigError, match="own topics"):
+            load(path, (f"kafka.topic={dead}",))
+    again = into(path, ("kafka.topic=cats-v1.dead",), "mended")
+    assert (again.kafka.topic, again.dead_topic) == ("cats-v1.dead", "mended.dead")
 
 
 @pytest.mark.parametrize(
-    ("made", "words"),
+    ("raw", "overrides", "dataset", "words"),
     [
-        (_named("cats-v1"), ("--dataset cats-v1", "live dataset")),
-        (_named("Cats"), ("--dataset", "'Cats'")),
-        (_named(""), ("--dataset",)),
+        (MINIMAL, (), "cats-v1", ("--dataset cats-v1", "live dataset")),
+        (MINIMAL, (), "Cats", ("--dataset: dataset: must be a name", "'Cats'")),
+        (MINIMAL, (), "", ("--dataset: dataset: must be a name",)),
+        (MINIMAL, ("dataset=other",), "other", ("--dataset other", "live dataset")),
+        (MINIMAL, ("dedup.threshold=7",), "x", ("--set: dedup.threshold: ",)),
         (
-            lambda: into(parse(changed(kafka={"topic": "x.claims"})), "x"),
-            ("--dataset", "'x.claims'", "another dataset name"),
+            changed(kafka={"topic": "x.claims"}),
+            (),
+            "x",
+            ("with --dataset x: ", "'x.claims'", "another dataset name"),
         ),
     ],
 )
-def test_a_replay_under_a_wrong_name(made: Callable[[], object], words: tuple[str, ...]) -> None:
+def test_a_replay_under_a_wrong_name(
+    raw: Mapping[str, Any],
+    overrides: tuple[str, ...],
+    dataset: str,
+    words: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
     with pytest.raises(ConfigError) as raised:
-        made()
+        into(written(raw, tmp_path), overrides, dataset)
     assert all(word in str(raised.value) for word in words), raised.value

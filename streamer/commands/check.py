@@ -14,6 +14,7 @@ import yaml
 from streamer.commands.options import read_config, with_config
 from streamer.config import HIDDEN, Config, is_secret
 from streamer.errors import EXIT_DONE, StreamerError
+from streamer.units import count
 
 if TYPE_CHECKING:
     from streamer.kafka.admin import TopicInfo
@@ -58,23 +59,36 @@ def command(path: str, overrides: tuple[str, ...], show: bool, as_json: bool) ->
     sys.exit(_report(config, as_json))
 
 
+class NotLookedAt(Exception):
+    """A probe that could not look, or would have to do more than look; says what that leaves open."""
+
+
 def _report(config: Config, as_json: bool) -> int:
     code = EXIT_DONE
     lines: list[dict[str, object]] = []
     start = Start(config)
     for name, probe in PROBES.items():
+        ok: bool | None = True
         try:
-            found, ok = probe(start), True
+            found = probe(start)
+        except NotLookedAt as left_open:
+            found, ok = str(left_open), None
         except StreamerError as error:
             found, ok = str(error), False
             code = code or error.exit_code
         lines.append({"check": name, "ok": ok, "detail": found})
         if not as_json:
-            mark = click.style("ok   ", fg="green") if ok else click.style("WRONG", fg="red")
-            click.echo(f"{mark}  {name:<8} {found}")
+            click.echo(f"{_MARKS[ok]}  {name:<8} {found}")
     if as_json:
         print(json.dumps({"ok": code == EXIT_DONE, "checks": lines}))
     return code
+
+
+_MARKS = {
+    True: click.style("ok   ", fg="green"),
+    False: click.style("WRONG", fg="red"),
+    None: click.style("?    ", fg="yellow"),
+}
 
 
 class Start:
@@ -89,7 +103,10 @@ class Start:
 
 def _config(start: Start) -> str:
     config = start.config
-    return f"dataset {config.dataset}, writer {config.writer}, heads: {len(config.heads)}, filters: {len(config.filters)}"
+    return (
+        f"dataset {config.dataset}, writer {config.writer}, heads: {len(config.heads)}, "
+        f"filters: {len(config.filters)}"
+    )
 
 
 def _filters(start: Start) -> str:
@@ -100,21 +117,70 @@ def _filters(start: Start) -> str:
     return ", ".join(rule.name for rule in config.filters) or "none"
 
 
+def _fetch(start: Start) -> str:
+    from streamer.decode.fetch import require_folders
+
+    fetch = start.config.fetch
+    require_folders(fetch)
+    if not fetch.schemes:
+        return "references are not fetched"
+    return f"{', '.join(fetch.schemes)} from {', '.join(fetch.hosts)}; no host was asked"
+
+
+def _http(start: Start) -> str:
+    from streamer.ops.http import is_free
+
+    http = start.config.http
+    if not is_free(http):
+        raise NotLookedAt(
+            f"http.port: {http.host}:{http.port} is in use: by this replica, if it runs; else a "
+            "start fails"
+        )
+    return f"{http.host}:{http.port} is free" if http.port else f"any free port of {http.host}"
+
+
 def _broker(start: Start) -> str:
     from streamer.kafka.admin import Admin
     from streamer.kafka.topics import input_topic
 
     kafka = start.config.kafka
     start.topic = topic = input_topic(Admin(kafka), start.config)
-    return f"{kafka.bootstrap_servers}: topic {topic.name}, partitions: {topic.partitions}, id {topic.id}"
+    partitions = count(topic.partitions, "partition")
+    return f"{kafka.bootstrap_servers}: topic {topic.name}, {partitions}, id {topic.id}"
+
+
+def _topics(start: Start) -> str:
+    from streamer.kafka.admin import Admin
+
+    if start.topic is None:
+        raise NotLookedAt("not looked at: that takes the broker")
+    missing = Admin(start.config.kafka).check_dataset_topics(start.config)
+    there = [name for name in start.config.own_topics() if name not in missing]
+    parts = [f"{', '.join(there)} as they must be"] if there else []
+    parts += [f"a start makes {', '.join(missing)}"] if missing else []
+    return f"{'; '.join(parts)}; whether they may be written is not looked at"
 
 
 def _output(start: Start) -> str:
+    from streamer.kafka.admin import Admin
+    from streamer.kafka.log import LogReader
+    from streamer.sink.engine import require_present
     from streamer.sink.storage import Storage
+    from streamer.wire.manifest import decode
 
-    storage = Storage(start.config.output.path, start.config.dataset)
+    config = start.config
+    storage = Storage(config.output.path, config.dataset)
     storage.check_writable()
-    return f"{storage.root_uri} can be written"
+    if start.topic is None:
+        raise NotLookedAt(
+            f"{storage.root_uri} can be written; whether the dataset's epochs are there is not "
+            "looked at: that takes the broker"
+        )
+    with LogReader(config, Admin(config.kafka), config.commits_topic) as log:
+        committed = [decode(message.value() or b"") for message in log.read()]
+    require_present(committed, storage.projected(), storage, config.commits_topic)
+    epochs = f"; all of {count(len(committed), 'epoch')} are there" if committed else ""
+    return f"{storage.root_uri} can be written{epochs}"
 
 
 def _model(start: Start) -> str:
@@ -124,7 +190,10 @@ def _model(start: Start) -> str:
     start.model = model = load_model(start.config)
     scores = ", ".join(model.score_names) or "none"
     pipeline = describe(start.config, model)["config"]
-    return f"{model.embedder.family}, {model.dim} dimensions on {model.device}; heads: {scores}; {model.embedder.fingerprint[:23]}…; pipeline {pipeline}"
+    return (
+        f"{model.embedder.family}, {model.dim} dimensions on {model.device}; heads: {scores}; "
+        f"{model.embedder.fingerprint[:23]}…; pipeline {pipeline}"
+    )
 
 
 def _index(start: Start) -> str:
@@ -139,7 +208,7 @@ def _index(start: Start) -> str:
         folder.probe(f".probe-{uuid4().hex}")
     snapshots = "no snapshots" if folder is None else f"snapshots in {folder.place('')}"
     if start.model is None:
-        return f"not looked at: that takes the model; {snapshots}"
+        raise NotLookedAt(f"not looked at: that takes the model; {snapshots}")
     make_index(start.config, start.model)
     where = start.model.device if dedup.device == "auto" else dedup.device
     return f"{dedup.probe} on {where}, threshold {dedup.threshold}; {snapshots}"
@@ -155,7 +224,7 @@ def _dataset(start: Start) -> str:
 
     config, topic, model = start.config, start.topic, start.model
     if topic is None or model is None:
-        return "not looked at: that takes the topic and the model"
+        raise NotLookedAt("not looked at: that takes the topic and the model")
     admin = Admin(config.kafka)
     if (
         admin.topic(config.claims_topic) is None
@@ -175,6 +244,14 @@ def _dataset(start: Start) -> str:
 
 
 PROBES: dict[str, Callable[[Start], str]] = {
-    "config": _config, "filters": _filters, "broker": _broker, "output": _output, "model": _model, "index": _index,
+    "config": _config,
+    "filters": _filters,
+    "fetch": _fetch,
+    "http": _http,
+    "broker": _broker,
+    "topics": _topics,
+    "output": _output,
+    "model": _model,
+    "index": _index,
     "dataset": _dataset,
-}  # fmt: skip
+}

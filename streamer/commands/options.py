@@ -35,8 +35,13 @@ def with_config(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def read_config(path: str, overrides: tuple[str, ...]) -> Config:
     """Raises ConfigError, also where the package lacks what every replica needs."""
+    require_faiss()
+    return load(path, overrides)
+
+
+def require_faiss() -> None:
+    """Raises ConfigError where the package was installed without the extra that brings it."""
     if find_spec("faiss") is None:
         raise ConfigError(
             "Faiss is not installed; it comes with the extra cpu or gpu: pip install -c constraints/cpu.txt '.[cpu]' (README.md)"
         )
-    return load(path, overrides)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import click
 
-from streamer.commands.options import read_config, with_config
+from streamer.commands.options import require_faiss, with_config
 from streamer.commands.run import be_replica
 
 
@@ -48,7 +48,8 @@ def run(path: str, overrides: tuple[str, ...], dataset: str, first: str, last: s
     """
     from streamer.replay import into
 
-    config = into(read_config(path, overrides), dataset)
+    require_faiss()
+    config = into(path, overrides, dataset)
 
     def replay(stop: Callable[[], bool]) -> None:
         from streamer import app

@@ -37,7 +37,7 @@ from streamer.config.section import (
     Output,
     is_secret,
 )
-from streamer.config.source import load
+from streamer.config.source import load, merge
 
 __all__ = [
     "HEADER_FIELDS",
@@ -64,5 +64,6 @@ __all__ = [
     "TimmEmbedder",
     "is_secret",
     "load",
+    "merge",
     "parse",
 ]

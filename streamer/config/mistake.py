@@ -37,9 +37,9 @@ from streamer.config.section import (
 from streamer.errors import ConfigError
 
 
-def parse(raw: Mapping[str, Any], where: str = "config") -> Config:
+def parse(raw: Mapping[str, Any], where: str = "config", origins: Mapping[str, str] = {}) -> Config:
     """Validates a mapping. Raises ConfigError: one line per mistake, ``WHERE: path.to.key: what is
-    wrong; the fix``."""
+    wrong; the fix``. ``origins``: dotted keys that something else than ``where`` set, and what."""
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
@@ -48,7 +48,16 @@ def parse(raw: Mapping[str, Any], where: str = "config") -> Config:
             (*e["loc"][:-1], _closest(e["loc"])) for e in mistakes if e["type"] == "extra_forbidden"
         }
         told = [e for e in mistakes if e["type"] != "missing" or e["loc"] not in misspelt]
-        raise ConfigError("\n".join(f"{where}: {_explain(e)}" for e in told)) from None
+        raise ConfigError(
+            "\n".join(f"{_origin(e, origins) or where}: {_explain(e)}" for e in told)
+        ) from None
+
+
+def _origin(error: Any, origins: Mapping[str, str]) -> str:
+    """What set the key that is wrong, or a section or item that it is in; empty if the file did."""
+    path = _path(error["loc"])
+    names = [name for name in origins if path == name or path.startswith(f"{name}.")]
+    return origins[max(names, key=len)] if names else ""
 
 
 _TAG_AT = {"embedder": 1, "heads": 2, "filters": 2}
@@ -56,9 +65,12 @@ _TAG_AT = {"embedder": 1, "heads": 2, "filters": 2}
 file."""
 
 
+def _path(loc: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for i, part in enumerate(loc) if i != _TAG_AT.get(loc[0]))
+
+
 def _explain(error: Any) -> str:
-    loc = error["loc"]
-    path = ".".join(str(part) for i, part in enumerate(loc) if i != _TAG_AT.get(loc[0]))
+    loc, path = error["loc"], _path(error["loc"])
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         close = _closest(loc)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,25 @@ ENV_PREFIX = "STREAMER__"
 def load(
     path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
 ) -> Config:
-    """File, then environment, then ``section.key=value`` overrides. Raises ConfigError naming every
-    mistake and its place.
+    """The config at ``path``. Raises ConfigError naming every mistake and its place; see `merge`."""
+    merged = merge(path, overrides, environ)
+    return parse(merged.settings, str(path), merged.origins)
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A config that is not validated."""
+
+    settings: dict[str, Any]
+    origins: dict[str, str]
+    """Dotted key → what set it, of the keys that are not the file's."""
+
+
+def merge(
+    path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
+) -> Merged:
+    """File, then environment, then ``section.key=value`` overrides. Raises ConfigError for what
+    cannot be read or set.
 
     Values of the latter two are read as YAML, but those of single properties in ``kafka.client``
     are taken as they are written.
@@ -36,9 +54,12 @@ def load(
         raise ConfigError(f"{path}: not YAML: {_place(error)}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: the config must be a mapping; see README.md for an example")
+    origins = {}
     for name, value in sorted((os.environ if environ is None else environ).items()):
         if name.startswith(ENV_PREFIX):
-            _set(raw, name[len(ENV_PREFIX) :].lower().split("__"), value, name)
+            keys = name[len(ENV_PREFIX) :].lower().split("__")
+            _set(raw, keys, value, name)
+            origins[".".join(keys)] = name
     for override in overrides:
         dotted, equals, value = override.partition("=")
         if not equals:
@@ -49,7 +70,8 @@ def load(
             dotted.split(".", 2) if dotted.startswith("kafka.client.") else dotted.split(".")
         )  # names of properties have dots
         _set(raw, keys, value, f"--set {dotted}")
-    return parse(raw, str(path))
+        origins[dotted] = "--set"
+    return Merged(raw, origins)
 
 
 def _set(raw: dict[str, Any], path: list[str], text: str, source: str) -> None:

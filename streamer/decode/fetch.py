@@ -35,7 +35,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from streamer.config import Fetch
 from streamer.decode.address import Hosts
 from streamer.decode.download import HttpClient, Response, parse_url
-from streamer.errors import InvalidRecord, TemporaryError
+from streamer.errors import DependencyError, InvalidRecord, TemporaryError
 from streamer.records import Reference
 
 PATIENCE = 6
@@ -45,6 +45,14 @@ _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TEMPORARY_4XX = (408, 425, 429)
+
+
+def require_folders(config: Fetch) -> None:
+    """Raises DependencyError for an allowed folder that is not there: it may not be mounted yet, and
+    every record that refers into it would be invalid for good."""
+    for host in config.hosts:
+        if host.startswith("/") and "file" in config.schemes and not Path(host).is_dir():
+            raise DependencyError(f"fetch.hosts: there is no folder {host}; mount or correct it")
 
 
 class Later(Exception):

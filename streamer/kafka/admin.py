@@ -149,8 +149,17 @@ class Admin:
         # here.
         limit = min(self.message_limit(config.kafka.topic) + DEAD_LETTER_BYTES, 2**31 - 1)
         self._ensure(config.dead_topic, {"max.message.bytes": str(limit)})
-        if "compact" in (policy := self.settings(config.dead_topic)["cleanup.policy"]):
-            raise self._wrong(config.dead_topic, "cleanup.policy", policy, "delete")
+        self._check_dead(config.dead_topic)
+
+    def check_dataset_topics(self, config: Config) -> list[str]:
+        """Checks those that are there, and changes nothing; returns the names of the others.
+        Raises DependencyError like `ensure_dataset_topics`."""
+        missing = [name for name in config.own_topics() if self.topic(name) is None]
+        for name in {config.claims_topic, config.commits_topic}.difference(missing):
+            self._check_log(name)
+        if config.dead_topic not in missing:
+            self._check_dead(config.dead_topic)
+        return missing
 
     # Offsets
 
@@ -376,6 +385,10 @@ class Admin:
             raise self._wrong(
                 name, "max.message.bytes", actual["max.message.bytes"], str(LOG_MESSAGE_BYTES)
             )
+
+    def _check_dead(self, name: str) -> None:
+        if "compact" in (policy := self.settings(name)["cleanup.policy"]):
+            raise self._wrong(name, "cleanup.policy", policy, "delete")
 
     def _wrong(self, name: str, setting: str, actual: str, needed: str) -> DependencyError:
         return DependencyError(

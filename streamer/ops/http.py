@@ -29,6 +29,21 @@ _REQUEST_S = 5.0
 """A client that sends or reads nothing for this long is dropped."""
 
 
+def is_free(config: Http) -> bool:
+    """Whether a server can listen at that address now. Raises DependencyError for one that cannot
+    be had at all."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise DependencyError(_explain(config, error)) from None
+    return True
+
+
 class OpsServer:
     """Serves until `close`. Binds in the constructor, so that a port in use ends the start:
     DependencyError naming ``http.port``."""

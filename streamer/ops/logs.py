@@ -34,6 +34,9 @@ _SECRET_KEY = re.compile(
 )
 _SECRET_ENV = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 _REPEAT_S = 30.0
+_CLIENT = re.compile(r"^\[[^]]*\] (\[thrd:.*?\]: )?(\S+: )*")
+_STATE = re.compile(r" \(after \d+ms in state .*\)$")
+"""Before and behind what librdkafka says: client, thread and address; how long it was so."""
 
 
 def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None) -> None:
@@ -52,18 +55,35 @@ def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None
     )  # other libraries speak only when something is wrong
     logging.getLogger("streamer").setLevel(level.upper())
     librdkafka = logging.getLogger(LIBRDKAFKA)
-    librdkafka.filters[:] = [_is_told, Repeats(_REPEAT_S)]
+    librdkafka.filters[:] = [_in_words, Repeats(_REPEAT_S)]
     plugins.log.filters[:] = [Repeats(_REPEAT_S)]
     logging.captureWarnings(True)
 
 
-def _is_told(record: logging.LogRecord) -> bool:
-    """False for librdkafka's remark that a consumer has no use for a producer's property:
-    ``kafka.client`` is for both."""
-    return "property and will be ignored by this" not in record.getMessage()
+def _in_words(record: logging.LogRecord) -> bool:
+    """librdkafka's lines are for its developers: facility, client, thread, address, state. What
+    they mean to a user is said instead; with ``debug`` they are shown as they are. False: nothing.
+
+    Untold: that a consumer has no use for a producer's property (``kafka.client`` is for both), and
+    that a broker closed a connection, which it does with idle ones too.
+    """
+    raw = record.getMessage()
+    if "property and will be ignored by this" in raw:
+        return False
+    if logging.getLogger(LIBRDKAFKA).isEnabledFor(logging.DEBUG):
+        return True
+    facility, _, text = raw.partition(" ")
+    words = _CLIENT.sub("", text)
+    if facility == "FAIL":
+        if record.levelno < logging.WARNING:
+            return False
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        words = f"a Kafka broker is away, waiting for it: {_STATE.sub('', words)}"
+    record.msg, record.args = words, ()
+    return True
 
 
-logging.getLogger(LIBRDKAFKA).addFilter(_is_told)  # also for commands that never call `setup`
+logging.getLogger(LIBRDKAFKA).addFilter(_in_words)  # also for commands that never call `setup`
 
 
 def hide(client: Mapping[str, object]) -> None:

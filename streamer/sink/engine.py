@@ -19,6 +19,7 @@ from uuid import uuid4
 from streamer.errors import Fenced, ProtocolError, TemporaryError
 from streamer.records import Headers, Term
 from streamer.sink.ledger import Ledger
+from streamer.units import count
 from streamer.wire.manifest import FileEntry, Manifest, epoch_name
 
 OTHERS_GRACE_S = 10.0
@@ -111,8 +112,13 @@ class Transactions(Protocol):
 class Files(Protocol):
     """The storage port; see `streamer.sink.storage.Storage`."""
 
+    @property
+    def root_uri(self) -> str: ...
     def staged(self) -> Sequence[Staged]: ...
     def projected(self) -> set[tuple[str, int]]: ...
+    def has(self, manifest: Manifest) -> bool:
+        """Whether each of its files is staged or public."""
+
     def project(self, manifest: Manifest) -> None:
         """Nothing is staged of it afterwards."""
 
@@ -193,6 +199,7 @@ class CommitEngine:
                 f"the folder holds {epoch_name(*foreign[0])} and {len(foreign) - 1} more epochs that {self.dataset}.commits does not name: the commit log was "
                 "lost, or the folder belongs to another life of this dataset. Restore the topic, or give the dataset a new name."
             )
+        require_present(manifests, projected, self._files, f"{self.dataset}.commits")
         committed = {m.uuid for m in manifests}
         for left in staged:  # first, for it may fill the disk, and a projection needs some room
             if left.uuid not in committed and (
@@ -398,6 +405,24 @@ class CommitEngine:
             )
         self._read()  # ours, and that of a replica that was faster: the first one in the log holds
         self._files.project(manifest)
+
+
+def require_present(
+    manifests: Sequence[Manifest], public: Collection[tuple[str, int]], files: Files, log: str
+) -> None:
+    """Of every epoch that the commit log ``log`` names, and that is not among the ``public`` ones,
+    the folder has the files: if not, it is the wrong one, or somebody removed them, and nothing may
+    be written there. Blocks for the storage; raises ProtocolError.
+    """
+    waiting = [m for m in manifests if (m.writer, m.epoch) not in public]
+    lost = next((m for m in waiting if not files.has(m)), None)
+    if lost is not None:
+        raise ProtocolError(
+            f"{files.root_uri} lacks files of {lost.name}, which {log} names: {len(waiting)} of its "
+            f"{count(len(manifests), 'epoch')} are not public there. Is output.path right? If it "
+            "is, bring the files back (a backup, or a version of the bucket), then start again. "
+            "Nothing was written."
+        )
 
 
 def iso(seconds: float) -> str:

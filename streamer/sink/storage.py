@@ -103,6 +103,15 @@ class Storage:
         names = (e.path.rpartition("/")[2] for e in self.folder.walk("manifests"))
         return {(m[1], int(m[2])) for m in map(_MANIFEST.fullmatch, names) if m}
 
+    def has(self, manifest: Manifest) -> bool:
+        """Whether each of its files is staged or public, by its length. Staging is looked at first:
+        somebody may be publishing them."""
+        staged = staging_path(manifest.writer, manifest.epoch, manifest.uuid)
+        return all(
+            file.bytes in (self.folder.size(f"{staged}/{file.path}"), self.folder.size(file.path))
+            for file in manifest.files
+        )
+
     def project(self, manifest: Manifest) -> None:
         """Gives a committed epoch its public names. Idempotent; safe when others do the same at the
         same moment.

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import time
 import warnings
 
 import pytest
@@ -117,8 +118,50 @@ def test_librdkafka_does_not_repeat_itself(spoken):
     log = logging.getLogger(logs.LIBRDKAFKA)
     for i in range(20):
         log.error("FAIL [rdkafka#consumer-1] connect to broker:9092 failed (after %dms)", i)
-    log.error("another thing")
+    log.error("ERROR [rdkafka#consumer-1] another thing")
     assert len(stream.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_a_broker_that_goes_away_is_told_in_a_sentence(spoken, embedded, level):
+    """Real clients and a real broker: a member of a group and a producer, with several threads
+    each. What the library says itself is for debugging."""
+    stream = spoken(STREAMER_LOG="text", STREAMER_LOG_LEVEL=level)
+    with embedded() as broker:
+        given = {"bootstrap.servers": broker.bootstrap_servers}
+        given["logger"] = logging.getLogger(logs.LIBRDKAFKA)
+        consumer = Consumer({**given, "group.id": "g"})
+        consumer.subscribe(["nothing"])
+        producer = Producer(given)
+        producer.list_topics(timeout=10)
+        consumer.poll(1.0)
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        consumer.poll(0.1)
+        producer.poll(0)
+    consumer.close()
+    lines = [line for line in stream.getvalue().splitlines() if "Connect" in line]
+    if level == "debug":
+        assert f"[thrd:{broker.bootstrap_servers}" in "".join(lines)
+        return
+    [line] = lines
+    assert "WARNING" in line
+    assert "a Kafka broker is away, waiting for it: Connect to ipv4#127.0.0.1:" in line
+    assert line.endswith("failed: Connection refused")
+
+
+def test_what_else_librdkafka_says_is_told_without_its_frame(spoken):
+    stream = spoken(STREAMER_LOG="text")
+    log = logging.getLogger(logs.LIBRDKAFKA)
+    log.log(
+        logging.WARNING, "%s [%s] %s", "GETPID", "rdkafka#producer-4",
+        "[thrd:main]: Failed to acquire idempotence PID from broker 127.0.0.1:2/1: retrying",
+    )  # fmt: skip
+    assert "producer-4" not in stream.getvalue()
+    assert (
+        ": Failed to acquire idempotence PID from broker 127.0.0.1:2/1: retrying"
+        in stream.getvalue()
+    )
 
 
 def test_librdkafka_does_not_complain_that_consumers_and_producers_share_properties(spoken):

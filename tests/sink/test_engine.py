@@ -197,12 +197,18 @@ class Files:
     public: set[str] = field(default_factory=set)
     discarded: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)
+    """uuids of epochs whose files somebody removed."""
+    root_uri: str = "/out/cats"
 
     def staged(self) -> list[Staged]:
         return list(self.left)
 
     def projected(self) -> set[tuple[str, int]]:
         return {(name[:3], int(name[4:])) for name in self.public}
+
+    def has(self, entry: Manifest) -> bool:
+        return entry.uuid not in self.lost
 
     def project(self, entry: Manifest) -> None:
         self.public.add(entry.name)
@@ -287,6 +293,18 @@ def test_nothing_is_deleted_for_a_folder_of_another_life() -> None:
     with pytest.raises(ProtocolError, match="another life"):
         Bench(Kafka(log=[FOUNDED]), files).engine.recover()
     assert files.steps == []
+
+
+@pytest.mark.parametrize("writer", ["w-1", "w-2"])
+def test_nothing_is_written_to_a_folder_that_lacks_what_is_committed(writer: str) -> None:
+    """Another folder than the dataset's, by a slip in the config; or somebody removed files."""
+    files = Files(left=[Staged("w-1", 7, "dead", 5.0)], lost={f"{writer[2:]}0"})
+    log = [FOUNDED, manifest(writer, 0, {0: (5, 9)})]
+    with pytest.raises(ProtocolError, match=f"/out/cats lacks files of {writer}-00000000.*right?"):
+        Bench(Kafka(log=log), files).engine.recover()
+    assert files.steps == []
+    files.public.add(f"{writer}-00000000")
+    Bench(Kafka(log=log), files).engine.recover()
 
 
 def test_a_successors_staging_is_never_taken_for_our_own() -> None:

@@ -1,0 +1,137 @@
+"""`streamer check` looks at what a start needs, or says that it did not; what it calls wrong ends a
+start before anything is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+from streamer.testing import create_topic, free_port, jpeg, produce
+from tests.integration.service import Made, Service, streamer, verified
+
+
+def check(service: Service, expect: int, *arguments: str, **changes: Any) -> dict[str, Any]:
+    """Name of the check → (ok, detail)."""
+    path = str(service.config(**changes))
+    told = json.loads(streamer("check", "--json", "-c", path, *arguments, expect=expect).stdout)
+    assert told["ok"] == (expect == 0)
+    return {line["check"]: (line["ok"], line["detail"]) for line in told["checks"]}
+
+
+def test_the_wrong_output_path_of_a_dataset(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
+) -> None:
+    create_topic(kafka, topic_name)
+    produce(kafka, topic_name, [(jpeg(i), {}) for i in range(5)])
+    service = make_service(dataset_name)
+    fresh = check(service, 0)
+    assert fresh["topics"][1].startswith(f"a start makes {dataset_name}.claims, ")
+    service.run("--until", "end")
+    right = check(service, 0)
+    assert right["output"] == (True, f"{service.output} can be written; all of 2 epochs are there")
+    assert right["topics"][1].startswith(f"{dataset_name}.claims, {dataset_name}.commits, ")
+
+    elsewhere = {"path": str(tmp_path / "elsewhere")}
+    said = f"lacks files of w0-00000001, which {dataset_name}.commits names"
+    ok, detail = check(service, 1, output=elsewhere)["output"]
+    assert ok is False
+    assert said in detail
+    assert "Is output.path right?" in detail
+    produce(kafka, topic_name, [(jpeg(9), {})])
+    replica = service.run("--until", "end", expect=1, output=elsewhere)
+    assert said in replica.lines[-1]
+    assert "Nothing was written" in replica.lines[-1]
+    left = tmp_path / "elsewhere"
+    assert not left.exists() or not [p for p in left.rglob("*") if p.is_file()]
+
+    # The folder is moved there: then all is well, and the dataset goes on
+    shutil.move(service.output, left / dataset_name)
+    assert check(service, 0, output=elsewhere)["output"][0] is True
+    service.run("--until", "end", output=elsewhere)
+    assert verified(left / dataset_name)["records"] == 6
+
+
+def test_an_epoch_whose_files_were_removed_before_they_were_public(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made
+) -> None:
+    """One file of a committed epoch is gone: the start says which, and touches nothing."""
+    create_topic(kafka, topic_name)
+    produce(kafka, topic_name, [(jpeg(i), {}) for i in range(5)])
+    service = make_service(dataset_name)
+    service.run("--until", "end")
+    (service.output / "manifests/w0-00000001.json").unlink()
+    [tar] = (service.output / "shards/jpg").iterdir()
+    kept = tar.read_bytes()
+    tar.unlink()
+    before = sorted(service.output.rglob("*"))
+    replica = service.run("--until", "end", expect=1)
+    assert "lacks files of w0-00000001" in replica.lines[-1]
+    assert sorted(service.output.rglob("*")) == before
+    tar.write_bytes(kept)
+    service.run("--until", "end")
+    assert verified(service.output)["records"] == 5
+
+
+def test_what_it_does_not_look_at(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
+) -> None:
+    nobody = {"bootstrap_servers": f"127.0.0.1:{free_port()}", "topic": topic_name}
+    service = make_service(dataset_name)
+    found = check(service, 1, kafka=nobody, embedder={"type": "timm", "model": "resnet-18"})
+    assert found["broker"][0] is found["model"][0] is False
+    for name in ("topics", "output", "index", "dataset"):
+        ok, detail = found[name]
+        assert ok is None
+        assert "not looked at" in detail
+    lines = streamer("check", "-c", str(service.config(kafka=nobody)), expect=1).stdout.splitlines()
+    assert {line[:5] for line in lines if "not looked at: that takes" in line} == {"?    "}
+
+
+def test_the_port(kafka: str, topic_name: str, dataset_name: str, make_service: Made) -> None:
+    create_topic(kafka, topic_name)
+    service = make_service(dataset_name)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        http = {"host": "127.0.0.1", "port": port}
+        ok, detail = check(service, 0, http=http)["http"]
+        assert ok is None
+        assert f"127.0.0.1:{port} is in use: by this replica, if it runs" in detail
+    assert check(service, 0, http=http)["http"] == (True, f"127.0.0.1:{port} is free")
+    assert check(service, 1, http={"host": "192.0.2.1", "port": port})["http"][0] is False
+
+
+def test_a_folder_that_is_not_mounted(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
+) -> None:
+    """Every record that refers into it would be invalid for good."""
+    create_topic(kafka, topic_name)
+    folder = tmp_path / "mnt"
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    uri = f"file://{folder}/1.jpg".encode()
+    produce(kafka, topic_name, [(b"", {"uri": uri})])
+    fetch = {"schemes": ["file"], "hosts": [str(folder)]}
+    service = make_service(dataset_name, fetch=fetch, dead_letters={"max_ratio": 1})
+    said = f"fetch.hosts: there is no folder {folder}; mount or correct it"
+    assert check(service, 1)["fetch"] == (False, said)
+    assert said in service.run("--until", "end", expect=1).lines[-1]
+    folder.mkdir()
+    shutil.move(tmp_path / "1.jpg", folder)
+    ok, detail = check(service, 0)["fetch"]
+    assert (ok, detail) == (True, f"file from {folder}; no host was asked")
+    service.run("--until", "end")
+    assert verified(service.output)["outcomes"]["accepted"] == 1
+
+
+def test_a_topic_that_loses_its_entries(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made
+) -> None:
+    create_topic(kafka, topic_name)
+    create_topic(kafka, f"{dataset_name}.claims", retention_ms=1000)
+    ok, detail = check(make_service(dataset_name), 1)["topics"]
+    assert ok is False
+    assert "retention.ms is 1000, it must be -1" in detail
