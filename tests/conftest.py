@@ -24,7 +24,9 @@ LARGE_SETS = (Path(__file__).parents[1] / "../shared/data").resolve()
 
 BROKER = "Apache Kafka"
 CUDA = "a CUDA device"
-SMALL_ONLY = "on tests/data alone (the large sets of ../shared/data are not beside the repository)"
+LARGE = (
+    "on the large sets (../shared/data is not beside the repository: they ran on tests/data alone)"
+)
 _gaps: Counter[tuple[bool, str]] = Counter()
 """(whether it fails the run, what a test was without) → tests. A run on the small sets alone is
 complete, in CI too: it is what a clone can do."""
@@ -48,7 +50,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if call.excinfo is not None and (gap := getattr(call.excinfo.value, "gap", None)):
         _gaps[gap] += 1
     elif call.when == "call" and _uses_data(item) and not LARGE_SETS.is_dir():
-        _gaps[False, SMALL_ONLY] += 1
+        _gaps[False, LARGE] += 1
 
 
 @pytest.fixture(scope="session")

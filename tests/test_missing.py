@@ -49,7 +49,9 @@ def test_a_missing_broker_fails_ci(tmp_path):
 USES_DATA = (
     "def test_a(data_set, large): assert (data_set / 'hostile/manifest.tsv').is_file() != large\n"
 )
-SMALL_ONLY = "on tests/data alone (the large sets of ../shared/data are not beside the repository)"
+LARGE = (
+    "on the large sets (../shared/data is not beside the repository: they ran on tests/data alone)"
+)
 
 
 @pytest.mark.parametrize("ci", ["", "true"])
@@ -57,12 +59,12 @@ def test_without_the_large_sets_a_test_runs_on_the_small_ones(tmp_path, ci):
     """Nothing is skipped and CI passes, for that is all a clone can do; but the last line says so."""
     text = f"{USES_DATA}def test_b(large): assert not large\ndef test_c(): pass\n"
     code, last = run(tmp_path, text, ci)
-    assert (code, last) == (0, f"!!! NOT TESTED: 2 tests {SMALL_ONLY}")
+    assert (code, last) == (0, f"!!! NOT TESTED: 2 tests {LARGE}")
 
 
 def test_what_fails_on_the_small_sets_fails_the_run(tmp_path):
     code, last = run(tmp_path, "def test_a(data_set): assert False\n", ci="true")
-    assert (code, last) == (1, f"!!! NOT TESTED: 1 test {SMALL_ONLY}")
+    assert (code, last) == (1, f"!!! NOT TESTED: 1 test {LARGE}")
 
 
 def test_with_the_large_sets_a_test_runs_on_both_and_nothing_is_said(tmp_path):
@@ -78,7 +80,7 @@ def test_a_test_that_did_not_run_is_not_counted_as_run_on_the_small_sets(tmp_pat
     code, last = run(tmp_path, text, ci="true")
     assert code == 1
     assert last.startswith(
-        f"!!! FAILED FOR WANT OF IT: 1 test {SMALL_ONLY}; 1 test without Apache Kafka ("
+        f"!!! FAILED FOR WANT OF IT: 1 test {LARGE}; 1 test without Apache Kafka ("
     )
 
 
