@@ -19,36 +19,78 @@ LARGE_SETS = FOLDER.parents[1] / "../shared/data"
 HOSTILE = {
     "generated": ["synthetic/*"],
     # PngSuite; and files of a few bytes that broke a decoder
-    "image-rs/image-png": ["pngsuite/*", "malformed/pngbug_x_*", "malformed/pngbug_issue_403.png", "malformed/pngbug_acid2.png"],
+    "image-rs/image-png": [
+        "pngsuite/*",
+        "malformed/pngbug_x_*",
+        "malformed/pngbug_issue_403.png",
+        "malformed/pngbug_acid2.png",
+    ],
     "image-rs/image": [
-        "fuzz_crash/*.tga", "fuzz_crash/*.ico", "fuzz_crash/imagers_zero-loop-count.gif", "fuzz_crash/imagers_oss-fuzz-36829.jpeg",
-        "malformed/imagers_Bad_*", "animated_multiframe/imagers_*", "formats/imagers_issue_1455_oversized.gif", "formats/imagers_acid2.ff",
+        "fuzz_crash/*.tga",
+        "fuzz_crash/*.ico",
+        "fuzz_crash/imagers_zero-loop-count.gif",
+        "fuzz_crash/imagers_oss-fuzz-36829.jpeg",
+        "malformed/imagers_Bad_*",
+        "animated_multiframe/imagers_*",
+        "formats/imagers_issue_1455_oversized.gif",
+        "formats/imagers_acid2.ff",
         "formats/imagers_overexposed_gradient.hdr",
     ],
     # Those that libavif's list calls "same as libavif"; others there are not free
     "AOMediaCodec/libavif": [
-        "avif/libavif_extended_pixi.avif", "avif/libavif_draw_points_*", "avif/libavif_alpha_noispe.avif", "avif/libavif_color_*",
-        "avif/libavif_colors-animated-*", "avif/libavif_abc_*", "avif/libavif_sofa_*", "formats/libavif_circle-*", "formats/libavif_paris_*",
+        "avif/libavif_extended_pixi.avif",
+        "avif/libavif_draw_points_*",
+        "avif/libavif_alpha_noispe.avif",
+        "avif/libavif_color_*",
+        "avif/libavif_colors-animated-*",
+        "avif/libavif_abc_*",
+        "avif/libavif_sofa_*",
+        "formats/libavif_circle-*",
+        "formats/libavif_paris_*",
     ],
     "libjxl/conformance": ["jxl/grayscale_jpeg.jxl"],
-    # Derived from the Navy's portrait of Grace Hopper, from bmpsuite, or without any picture in them
+    # Derived from the portrait of Grace Hopper, from bmpsuite, or without any picture in them
     "python-pillow/Pillow": [
-        "*/hopper*", "malformed/bmp_*", "bomb/*", "fuzz_crash/*", "malformed/cross_scan_line.png",
-        "malformed/unbound_variable.jp2", "malformed/zero_*", "malformed/duplicate_frame.gif", "malformed/multiple_exif.jpg",
-        "malformed/empty_gps_ifd.jpg", "alpha_palette/tRNS_null_1x1.png", "animated_multiframe/dispose_none.gif",
-        "animated_multiframe/dispose_prev*", "animated_multiframe/different_transparency_merged.png", "animated_multiframe/multipage_*",
-        "animated_multiframe/comment_after_last_frame.gif", "exif_orientation/orientation_rectangle.jpg", "high_bitdepth/16bit.s.tif",
+        "*/hopper*",
+        "malformed/bmp_*",
+        "bomb/*",
+        "fuzz_crash/*",
+        "malformed/cross_scan_line.png",
+        "malformed/unbound_variable.jp2",
+        "malformed/zero_*",
+        "malformed/duplicate_frame.gif",
+        "malformed/multiple_exif.jpg",
+        "malformed/empty_gps_ifd.jpg",
+        "alpha_palette/tRNS_null_1x1.png",
+        "animated_multiframe/dispose_none.gif",
+        "animated_multiframe/dispose_prev*",
+        "animated_multiframe/different_transparency_merged.png",
+        "animated_multiframe/multipage_*",
+        "animated_multiframe/comment_after_last_frame.gif",
+        "exif_orientation/orientation_rectangle.jpg",
+        "high_bitdepth/16bit.s.tif",
         "high_bitdepth/16_bit_binary.pgm",
     ],
-}  # fmt: skip
+}
 """Source → patterns of its files; all other files are left out."""
 LARGEST_BYTES = 10_000
 LARGER = ("synthetic/*", "*/libavif_*")
 """What may be larger than that."""
 COLUMNS = [
-    "file", "category", "source_repo", "licence", "note", "bytes", "sha256", "pillow_outcome", "format", "mode", "size", "frames",
+    "file",
+    "category",
+    "source_repo",
+    "licence",
+    "note",
+    "bytes",
+    "sha256",
+    "pillow_outcome",
+    "format",
+    "mode",
+    "size",
+    "frames",
     "size_after_exif",
-]  # fmt: skip
+]
 
 HEADS = [
     "sa_0_4_vit_l_14_linear.pth",
@@ -68,7 +110,9 @@ def keep_hostile(source: Path, target: Path) -> None:
         (target / row["file"]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / row["file"], target / row["file"])
     with (target / "manifest.tsv").open("w", encoding="utf-8", newline="") as lines:
-        writer = csv.DictWriter(lines, COLUMNS, delimiter="\t", extrasaction="ignore", lineterminator="\n")  # fmt: skip
+        writer = csv.DictWriter(
+            lines, COLUMNS, delimiter="\t", extrasaction="ignore", lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)
 

@@ -54,7 +54,9 @@ def _make_photos(folder: Path) -> None:
                 }
             )
     with (folder / "captions.tsv").open("w", encoding="utf-8", newline="") as lines:
-        writer = csv.DictWriter(lines, list(rows[0]), delimiter="\t", quoting=csv.QUOTE_NONE, lineterminator="\n")  # fmt: skip
+        writer = csv.DictWriter(
+            lines, list(rows[0]), delimiter="\t", quoting=csv.QUOTE_NONE, lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)
 

@@ -65,9 +65,12 @@ def test_it_names_most_photographs_of_things_imagenet_has(
     """Eight pictures of each of scikit-image's photographs that show one thing clearly; or three of
     each class of Caltech-101 that ImageNet has too, where a wrong mean costs too many."""
     things = {
-        "camera": "tripod", "chelsea": "cat", "coffee": "espresso|cup",
-        "motorcycle_left": "moped|scooter", "motorcycle_right": "moped|scooter",
-    }  # fmt: skip
+        "camera": "tripod",
+        "chelsea": "cat",
+        "coffee": "espresso|cup",
+        "motorcycle_left": "moped|scooter",
+        "motorcycle_right": "moped|scooter",
+    }
     classes = {
         "accordion": "accordion", "airplanes": "airliner|warplane", "beaver": "beaver", "elephant": "elephant|tusker", "grand_piano": "grand piano",
         "hedgehog": "hedgehog", "laptop": "laptop|notebook", "llama": "llama", "nautilus": "nautilus", "revolver": "revolver", "saxophone": "sax",
@@ -109,7 +112,7 @@ def test_it_computes_what_the_packages_network_does(checkpoint: Path) -> None:
     )
     fed = torch.from_numpy(embedder.transform(Image.fromarray(skimage.data.chelsea())).copy())[None]
     assert expected.std() > 0.5
-    assert (embedder.embed(fed) - expected).abs().max() < 1e-3
+    assert (embedder.embed(fed) - expected).abs().max() < 1e-4
 
 
 def lite0(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:

@@ -170,6 +170,7 @@ def test_the_photos_with_their_captions(kafka, topic_name, data_set):
     assert json.loads(out)["sent"] == len(stored) == sum(1 for _ in photos.rglob("*.jpg"))
     for record in stored:
         assert record["meta-sha256"].decode() == hashlib.sha256(record["value"]).hexdigest()
+        assert record["text"]
     with (photos / "captions.tsv").open(encoding="utf-8", newline="") as lines:
         captions = {
             row["file"]: row["captions(|-separated)"].split("|")
