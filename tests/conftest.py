@@ -1,5 +1,5 @@
-"""What the tests share: a real broker, the example data, and one loud last line about whatever
-could not be had."""
+"""What the tests share: a real broker, sets of data, and one loud last line about whatever could
+not be had."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from streamer.testing import Broker, kafka_jars
 from streamer.testing.jars import java
 
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
-SHARED_DATA = Path(__file__).parents[1] / "../shared/data"
+LARGE_SETS = (Path(__file__).parents[1] / "../shared/data").resolve()
 
 BROKER = "Apache Kafka"
-SHARED = "../shared/data"
 CUDA = "a CUDA device"
-_missing: Counter[tuple[str, str]] = Counter()
+LARGE = (
+    "on the large sets (../shared/data is not beside the repository: they ran on tests/data alone)"
+)
+_gaps: Counter[tuple[bool, str]] = Counter()
+"""(whether it fails the run, what a test was without) → tests. A run on the small sets alone is
+complete, in CI too: it is what a clone can do."""
 
 
 def _without(thing: str, why: str) -> NoReturn:
@@ -36,15 +40,17 @@ def _without(thing: str, why: str) -> NoReturn:
     outcome = (
         pytest.fail.Exception(message, pytrace=False) if fatal else pytest.skip.Exception(message)
     )
-    outcome.missing = (thing, why)
+    outcome.gap = (fatal, f"without {thing} ({why})")
     raise outcome
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     # Counted here and not where it is raised: pytest raises what a session's fixture raised once
     # again for every test.
-    if call.excinfo is not None and (missing := getattr(call.excinfo.value, "missing", None)):
-        _missing[missing] += 1
+    if call.excinfo is not None and (gap := getattr(call.excinfo.value, "gap", None)):
+        _gaps[gap] += 1
+    elif call.when == "call" and _uses_data(item) and not LARGE_SETS.is_dir():
+        _gaps[False, LARGE] += 1
 
 
 @pytest.fixture(scope="session")
@@ -111,21 +117,40 @@ def dataset_name() -> str:
     return f"d{uuid.uuid4().hex[:10]}"
 
 
+@pytest.fixture(scope="session")
+def _small_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.data.made import make_small_sets
+
+    return make_small_sets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(
+    params=["small", pytest.param("large", marks=pytest.mark.shared)][: 1 + LARGE_SETS.is_dir()]
+)
+def data_set(request: pytest.FixtureRequest) -> Path:
+    """A folder with ``hostile``, ``photos``, ``heads`` and ``clip_preprocess_golden``, not to be
+    changed. The test runs on the small sets of tests/data, and once more on the large sets where
+    they are beside the repository."""
+    if request.param == "large":
+        return LARGE_SETS
+    small: Path = request.getfixturevalue("_small_sets")
+    return small
+
+
 @pytest.fixture
-def shared_data() -> Path:
-    """The folder of example data beside the repository."""
-    if not SHARED_DATA.is_dir():
-        _without(SHARED, "the folder is not beside the repository")
-    return SHARED_DATA.resolve()
+def large(data_set: Path) -> bool:
+    """Whether ``data_set`` is the large one: for what a test expects of its size or contents."""
+    return data_set == LARGE_SETS
+
+
+def _uses_data(item: pytest.Item) -> bool:
+    return "data_set" in getattr(item, "fixturenames", ())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if "_embedded_trouble" in fixtures:
+        if "_embedded_trouble" in getattr(item, "fixturenames", ()):
             item.add_marker("kafka")
-        if "shared_data" in fixtures:
-            item.add_marker("shared")
 
 
 _cuda_trouble: list[str] = []
@@ -150,17 +175,10 @@ def _look_for_cuda() -> str:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     yield  # everything else that reports does so in here: the line below is the last of the run
-    if not _missing:
+    if not _gaps:
         return
-    parts = [
-        f"{count} test{'s' * (count > 1)} without {thing} ({why})"
-        for (thing, why), count in sorted(_missing.items())
-    ]
-    verb = (
-        "FAILED FOR WANT OF IT"
-        if IN_CI and any(thing != CUDA for thing, _ in _missing)
-        else "NOT TESTED"
-    )
+    parts = [f"{count} test{'s' * (count > 1)} {gap}" for (_, gap), count in sorted(_gaps.items())]
+    verb = "FAILED FOR WANT OF IT" if any(fatal for fatal, _ in _gaps) else "NOT TESTED"
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
         reporter.write_line(

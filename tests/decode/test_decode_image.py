@@ -372,8 +372,8 @@ def test_text_and_profile_bombs_in_a_png():
     assert reason(png_of(8, 8, *[(b"tEXt", b"a\0b")] * 1001)) == "unsupported_image"
 
 
-def test_sizes_of_jpegs_are_read_as_pillow_reads_them(shared_data):
-    files = [*(shared_data / "hostile").rglob("*.jp*g"), *(shared_data / "photos").rglob("*.jpg")]
+def test_sizes_of_jpegs_are_read_as_pillow_reads_them(data_set):
+    files = [*(data_set / "hostile").rglob("*.jp*g"), *(data_set / "photos").rglob("*.jpg")]
     agreed = 0
     for file in files:
         data = file.read_bytes()

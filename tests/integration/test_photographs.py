@@ -40,11 +40,11 @@ def test_photographs_end_in_shards_that_every_loader_opens(
     topic_name: str,
     dataset_name: str,
     make_service: Made,
-    shared_data: Path,
+    data_set: Path,
     demo_embedder: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    photos = shared_data / "photos"
+    photos = data_set / "photos"
     done = streamer(
         "produce", str(photos), "--topic", topic_name, "--bootstrap", kafka, "--create-topic", "--partitions", "2", "--json",
         "--captions", str(photos / "captions.tsv"), "--path-column", "file", "--text-column", "captions(|-separated)",
@@ -80,19 +80,18 @@ def test_hostile_files_have_their_rows_and_dead_letters(
     topic_name: str,
     dataset_name: str,
     make_service: Made,
-    shared_data: Path,
+    data_set: Path,
+    large: bool,
     demo_embedder: dict[str, Any],
     tmp_path: Path,
 ) -> None:
+    folders = ("hostile", "photos/coco" if large else "photos/skimage")
     files = sorted(
-        path
-        for folder in ("hostile", "photos/coco")
-        for path in (shared_data / folder).rglob("*")
-        if path.is_file()
+        path for folder in folders for path in (data_set / folder).rglob("*") if path.is_file()
     )
-    for folder in ("hostile", "photos/coco"):
+    for folder in folders:
         streamer(
-            "produce", str(shared_data / folder), "--topic", topic_name, "--bootstrap", kafka, "--all-files",
+            "produce", str(data_set / folder), "--topic", topic_name, "--bootstrap", kafka, "--all-files",
             *(["--create-topic", "--partitions", "2"] if folder == "hostile" else []),
         )  # fmt: skip
     formats = ["jpg", "png", "webp", "gif", "tiff", "bmp", "avif"]

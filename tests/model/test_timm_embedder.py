@@ -149,9 +149,7 @@ def test_the_model_is_fed_the_bits_of_timms_transform(
     assert torch.equal(fed[0], timm_input(embedder._net, photos))
 
 
-def test_openai_preprocessing_reproduces_its_golden_vector(
-    shared_data: Path, tmp_path: Path
-) -> None:
+def test_openai_preprocessing_reproduces_its_golden_vector(data_set: Path, tmp_path: Path) -> None:
     """The real L/14 preprocessing on an L/14 of one layer, which is as good for this."""
     cfg = timm.models.get_pretrained_cfg("vit_large_patch14_clip_quickgelu_224.openai").to_dict(
         remove_source=True
@@ -165,8 +163,9 @@ def test_openai_preprocessing_reproduces_its_golden_vector(
     embedder = embedder_of(f"local-dir:{tmp_path}")
     fed: list[torch.Tensor] = []
     embedder._net.register_forward_pre_hook(lambda _, args: fed.append(args[0]))
-    golden = shared_data / "clip_preprocess_golden"
-    vectors = embed(embedder, [Image.open(golden / "franz-kafka.jpg").convert("RGB")])
+    golden = data_set / "clip_preprocess_golden"
+    (photo,) = golden.glob("*.jpg")
+    vectors = embed(embedder, [Image.open(photo).convert("RGB")])
     expected = np.load(golden / "expected_preprocessed_image.npy").reshape(3, 224, 224)
     assert np.abs(fed[0][0].numpy() - expected).max() == 0.0
     assert vectors.shape == (1, 768)

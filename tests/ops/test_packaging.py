@@ -1,6 +1,11 @@
-"""The pins are exact, complete, without addresses, and what is installed here."""
+"""The pins are exact, complete, without addresses, and what is installed here; the wheel holds the
+package alone."""
 
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -80,3 +85,18 @@ def test_the_two_variants_differ_in_nothing_but_their_accelerator():
         for name in gpu.keys() - cpu.keys()
         if not name.startswith(("nvidia-", "cupy-", "cuda-"))
     } == {"faiss-gpu"}
+
+
+def test_the_wheel_holds_the_package_and_no_test_data(tmp_path):
+    source = tmp_path / "source"
+    for folder in ("streamer", "tests/data"):
+        shutil.copytree(ROOT / folder, source / folder)
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copyfile(ROOT / file, source / file)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel"]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*pip, *options, str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "streamer/model/nsfw_categories.npz" in names
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"streamer"}
