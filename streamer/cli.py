@@ -88,7 +88,7 @@ def main() -> NoReturn:
     if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - plugins are found in the working directory
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
-        command.main(standalone_mode=False)
+        code = command.main(standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.Abort:
@@ -108,4 +108,4 @@ def main() -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(EXIT_FAILED)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

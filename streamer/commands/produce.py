@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -21,32 +20,11 @@ from streamer.kafka.admin import Admin
 from streamer.kafka.client import MESSAGE_BYTES
 from streamer.kafka.sender import Sender, Tally
 from streamer.produce.captions import Captions
-from streamer.produce.entry import Absent, Columns, Unsendable
+from streamer.produce.entry import Columns, Item
+from streamer.produce.report import Report
 from streamer.produce.source import Sources
 
-SHOWN_FAILURES = 50
 _LINE_EVERY_S = 5.0
-
-
-@dataclass(slots=True)
-class Report:
-    """What became of the sources."""
-
-    sent: int = 0
-    nbytes: int = 0
-    seconds: float = 0.0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    absent: int = 0
-    left_out: int = 0
-    """Files that are no images."""
-
-    def as_json(self) -> str:
-        failed = [{"id": id, "reason": reason} for id, reason in self.failed]
-        counts = {
-            "sent": self.sent, "failed": failed, "absent": self.absent, "left_out": self.left_out, "bytes": self.nbytes,
-            "seconds": round(self.seconds, 3),
-        }  # fmt: skip
-        return json.dumps(counts, ensure_ascii=False)
 
 
 @click.command()
@@ -129,7 +107,6 @@ def command(
     Exit 1 if anything was unreadable, or too big for the topic; it is listed at the end.
     """
     begun = time.monotonic()
-    report = Report()
     with _in_words_of_this_command():
         try:
             kafka = Kafka(bootstrap_servers=bootstrap, topic=topic, client=_properties(client))
@@ -151,39 +128,27 @@ def command(
         except DependencyError:
             limit = MESSAGE_BYTES  # a producer may be forbidden to ask; then the broker refuses what is too big
         reader = Sources(columns, texts, all_files, limit)
+        found = [reader.entries(source) for source in sources]
+        reader.check_captions()
         sender = Sender(kafka, limit)
+        report = Report(reader)
         with Progress() as progress:
-            for source in sources:
-                for entry in reader.entries(source):
-                    if isinstance(entry, Unsendable):
-                        report.failed.append((entry.id, entry.reason))
-                    elif isinstance(entry, Absent):
-                        report.absent += 1
-                    else:
-                        sender.send(
-                            entry.id,
-                            entry.value,
-                            entry.headers,
-                            entry.id.encode() if key == "id" else None,
-                        )
-                    progress.show(sender.tally, len(report.failed))
+            for entry in chain.from_iterable(found):
+                if isinstance(entry, Item):
+                    sender.send(
+                        entry.id,
+                        entry.value,
+                        entry.headers,
+                        entry.id.encode() if key == "id" else None,
+                    )
+                else:
+                    report.add(entry)
+                progress.show(sender.tally, len(report.failed))
             sender.finish(lambda: progress.show(sender.tally, len(report.failed)))
-    report.sent, report.nbytes, report.seconds = (
-        sender.tally.sent,
-        sender.tally.nbytes,
-        time.monotonic() - begun,
-    )
-    report.failed += [
-        (id, f"{reason}; the topic takes at most {limit} bytes with headers")
-        for id, reason in sender.tally.refused
-    ]
-    report.left_out = len(reader.left_out)
-    if reader.left_out:
-        click.echo(
-            f"files left out, being neither images nor tars: {report.left_out}, for example {reader.left_out[0]}",
-            err=True,
-        )
-    _print(report, topic, as_json, texts.unused() if texts is not None else [])
+    report.finish(sender.tally, limit, time.monotonic() - begun)
+    for line in report.remarks(as_json):
+        click.echo(line, err=True)
+    click.echo(report.as_json() if as_json else report.summary(topic))
     if report.failed:
         click.get_current_context().exit(EXIT_FAILED)
 
@@ -216,33 +181,6 @@ def _in_words_of_this_command() -> Iterator[None]:
     except StreamerError as error:
         words = str(error).replace("kafka.client.", "--client ").replace("kafka.client", "--client")
         raise type(error)(words.replace("kafka.bootstrap_servers", "--bootstrap")) from None
-
-
-def _print(report: Report, topic: str, as_json: bool, unused: list[str]) -> None:
-    if unused:
-        click.echo(
-            f"{len(unused)} captions name no file of the sources, for example {unused[0]}", err=True
-        )
-    for id, reason in report.failed[:SHOWN_FAILURES]:
-        click.echo(f"not sent: {id}: {reason}", err=True)
-    if len(report.failed) > SHOWN_FAILURES and not as_json:
-        click.echo(
-            f"… and {len(report.failed) - SHOWN_FAILURES} more; --json lists them all", err=True
-        )
-    if as_json:
-        click.echo(report.as_json())
-        return
-    rate = report.sent / report.seconds if report.seconds else 0.0
-    line = f"sent {report.sent} records ({report.nbytes / 1e6:.1f} MB) to {topic} in {report.seconds:.1f} s, {rate:.0f}/s"
-    line += f"; {len(report.failed)} could not be sent" if report.failed else ""
-    click.echo(
-        line
-        + (
-            f"; {report.absent} that the source does not have were left out"
-            if report.absent
-            else ""
-        )
-    )
 
 
 class Progress:

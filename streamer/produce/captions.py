@@ -1,115 +1,177 @@
-"""Captions from one file for a whole folder: CSV, TSV, JSON lines or Parquet."""
+"""Captions from one file for many images: ``--captions``, or ``metadata.csv`` in a folder."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from streamer.errors import ConfigError
-from streamer.produce.entry import (
+from streamer.produce import table
+from streamer.produce.caption import (
     PATH_COLUMNS,
     TEXT_COLUMNS,
     URL_COLUMNS,
     Caption,
-    Columns,
     caption_of,
+    decoded,
     first,
 )
+from streamer.produce.entry import Columns
+from streamer.produce.name import printable
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Names of Hugging Face's imagefolder, whose column ``file_name`` is relative to the folder of the
+file."""
+_SHOWN_ROWS = 5
+_SHOWN_COLUMNS = 20
 
 
 class Captions:
-    """path → `Caption`. Paths are relative to the source, or to the folder of the captions file."""
+    """Image → what the rows of a captions file say about it.
 
-    def __init__(self, file: Path, columns: Columns) -> None:
-        """Reads the whole file; its texts stay in memory. Raises ConfigError naming the file and
-        what is wrong in it."""
+    Paths in the file are absolute, or relative to the source, or to the folder of the captions
+    file.
+    """
+
+    def __init__(self, file: Path, columns: Columns, imagefolder: bool = False) -> None:
+        """Reads the whole file; its texts stay in memory. ``imagefolder``: paths are relative to
+        the folder of the file only, and there may be no texts.
+
+        Raises ConfigError naming the file and the rows that cannot be used, or the column that is
+        missing.
+        """
         self.file = file
-        self._folder = file.parent
-        self._captions: dict[str, Caption] = {}
-        self._unused: set[str] = set()
-        path_column = text_column = url_column = ""
-        for number, row in enumerate(_rows(file), 1):
-            if number == 1:
-                path_column = _choose(file, row, columns.path, PATH_COLUMNS, "--path-column")
-                text_column = _choose(file, row, columns.text, TEXT_COLUMNS, "--text-column")
-                url_column = columns.url or first(URL_COLUMNS, row) or ""
-            path = row.get(path_column)
-            if not isinstance(path, str) or not path:
-                raise ConfigError(f"{file}: row {number} has no path in its column {path_column!r}")
-            key = os.path.normpath(path)
-            self._captions[key] = caption_of(
-                row, text_column, url_column or None, columns.separator, frozenset((path_column,))
-            )
-        self._unused.update(self._captions)
+        self._columns = columns
+        self._imagefolder = imagefolder
+        self._folder = os.path.realpath(file.parent)
+        self._rows: dict[str, list[Caption]] = {}
+        self._used: set[str] = set()
+        self._has_text = False
+        self._seen: dict[str, None] = {}
+        self._read()
 
-    def take(self, relative: str, path: Path) -> Caption:
-        """The caption of the file at ``path``, ``relative`` to its source; an empty one if there is
-        none."""
-        for key in (relative, os.path.relpath(path, self._folder)):
-            found = self._captions.get(key)
-            if found is not None:
-                self._unused.discard(key)
-                return found
-        return Caption()
+    def of(self, path: Path, root: Path) -> list[Caption]:
+        """What the rows say about the file at ``path``, in their order. ``root``: its source."""
+        found = [key for key in self._keys(path, root) if key in self._rows]
+        self._used.update(found)
+        return [caption for key in found for caption in self._rows[key]]
+
+    def knows(self, path: Path, root: Path) -> bool:
+        """Whether a row names this file."""
+        return any(key in self._rows for key in self._keys(path, root))
 
     def unused(self) -> list[str]:
-        """Paths that no file of the source has asked for."""
-        return sorted(self._unused)
+        """Paths that no file of the sources has asked for."""
+        return sorted(printable(key) for key in self._rows.keys() - self._used)
 
+    def without_text(self) -> str:
+        """What to tell a person if no column is the caption; empty if one is."""
+        return "" if self._has_text else no_text(list(self._seen))
 
-def _choose(
-    file: Path, row: Mapping[str, Any], named: str, usual: tuple[str, ...], option: str
-) -> str:
-    chosen = named or first(usual, row)
-    if chosen is None or chosen not in row:
-        missing = (
-            f"there is no column {chosen!r}"
-            if chosen
-            else f"none of its columns is called {', '.join(usual)}"
-        )
-        raise ConfigError(
-            f"{file}: {missing}; name one with {option}. Its columns are: {', '.join(map(str, row))}"
-        )
-    return chosen
+    def _read(self) -> None:
+        bad = 0
+        shown: list[str] = []
+        named = {self._columns.path, self._columns.text, self._columns.url}
+        for where, cells, trouble in table.rows(self.file, named):
+            if not trouble:
+                trouble = self._add(where, cells)
+            if trouble:
+                bad += 1
+                shown += [trouble] if bad <= _SHOWN_ROWS else []
+        if self._seen:
+            self._check_columns(list(self._seen))
+        if bad:
+            more = f"; and {bad - _SHOWN_ROWS} rows more" if bad > _SHOWN_ROWS else ""
+            raise ConfigError(f"{self.file}: {'; '.join(shown)}{more}")
+        if not self._rows:
+            raise ConfigError(f"{self.file}: holds no captions")
 
+    def _add(self, where: str, cells: Mapping[str, Any]) -> str:
+        """Why the row cannot be used; empty if it can."""
+        self._seen.update(dict.fromkeys(cells))
+        path_column, text, url = _roles(self._columns, tuple(cells))
+        self._has_text |= text is not None
+        try:
+            path = decoded(cells.get(path_column), path_column) if path_column else None
+            if isinstance(path, dict):  # Hugging Face's Image
+                path = path.get("path")
+            if not isinstance(path, str) or not path:
+                return f"{where} has no path in its column {path_column or 'path'!r}"
+            caption = caption_of(
+                cells, text, url, self._columns.separator, frozenset((path_column or "",))
+            )
+        except ValueError as error:
+            return f"{where}: {error}"
+        self._rows.setdefault(_key(path), []).append(caption)
+        return ""
 
-def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    kind = file.suffix.lower()
-    try:
-        if kind in (".csv", ".tsv"):
-            csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-            with file.open(encoding="utf-8-sig", newline="") as lines:
-                # Tab-separated captions are not quoted in practice: a caption may begin with a
-                # quotation mark.
-                yield from (
-                    csv.DictReader(lines, dialect="excel")
-                    if kind == ".csv"
-                    else csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    def _check_columns(self, there: list[str]) -> None:
+        for named, usual, option in (
+            (self._columns.path, PATH_COLUMNS, "--path-column"),
+            (self._columns.text, () if self._imagefolder else TEXT_COLUMNS, "--text-column"),
+            (self._columns.url, (), "--url-column"),
+        ):
+            missing = ""
+            if named and named not in there:
+                missing = f"there is no column {named!r}"
+            elif usual and not named and first(usual, there) is None:
+                missing = f"none of its columns is called {', '.join(usual)}"
+            if missing:
+                raise ConfigError(
+                    f"{self.file}: {missing}; name one with {option}. Its columns are: "
+                    f"{listed(there)}"
                 )
-        elif kind in (".jsonl", ".ndjson"):
-            with file.open(encoding="utf-8-sig") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        row = json.loads(line)
-                        if not isinstance(row, dict):
-                            raise ConfigError(f"{file}: line {number} is not a JSON object")
-                        yield row
-        elif kind == ".parquet":
-            import pyarrow.parquet as pq
 
-            with pq.ParquetFile(file) as table:
-                for batch in table.iter_batches(batch_size=1024):
-                    yield from batch.to_pylist()
-        else:
-            raise ConfigError(f"{file}: captions come as .csv, .tsv, .jsonl or .parquet")
-    except (
-        OSError,
-        ValueError,
-        csv.Error,
-    ) as error:  # ArrowInvalid, JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise ConfigError(f"{file}: the captions cannot be read: {error}") from None
+    def _keys(self, path: Path, root: Path) -> list[str]:
+        whole = str(_real(path.parent) / path.name)
+        below = os.path.relpath(whole, self._folder)
+        if self._imagefolder:
+            return [below]
+        return list(dict.fromkeys((path.relative_to(root).as_posix(), below, whole)))
+
+
+def imagefolder(file: Path, columns: Columns) -> Captions | None:
+    """The captions in a file named like `METADATA`; None if it has no column ``file_name``, so is
+    something else. Raises ConfigError as `Captions`."""
+    head = next(table.rows(file), None)
+    if head is None or ("file_name" not in head.cells and (head.cells or not head.trouble)):
+        return None
+    text, url = ((n if n in head.cells else "") for n in (columns.text, columns.url))
+    named = Columns(path="file_name", text=text, url=url, separator=columns.separator)
+    return Captions(file, named, imagefolder=True)
+
+
+def no_text(columns: list[str]) -> str:
+    """What to tell a person about columns among which none is the caption."""
+    return f"no column is the caption; columns are: {listed(columns)}; name one with --text-column"
+
+
+def listed(columns: list[str]) -> str:
+    """The names, a few of them if they are many."""
+    more = ["…"] if len(columns) > _SHOWN_COLUMNS else []
+    return printable(", ".join(columns[:_SHOWN_COLUMNS] + more))
+
+
+@lru_cache(maxsize=64)
+def _roles(columns: Columns, there: tuple[str, ...]) -> tuple[str | None, str | None, str | None]:
+    """The columns with path, text and address. Cached: rows of one file have the same columns."""
+    return (
+        columns.path or first(PATH_COLUMNS, there),
+        columns.text or first(TEXT_COLUMNS, there),
+        columns.url or first(URL_COLUMNS, there),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _real(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))
+
+
+def _key(path: str) -> str:
+    """Absolute paths without links to folders, so that they are found by whatever way the source
+    is named."""
+    whole = Path(os.path.normpath(path))
+    return str(_real(whole.parent) / whole.name if whole.is_absolute() else whole)
