@@ -8,6 +8,13 @@ from typing import Any
 from streamer.produce.caption import PATH_COLUMNS, TEXT_COLUMNS, URL_COLUMNS
 
 
+def damage() -> tuple[type[Exception], ...]:
+    """What reading a damaged Parquet file raises."""
+    import pyarrow as pa
+
+    return OSError, ValueError, LookupError, OverflowError, MemoryError, pa.ArrowException
+
+
 def plain(kind: Any) -> Any:
     """The type of the values of a dictionary or an extension type."""
     import pyarrow as pa

@@ -54,7 +54,7 @@ class LeftOut:
         return sum(count for why in whys for count, _ in self._kinds[why].values())
 
     def lines(self) -> list[str]:
-        """One line for each reason, and one of advice for each kind that there is advice for."""
+        """One line for each reason, and then what to do instead."""
         lines = []
         for why, kinds in self._kinds.items():
             if not kinds:
@@ -75,8 +75,14 @@ def counted(n: int, noun: str) -> str:
 
 
 def advice(extensions: Iterable[str]) -> list[str]:
-    """What to do about files of these kinds."""
-    return [f".{kind}: {ADVICE[kind]}" for kind in extensions if kind in ADVICE]
+    """What to do about files of these kinds, one line for those with the same way out."""
+    kinds: dict[str, list[str]] = {}
+    for kind in sorted(extensions):
+        if kind in ADVICE:
+            kinds.setdefault(ADVICE[kind], []).append(f".{kind}")
+    if len(kinds) > 1:
+        kinds.pop(_TEXT, None)  # JSON is also beside datasets and archives, to describe them
+    return [f"{', '.join(found)}: {way}" for way, found in kinds.items()]
 
 
 def _kind(kind: str, count: int, example: str) -> str:

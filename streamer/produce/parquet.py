@@ -28,6 +28,8 @@ BYTES_COLUMNS = (
     "image", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "img", "content", "data",
 )  # fmt: skip
 ID_COLUMNS = ("id", "key")
+_PATHS = {"path", "file_name", "filename", "filepath", "image_path"}
+"""Columns with paths even if their cells are bytes."""
 _BATCH_ROWS = 32
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -59,13 +61,12 @@ class Roles:
 def roles_of(path: Path, name: str, columns: Columns) -> Roles | Unsendable:
     """`Unsendable` if the file cannot be read. Raises ConfigError naming the file and its columns
     if a named column is missing or none has images."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as table:
             schema = table.schema_arrow
-    except (OSError, pa.ArrowException) as error:
+    except arrow.damage() as error:
         return Unsendable(name, f"the Parquet file cannot be read: {error}")
     names: list[str] = schema.names
     try:
@@ -90,9 +91,8 @@ def roles_of(path: Path, name: str, columns: Columns) -> Roles | Unsendable:
     id = columns.id or usual(ID_COLUMNS, arrow.is_scalar)
     image = columns.image or None
     if not image and not columns.path:
-        pictures = [
-            n for n in names if arrow.is_image(schema.field(n).type) and n not in (text, url, id)
-        ]
+        taken = {text, url, id} | {n for n in names if n.lower() in _PATHS}
+        pictures = [n for n in names if arrow.is_image(schema.field(n).type) and n not in taken]
         image = first(BYTES_COLUMNS, pictures) or (pictures[0] if len(pictures) == 1 else None)
     where = columns.path or (None if image else usual(PATH_COLUMNS, arrow.is_text))
     if image is None and where is None:
@@ -114,7 +114,6 @@ def rows(
     Paths are relative to the Parquet file's folder and lead to files below ``root``. Columns that
     have no role are metadata. A few dozen rows are in memory at a time.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
@@ -126,7 +125,7 @@ def rows(
                     yield Unsendable(f"{name}/{number}", f"row {number} of {path.name}: {trouble}")
                 else:
                     yield _entry(_Row(path, root, name, number, row), roles, separator, limit)
-    except (OSError, pa.ArrowException) as error:
+    except arrow.damage() as error:
         after = f" after row {number}" if number else ""
         yield Unsendable(name, f"the Parquet file cannot be read{after}: {error}")
 

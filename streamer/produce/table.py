@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from streamer.errors import ConfigError
-from streamer.produce.arrow import check_names, readable, rows_of
+from streamer.produce.arrow import check_names, damage, readable, rows_of
 from streamer.produce.sidecar import encoding, json_object
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -37,7 +37,7 @@ def rows(file: Path, named: Collection[str] = ()) -> Iterator[Row]:
             code = encoding(begin.read(4))
         with file.open(encoding=code, errors="surrogateescape", newline="") as lines:
             yield from _json_lines(lines) if "json" in kind else _separated(lines, kind == ".tsv")
-    except (OSError, ValueError, csv.Error) as error:  # an ArrowInvalid is a ValueError
+    except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"{file}: the captions cannot be read: {error}") from None
 
 
@@ -94,11 +94,14 @@ def _json_lines(lines: IO[str]) -> Iterator[Row]:
 def _parquet(file: Path, named: Collection[str]) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(file) as table:
-        check_names(table.schema_arrow)
-        columns = readable(table.schema_arrow, named)
-        for number, (row, trouble) in enumerate(rows_of(table, columns, 1024), 1):
-            yield Row(f"row {number}", row, trouble and f"row {number}: {trouble}")
+    try:
+        with pq.ParquetFile(file) as table:
+            check_names(table.schema_arrow)
+            columns = readable(table.schema_arrow, named)
+            for number, (row, trouble) in enumerate(rows_of(table, columns, 1024), 1):
+                yield Row(f"row {number}", row, trouble and f"row {number}: {trouble}")
+    except damage() as error:
+        raise ValueError(str(error)) from None
 
 
 def _utf8(lines: IO[str]) -> Iterator[str]:

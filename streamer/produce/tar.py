@@ -112,7 +112,11 @@ def _strays(index: Index, pairing: Pairing, name: str, left_out: LeftOut) -> Ite
     """Samples without an image; and into ``left_out`` whatever else is of no use."""
     with_image = {_sample(image) for image in (*pairing.images, *pairing.further)}
     without: dict[str, None] = {}
+    linked = index.linked()
     for member in (*index.names(), *index.special):
+        other = not (is_image(member) or is_text(member) or is_json(member))
+        if other and member in linked:
+            continue  # the bytes of an image by another name
         if is_hidden(member):
             left_out.add(Why.HIDDEN, f"{name}/{member}")
         elif _sample(member) not in with_image:
@@ -121,7 +125,7 @@ def _strays(index: Index, pairing: Pairing, name: str, left_out: LeftOut) -> Ite
             left_out.add(Why.FURTHER, f"{name}/{member}")
         elif member in pairing.unused:
             left_out.add(Why.TEXT, f"{name}/{member}")
-        elif not (is_image(member) or is_text(member) or is_json(member)):
+        elif other:
             left_out.add(Why.OTHER, f"{name}/{member}")
     for member in index.replaced:
         left_out.add(Why.REPLACED, f"{name}/{member}")
@@ -131,15 +135,15 @@ def _strays(index: Index, pairing: Pairing, name: str, left_out: LeftOut) -> Ite
 
 def _doubtful(index: Index, pairing: Pairing) -> set[str]:
     """Images that may have lost a text, if the archive is damaged: all without one, and those of
-    the sample at which the damage begins. None if the archive has no texts at all."""
-    texts = any(p != _NONE for p in pairing.images.values()) or pairing.unused
-    if not index.damage or not texts:
+    the sample at which the damage begins. None if what can be read are other images without
+    texts."""
+    if not index.damage:
         return set()
-    return {
-        image
-        for image, partners in pairing.images.items()
-        if partners == _NONE or _sample(image) == _sample(index.last)
-    }
+    at_the_damage = {image for image in pairing.images if _sample(image) == _sample(index.last)}
+    without = {image for image, partners in pairing.images.items() if partners == _NONE}
+    if without == pairing.images.keys() != at_the_damage and not pairing.unused:
+        return set()
+    return without | at_the_damage
 
 
 def _entries(

@@ -110,6 +110,10 @@ class Index:
             there = self.links[there]
         raise ValueError(f"{name} is a link that leads to itself")
 
+    def linked(self) -> set[str]:
+        """Names of files that a link leads to at once."""
+        return {target for target in self.links.values() if target in self.files}
+
     def text(self, name: str) -> bytes:
         """The bytes of a text or JSON. Raises ValueError if it is a link to something else, or too
         big."""

@@ -67,9 +67,11 @@ def test_texts(names, expected):
 
 
 def test_names_with_spaces_and_dates():
-    names = [
-        f"Screenshot 2024-05-01 at 10.{m}.jpg" for m in ("30.12", "31.44", "32.05")
-    ] + ["Screenshot 2024-05-01 at 10.31.44.txt", "Mr. Smith.jpg", "Mr. Jones.txt"]
+    names = [f"Screenshot 2024-05-01 at 10.{m}.jpg" for m in ("30.12", "31.44", "32.05")] + [
+        "Screenshot 2024-05-01 at 10.31.44.txt",
+        "Mr. Smith.jpg",
+        "Mr. Jones.txt",
+    ]
     found = pair(names).images
     assert [image for image, partners in found.items() if partners.text] == [
         "Screenshot 2024-05-01 at 10.31.44.jpg"

@@ -68,13 +68,21 @@ def test_captions_from_one_file(tmp_path, name):
 
 
 def test_captions_beside_a_source_elsewhere(tmp_path):
-    write_files(tmp_path, {"photos/coco/one.jpg": b"1", "photos/c.csv": "file,caption\ncoco/one.jpg,found\n"})
+    write_files(
+        tmp_path,
+        {"photos/coco/one.jpg": b"1", "photos/c.csv": "file,caption\ncoco/one.jpg,found\n"},
+    )
     (item,) = read(tmp_path / "photos/coco", captions=tmp_path / "photos/c.csv")
     assert (item.id, header(item, "text")) == ("one.jpg", "found")
 
 
 def test_several_rows_of_one_image_are_all_its_captions(tmp_path):
-    rows = [("0.jpg", "a", 0, "en"), ("1.jpg", "b", 1, "en"), ("./0.jpg", "c", 2, "en"), ("0.jpg", "a", 3, "de")]
+    rows = [
+        ("0.jpg", "a", 0, "en"),
+        ("1.jpg", "b", 1, "en"),
+        ("./0.jpg", "c", 2, "en"),
+        ("0.jpg", "a", 3, "de"),
+    ]
     lines = ["image,caption,caption_id,lang", *(",".join(map(str, row)) for row in rows)]
     write_files(tmp_path, {"0.jpg": b"0", "1.jpg": b"1", "c.csv": "\n".join(lines)})
     first, second = read(tmp_path, captions=tmp_path / "c.csv")
@@ -112,7 +120,9 @@ def test_captions_that_match_nothing_are_an_error_before_anything_is_sent(tmp_pa
     with pytest.raises(DependencyError) as raised:
         read(tmp_path / "in", captions=tmp_path / "c.csv")
     assert raised.value.exit_code == EXIT_FAILED
-    assert f"no path in it is that of a file in the sources, as {path} is not; " in str(raised.value)
+    assert f"no path in it is that of a file in the sources, as {path} is not; " in str(
+        raised.value
+    )
     assert "the first file is a.jpg. Nothing was sent" in str(raised.value)
 
 
@@ -139,8 +149,15 @@ def test_the_text_column_in_any_case(tmp_path, column, kind):
 
 
 def test_rows_of_json_lines_have_columns_of_their_own(tmp_path):
-    rows = [{"path": "a.jpg", "lang": "en"}, {"file": "b.jpg", "caption": "two"}, {"path": "c.jpg", "text": "three"}]
-    write_files(tmp_path, {"a.jpg": b"", "b.jpg": b"", "c.jpg": b"", "c.jsonl": "\n".join(map(json.dumps, rows))})
+    rows = [
+        {"path": "a.jpg", "lang": "en"},
+        {"file": "b.jpg", "caption": "two"},
+        {"path": "c.jpg", "text": "three"},
+    ]
+    write_files(
+        tmp_path,
+        {"a.jpg": b"", "b.jpg": b"", "c.jpg": b"", "c.jsonl": "\n".join(map(json.dumps, rows))},
+    )
     found = read_all(tmp_path, captions=tmp_path / "c.jsonl")
     assert found.texts() == {"a.jpg": None, "b.jpg": "two", "c.jpg": "three"}
 
@@ -202,7 +219,11 @@ def test_csv_as_people_write_it(tmp_path):
 @pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("name", ["c.csv", "c.tsv", "c.jsonl"])
 def test_marked_encodings_are_read(tmp_path, codec, name):
-    text = {"c.csv": "path,text\r\na.jpg,Grüße", "c.tsv": "path\ttext\r\na.jpg\tGrüße", "c.jsonl": '{"path":"a.jpg","text":"Grüße"}'}
+    text = {
+        "c.csv": "path,text\r\na.jpg,Grüße",
+        "c.tsv": "path\ttext\r\na.jpg\tGrüße",
+        "c.jsonl": '{"path":"a.jpg","text":"Grüße"}',
+    }
     write_files(tmp_path, {"a.jpg": b"1", name: text[name].encode(codec)})
     assert read_all(tmp_path, captions=tmp_path / name).texts() == {"a.jpg": "Grüße"}
 
@@ -219,7 +240,12 @@ DEEP = '{"path": "a", "n": ' + "[" * 50_000 + "]" * 50_000 + "}"
             {},
             r"none of its columns is called path, file.*; name one with --path-column\. Its columns are: a, b",
         ),
-        ("c.csv", "path,b\n1,2\n", {}, r"none of its columns is called text, .* with --text-column"),
+        (
+            "c.csv",
+            "path,b\n1,2\n",
+            {},
+            r"none of its columns is called text, .* with --text-column",
+        ),
         (
             "c.csv",
             "path,b\n1,2\n",
@@ -234,20 +260,45 @@ DEEP = '{"path": "a", "n": ' + "[" * 50_000 + "]" * 50_000 + "}"
             {},
             r"row 2 has 4 cells, but the header has 2 \(line 3\): a cell with a comma .* is written \"in",
         ),
-        ("c.csv", 'path,text\na,x\nb,"open\nc,d\n', {}, r"row 2 \(to line 4\): unexpected end .*\"in quot"),
-        ("c.csv", 'path,text\na,"Oh" she said\n', {}, r"row 1 \(to line 2\): ',' expected after '\"'"),
+        (
+            "c.csv",
+            'path,text\na,x\nb,"open\nc,d\n',
+            {},
+            r"row 2 \(to line 4\): unexpected end .*\"in quot",
+        ),
+        (
+            "c.csv",
+            'path,text\na,"Oh" she said\n',
+            {},
+            r"row 1 \(to line 2\): ',' expected after '\"'",
+        ),
         ("c.csv", "path,text,text\na,x,y\n", {}, r"two columns are called 'text'"),
         ("c.csv", b"path,text\na,x\nb,B\xfccher\n", {}, r"line 3 is not UTF-8"),
         ("c.csv", "", {}, r"holds no captions"),
         ("c.csv", "path,text\n", {}, r"holds no captions"),
-        ("c.tsv", "path\ttext\na\tx\ty\n", {}, r"row 1 has 3 cells, .* save the captions as \.jsonl"),
+        (
+            "c.tsv",
+            "path\ttext\na\tx\ty\n",
+            {},
+            r"row 1 has 3 cells, .* save the captions as \.jsonl",
+        ),
         ("c.jsonl", '{"path": "a", "text": "b"}\n7\n', {}, r"line 2 is not a JSON object"),
         ("c.jsonl", '{"path": "a", "text": "b"}\n\n[]\n', {}, r"line 3 is not a JSON object"),
         ("c.jsonl", "{", {}, r"c\.jsonl: line 1 is not JSON"),
         ("c.jsonl", '{"path": "a", "text": "b"}\n' + DEEP, {}, r"line 2 is nested too deeply"),
         ("c.jsonl", '{"path": "a", "text": {}}', {}, r"line 1: 'text' is an object"),
-        ("c.jsonl", '{"path": "a", "text": "b", "n": 1e999}', {}, r"line 1: the number 1e999 is too"),
-        ("c.jsonl", '{"path": "a", "text": "b", "text": "c"}', {}, r"line 1: the key 'text' stands"),
+        (
+            "c.jsonl",
+            '{"path": "a", "text": "b", "n": 1e999}',
+            {},
+            r"line 1: the number 1e999 is too",
+        ),
+        (
+            "c.jsonl",
+            '{"path": "a", "text": "b", "text": "c"}',
+            {},
+            r"line 1: the key 'text' stands",
+        ),
         ("c.jsonl", '{"path": 7, "text": "b"}', {}, r"line 1 has no path in its column 'path'"),
         ("c.jsonl", b'{"path": "a", "text": "\xff"}', {}, r"line 1 is not UTF-8"),
         ("c.jsonl", "[]\n" * 9, {}, r"line 1 is not .*; line 5 is not [^;]*; and 4 rows more"),
@@ -275,7 +326,11 @@ def test_cells_of_parquet_that_cannot_be_read_are_named(tmp_path):
 
 
 def test_a_lone_surrogate_costs_one_record(tmp_path):
-    rows = [r'{"path": "a.jpg", "text": "\ud800"}', '{"path": "b.jpg", "text": "b"}', r'{"path": "\udcff", "text": ""}']
+    rows = [
+        r'{"path": "a.jpg", "text": "\ud800"}',
+        '{"path": "b.jpg", "text": "b"}',
+        r'{"path": "\udcff", "text": ""}',
+    ]
     write_files(tmp_path, {"a.jpg": b"", "b.jpg": b"", "c.jsonl": "\n".join(rows)})
     found = read_all(tmp_path, captions=tmp_path / "c.jsonl")
     assert found.texts() == {"b.jpg": "b"}

@@ -22,7 +22,14 @@ from tests.produce.reading import by_id, header, read, read_all, write_files
 
 
 def test_a_folder_with_sidecars(tmp_path):
-    known = {"lang": "de", "n": 3, "tags": ["x", "ü"], "none": None, "url": "http://h/a", "caption": "Tom"}
+    known = {
+        "lang": "de",
+        "n": 3,
+        "tags": ["x", "ü"],
+        "none": None,
+        "url": "http://h/a",
+        "caption": "Tom",
+    }
     write_files(
         tmp_path,
         {
@@ -53,7 +60,9 @@ def test_a_folder_with_sidecars(tmp_path):
 
 
 def test_the_consumer_understands_the_headers(tmp_path):
-    write_files(tmp_path, {"a.jpg": jpeg(1), "a.txt": "日本語", "a.json": '{"lang": "ja", "score": 0.5}'})
+    write_files(
+        tmp_path, {"a.jpg": jpeg(1), "a.txt": "日本語", "a.json": '{"lang": "ja", "score": 0.5}'}
+    )
     (item,) = read(tmp_path)
     envelope = parse(Record(0, 0, 0, item.value, item.headers), "image/jpeg")
     assert (envelope.id, envelope.text, envelope.metadata) == (
@@ -161,7 +170,9 @@ def test_what_cannot_be_sent_is_named(tmp_path):
 
 
 def test_links_lead_nowhere_but_into_the_source(tmp_path):
-    secret = write_files(tmp_path / "outside", {"s.jpg": b"secret", "s.txt": "secret", "t.tar": b""})
+    secret = write_files(
+        tmp_path / "outside", {"s.jpg": b"secret", "s.txt": "secret", "t.tar": b""}
+    )
     source = write_files(tmp_path / "in", {"a.jpg": b"1", "b.jpg": b"2", "sub/c.jpg": b"3"})
     (source / "link.jpg").symlink_to(secret / "s.jpg")
     (source / "relative.jpg").symlink_to("../outside/s.jpg")
@@ -232,7 +243,9 @@ def test_a_folder_that_cannot_be_read_costs_only_itself(tmp_path):
 
 
 def test_all_files(tmp_path):
-    write_files(tmp_path, {"a.jpg": b"A", "a.txt": b"T", "none": b"N", ".h": b"H", "metadata.csv": b"C"})
+    write_files(
+        tmp_path, {"a.jpg": b"A", "a.txt": b"T", "none": b"N", ".h": b"H", "metadata.csv": b"C"}
+    )
     (tmp_path / os.fsdecode(b"b\xff.bin")).write_bytes(b"B")
     entries = by_id(read(tmp_path, all_files=True))
     assert {e.id: e.value for e in entries.values()} == {
@@ -284,8 +297,16 @@ def test_a_file_of_another_kind_is_an_error_with_the_way_out(tmp_path, name, adv
 
 
 def test_what_is_left_out_is_shown_by_kind_with_the_way_out(tmp_path):
-    names = [f"{i}.md" for i in range(12)] + ["a.csv", "b.zip", "c.pdf", "d.mp4", "e.docx", "Makefile", "f.x"]
-    write_files(tmp_path, {name: b"" for name in ["a.jpg", *names]})
+    names = [f"{i}.md" for i in range(12)] + [
+        "a.csv",
+        "b.zip",
+        "c.pdf",
+        "d.mp4",
+        "e.docx",
+        "Makefile",
+        "f.x",
+    ]
+    write_files(tmp_path, dict.fromkeys(["a.jpg", *names], b""))
     found = read_all(tmp_path)
     assert found.summary["left_out"] == len(names)
     first, *ways = found.remarks
@@ -317,7 +338,9 @@ def test_a_socket_is_no_image(tmp_path):
 def test_captions_of_an_imagefolder(tmp_path, name):
     rows = [{"file_name": "a.jpg", "text": "one", "n": "1"}, {"file_name": "s/b.jpg", "text": "two", "n": "2"},
             {"file_name": "gone.jpg", "text": "three", "n": "3"}]  # fmt: skip
-    write_files(tmp_path, {"train/a.jpg": b"1", "train/s/b.jpg": b"2", "a.jpg": b"3", "s/b.jpg": b"4"})
+    write_files(
+        tmp_path, {"train/a.jpg": b"1", "train/s/b.jpg": b"2", "a.jpg": b"3", "s/b.jpg": b"4"}
+    )
     if name.endswith(".parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -356,7 +379,9 @@ def test_a_metadata_file_of_another_kind_is_left_out(tmp_path):
 
 
 def test_a_broken_imagefolder_is_an_error_before_anything_is_sent(tmp_path):
-    write_files(tmp_path, {"a.jpg": b"1", "s/b.jpg": b"2", "s/metadata.jsonl": '{"file_name": "b.jpg"}\n['})
+    write_files(
+        tmp_path, {"a.jpg": b"1", "s/b.jpg": b"2", "s/metadata.jsonl": '{"file_name": "b.jpg"}\n['}
+    )
     with pytest.raises(ConfigError, match=r"s/metadata\.jsonl: line 2 is not JSON"):
         read(tmp_path)
 

@@ -72,7 +72,9 @@ def test_texts_belong_to_the_image_of_the_same_name_wherever_they_lie(tmp_path, 
         "images first": images + sidecars,
         "backwards": (images + sidecars)[::-1],
     }[order]
-    kind = {"gz": "gz", "tgz": "gz", "bz2": "bz2", "xz": "xz", "txz": "xz"}.get(suffix.split(".")[-1], "")
+    kind = {"gz": "gz", "tgz": "gz", "bz2": "bz2", "xz": "xz", "txz": "xz"}.get(
+        suffix.split(".")[-1], ""
+    )
     with tarfile.open(tmp_path / f"t.{suffix}", f"w:{kind}") as archive:
         for name, data in members:
             info = tarfile.TarInfo(name)
@@ -131,7 +133,7 @@ def test_links_to_members_are_followed(tmp_path):
         [
             ("early.jpg", link("sub/a.jpg")), ("sub/a.jpg", b"1"), ("sub/a.txt", b"one"),
             ("hard.jpg", link("sub/a.jpg", hard=True)), ("sub/up.jpg", link("../chain.jpg")),
-            ("chain.jpg", link("./hard.jpg")), ("blob.jpg", link(".blobs/77")), (".blobs/77", b"2"),
+            ("chain.jpg", link("./hard.jpg")), ("blob.jpg", link(".blobs/77")), (".blobs/77", b"2"), ("sha/88", b"5"), ("sha.jpg", link("sha/88")),
             ("blob.txt", link("sub/a.txt")), ("out.jpg", link("/etc/passwd")),
             ("gone.jpg", link("nowhere.jpg")), ("round.jpg", link("about.jpg")),
             ("about.jpg", link("round.jpg")), ("b.jpg", b"3"), ("b.txt", link("/etc/passwd")), ("etc/passwd", b"x"),
@@ -141,7 +143,7 @@ def test_links_to_members_are_followed(tmp_path):
     found = read_all(path)
     values = {e.id: e.value for e in found.entries if isinstance(e, Item)}
     assert values == {
-        "t/early": b"1", "t/sub/a": b"1", "t/hard": b"1", "t/sub/up": b"1", "t/chain": b"1", "t/blob": b"2",
+        "t/early": b"1", "t/sub/a": b"1", "t/hard": b"1", "t/sub/up": b"1", "t/chain": b"1", "t/blob": b"2", "t/sha": b"5",
     }  # fmt: skip
     assert {k for k, text in found.texts().items() if text} == {"t/sub/a", "t/blob"}
     assert found.reasons() == {
