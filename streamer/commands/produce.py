@@ -43,7 +43,7 @@ _LINE_EVERY_S = 5.0
     "--captions",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="CSV, TSV, JSON lines or Parquet with one row an image.",
+    help="CSV, TSV, JSON lines or Parquet with a path and a caption in each row.",
 )
 @click.option(
     "--path-column",
@@ -55,7 +55,8 @@ _LINE_EVERY_S = 5.0
     "--text-column",
     default="",
     metavar="NAME",
-    help="Column with the caption. Default: text, caption, …",
+    help="Column, or key of JSON, with the caption. Default: text, caption, captions, txt, prompt, in "
+    "any case.",
 )
 @click.option(
     "--url-column",
@@ -63,7 +64,12 @@ _LINE_EVERY_S = 5.0
     metavar="NAME",
     help="Column with the image's address. Default: url, source_url, …",
 )
-@click.option("--id-column", default="", metavar="NAME", help="Parquet: column with the id.")
+@click.option(
+    "--id-column",
+    default="",
+    metavar="NAME",
+    help="Parquet: column with the id. Default: id, key.",
+)
 @click.option(
     "--image-column", default="", metavar="NAME", help="Parquet: column with the image's bytes."
 )
@@ -75,7 +81,7 @@ _LINE_EVERY_S = 5.0
 @click.option(
     "--all-files",
     is_flag=True,
-    help="Sends every file as a record of its own, images or not, without sidecars.",
+    help="Sends every file as a record of its own, images or not, hidden or not, without sidecars.",
 )
 @click.option(
     "--key",
@@ -100,11 +106,13 @@ def command(
     """Sends images to the input topic, with their captions and metadata as headers.
 
     A SOURCE is a folder of images (PHOTO.txt and PHOTO.json beside PHOTO.jpg are its text and
-    metadata), a WebDataset tar, a Parquet file with bytes or paths, a folder of these
-    (img2dataset's, too), or one image. Ids are paths relative to the source; in tars TAR/KEY. Keys
-    of the JSON, or further columns, become metadata; what is no string is written as JSON.
+    metadata; metadata.csv of an imagefolder works too), a WebDataset tar, a Parquet file with bytes
+    or paths, a folder of these (img2dataset's, too), or one image. Ids are paths relative to the
+    source; in tars TAR/KEY. Keys of the JSON, or further columns, become metadata; what is no
+    string is written as JSON.
 
-    Exit 1 if anything was unreadable, or too big for the topic; it is listed at the end.
+    What is not sent is listed at the end. Exit 1 if anything was unreadable or too big for the
+    topic, and if the paths in --captions are those of none of the files; then nothing is sent.
     """
     begun = time.monotonic()
     with _in_words_of_this_command():

@@ -105,7 +105,7 @@ class Sender:
             tick()
             if time.monotonic() > deadline:
                 raise TemporaryError(
-                    f"writing to {self._topic} at {self._servers}: {len(self._producer)} records were not acknowledged. Try again."
+                    f"writing to {self._topic} at {self._servers}: records that were not acknowledged: {len(self._producer)}. Try again."
                 )
         self._raise_if_broken()
 

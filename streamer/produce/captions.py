@@ -20,6 +20,7 @@ from streamer.produce.caption import (
     first,
 )
 from streamer.produce.entry import Columns
+from streamer.produce.file import real_folder
 from streamer.produce.name import printable
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -126,7 +127,7 @@ class Captions:
                 )
 
     def _keys(self, path: Path, root: Path) -> list[str]:
-        whole = str(_real(path.parent) / path.name)
+        whole = str(real_folder(path.parent) / path.name)
         below = os.path.relpath(whole, self._folder)
         if self._imagefolder:
             return [below]
@@ -165,13 +166,8 @@ def _roles(columns: Columns, there: tuple[str, ...]) -> tuple[str | None, str | 
     )
 
 
-@lru_cache(maxsize=1024)
-def _real(folder: Path) -> Path:
-    return Path(os.path.realpath(folder))
-
-
 def _key(path: str) -> str:
     """Absolute paths without links to folders, so that they are found by whatever way the source
     is named."""
     whole = Path(os.path.normpath(path))
-    return str(_real(whole.parent) / whole.name if whole.is_absolute() else whole)
+    return str(real_folder(whole.parent) / whole.name if whole.is_absolute() else whole)

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from streamer.produce.entry import too_big
@@ -60,12 +61,21 @@ def id_of(path: Path, root: Path) -> str:
     return printable(path.relative_to(root).as_posix())
 
 
+@lru_cache(maxsize=1024)
+def real_folder(folder: Path) -> Path:
+    """Without links and ``..``; cached, for the many files of one folder."""
+    return Path(os.path.realpath(folder))
+
+
 def check_inside(path: Path, root: Path) -> None:
     """Raises ValueError if ``path``, by a link or by ``..``, leads out of the folder ``root``."""
-    real = os.path.realpath(path)
-    if not Path(real).is_relative_to(os.path.realpath(root)):
+    real = real_folder(path.parent) / path.name
+    if real.is_symlink():
+        real = Path(os.path.realpath(real))
+    if not real.is_relative_to(real_folder(root)):
         raise ValueError(
-            f"leads out of the source, to {printable(real)}; only what lies below a SOURCE is sent"
+            f"leads out of the source, to {printable(str(real))}; only what lies below a SOURCE is "
+            "sent"
         )
 
 

@@ -29,15 +29,21 @@ _SYSTEM = {
 _EXTENSIONS = re.compile(r"(?:\.[^\W\d_][^.\s]*)+$")
 
 
+def split(name: str) -> tuple[str, str]:
+    """(the name without its last extension, that extension in lower case without the dot);
+    ``("a", "")`` if there is none."""
+    before, dot, last = name.rpartition(".")
+    if not dot or not before or before.endswith("/") or "/" in last:
+        return name, ""
+    return before, last.lower()
+
+
 def extension(name: str) -> str:
-    """The last extension, lower-case, without the dot; empty if there is none."""
-    before, dot, last = name.rpartition("/")[2].rpartition(".")
-    return last.lower() if dot and before else ""
+    return split(name)[1]
 
 
 def stem(name: str) -> str:
-    """The name without its last extension."""
-    return name[: -len(extension(name)) - 1] if extension(name) else name
+    return split(name)[0]
 
 
 def sample(name: str) -> str:

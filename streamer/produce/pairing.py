@@ -28,6 +28,7 @@ from streamer.produce.name import (
     is_json,
     is_text,
     sample,
+    split,
     stem,
 )
 
@@ -74,7 +75,7 @@ def pair(names: Iterable[str]) -> Pairing:
 
 
 def _by_rank(names: Iterable[str], extensions: tuple[str, ...]) -> list[str]:
-    """The better of two texts of one name first: by its extension, then ``.txt`` before ``.TXT``."""
+    """The better of two texts of one name first: by its extension, ``.txt`` before ``.TXT``."""
     return sorted(
         names,
         key=lambda n: (extensions.index(extension(n)), not n.endswith(extension(n)), n),
@@ -124,7 +125,7 @@ def _assigned(images: Sequence[str], further: set[str], texts: Sequence[str]) ->
 
 def _folded(name: str) -> str:
     """The name with its last extension in lower case."""
-    return f"{stem(name)}.{extension(name)}"
+    return ".".join(split(name))
 
 
 def _beginnings(name: str) -> Iterator[str]:

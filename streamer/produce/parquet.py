@@ -52,9 +52,8 @@ class Roles:
         """What a person should know about the columns."""
         notes = [] if self.text is not None else [no_text(list(self.columns))]
         if self.unread:
-            notes.append(
-                f"columns with bytes that are not the image are left out: {listed(list(self.unread))}"
-            )
+            unread = listed(list(self.unread))
+            notes.append(f"columns with bytes that are not the image are left out: {unread}")
         return notes
 
 

@@ -61,11 +61,12 @@ def text_caption(data: bytes, name: str) -> Caption:
 def json_caption(data: bytes, name: str, text_key: str = "") -> Caption:
     """Text, address and metadata from a JSON object. Raises ValueError.
 
-    ``text_key``: the key with the text; empty: one of `TEXT_COLUMNS`.
+    ``text_key``: the key with the text; where it is missing, one of `TEXT_COLUMNS`.
     """
     row = json_object(text_of(data, name), name)
     try:
-        return caption_of(row, text_key or first(TEXT_COLUMNS, row), first(URL_COLUMNS, row))
+        text = text_key if text_key and text_key in row else first(TEXT_COLUMNS, row)
+        return caption_of(row, text, first(URL_COLUMNS, row))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 

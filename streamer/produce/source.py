@@ -20,6 +20,7 @@ from streamer.produce.name import (
     is_json,
     is_tar,
     is_text,
+    printable,
 )
 from streamer.produce.pairing import Partners, pair
 from streamer.produce.sidecar import caption_beside
@@ -157,7 +158,8 @@ class Sources:
                 yield Unsendable(id_of(listing.path, root), listing.trouble)
             for why, names in ((Why.HIDDEN, listing.hidden), (Why.LINK, listing.links)):
                 for name in names:
-                    self.left_out.add(why, f"{id_of(listing.path, root)}/{name}".removeprefix("./"))
+                    id = f"{id_of(listing.path, root)}/{printable(name)}"
+                    self.left_out.add(why, id.removeprefix("./"))
             if self._all_files:
                 for name in listing.files:
                     yield self._file(listing.path / name, root, root, None, survey)
@@ -170,7 +172,10 @@ class Sources:
         pairing = pair(listing.files)
         for name in listing.files:
             path = listing.path / name
-            if partners := pairing.images.get(name):
+            partners = pairing.images.get(name)
+            if name in pairing.further and self._has_row(path, root, survey):
+                partners = Partners(None, None)
+            if partners is not None:
                 yield self._file(path, root, root, partners, survey)
             elif is_tar(name) or (extension(name) == "parquet" and not survey.has_images):
                 yield from self._container(path, root)
@@ -197,6 +202,16 @@ class Sources:
         partners = pair({*names, path.name}).images.get(path.name)
         return iter([self._file(path, path.parent, None, partners, _Survey())])
 
+    def _tables(self, path: Path, survey: _Survey) -> Iterator[Captions]:
+        """The captions files that may have a row about the file at ``path``, the nearest first."""
+        if self._captions is not None:
+            yield self._captions
+        for folder in path.parents if survey.metadata else ():
+            yield from survey.metadata.get(folder, ())
+
+    def _has_row(self, path: Path, root: Path, survey: _Survey) -> bool:
+        return any(captions.knows(path, root) for captions in self._tables(path, survey))
+
     def _file(
         self,
         path: Path,
@@ -206,10 +221,7 @@ class Sources:
         survey: _Survey,
     ) -> Entry:
         def caption() -> Caption:
-            captions = self._captions.of(path, root) if self._captions is not None else []
-            for folder in path.parents if survey.metadata else ():
-                for metadata in survey.metadata.get(folder, ()):
-                    captions += metadata.of(path, root)
+            captions = [c for found in self._tables(path, survey) for c in found.of(path, root)]
             if partners is not None:
                 beside = caption_beside(
                     partners, lambda name: self._beside(path, name, root), self._columns.text

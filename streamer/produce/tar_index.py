@@ -34,7 +34,8 @@ def members(path: Path) -> Iterator[Iterator[tuple[int, tarfile.TarInfo, tarfile
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[int, tarfile.TarInfo, tarfile.TarFile]]:
     for number, member in enumerate(archive):
-        archive.members.clear()  # type: ignore[attr-defined]  # or the index of a big tar fills the memory
+        # Or tarfile's own index of a big archive fills the memory.
+        archive.members.clear()  # type: ignore[attr-defined]
         yield number, member, archive
     # Python's tarfile takes a damaged header for the end: the block after the last member must be
     # empty, or the file's end. What is compressed has a checksum, which is checked at its end.
@@ -63,7 +64,8 @@ class Index:
     """Names are normalised (``./a.jpg`` is ``a.jpg``); a later member replaces an earlier one of
     the same name, as it does when the archive is unpacked.
 
-    Memory: the names, and at most 16 MB of texts; further texts lie in a temporary file.
+    Memory: about half a kilobyte for each member, and at most 16 MB of texts; further texts lie in
+    a temporary file.
     """
 
     def __init__(self, path: Path, limit: int, texts: bool) -> None:

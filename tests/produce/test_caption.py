@@ -38,6 +38,7 @@ def test_the_text_key_of_json_in_any_case(key):
 def test_a_named_key_of_json_is_the_text():
     data = b'{"text": "no", "words": "yes"}'
     assert json_caption(data, "a.json", "words") == Caption(("yes",), None, {"text": "no"})
+    assert json_caption(data, "a.json", "other") == Caption(("no",), None, {"words": "yes"})
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,11 @@ def test_rows_of_json_lines_have_columns_of_their_own(tmp_path):
 
 def test_bytes_stand_for_text_where_parquet_lacks_the_type(tmp_path):
     image = pa.array([{"bytes": b"junk", "path": "nobody"}])
-    table = {"path": pa.array([b"a.jpg"]), "caption": pa.array(["ä".encode()]), "thumb": pa.array([b"\xff"]),
-             "image": image, "hash": pa.array([b"ab"], pa.binary(2)), "url": pa.array([b"http://h/1"])}  # fmt: skip
+    table = {
+        "path": pa.array([b"a.jpg"]), "caption": pa.array(["ä".encode()]), "image": image,
+        "thumb": pa.array([b"\xff"]), "hash": pa.array([b"ab"], pa.binary(2)),
+        "url": pa.array([b"http://h/1"]),
+    }  # fmt: skip
     write_files(tmp_path, {"a.jpg": b"1"})
     pq.write_table(pa.table(table), tmp_path / "c.parquet")
     (item,) = read(tmp_path, captions=tmp_path / "c.parquet")
@@ -238,7 +241,7 @@ DEEP = '{"path": "a", "n": ' + "[" * 50_000 + "]" * 50_000 + "}"
             "c.csv",
             "a,b\n1,2\n",
             {},
-            r"none of its columns is called path, file.*; name one with --path-column\. Its columns are: a, b",
+            r"none of its columns is called path, .*; name one with --path-column\. .* are: a, b",
         ),
         (
             "c.csv",
@@ -258,7 +261,7 @@ DEEP = '{"path": "a", "n": ' + "[" * 50_000 + "]" * 50_000 + "}"
             "c.csv",
             "path,text\na,x\nb,a cat, on a wall, at dusk\n",
             {},
-            r"row 2 has 4 cells, but the header has 2 \(line 3\): a cell with a comma .* is written \"in",
+            r"row 2 has 4 cells, but the header has 2 \(line 3\): a cell with .* is written \"in",
         ),
         (
             "c.csv",
@@ -336,6 +339,17 @@ def test_a_lone_surrogate_costs_one_record(tmp_path):
     assert found.texts() == {"b.jpg": "b"}
     assert found.reasons() == {"a.jpg": "text is not valid Unicode: it has a lone surrogate"}
     "".join(found.remarks).encode()
+
+
+@pytest.mark.parametrize("captions", ["c.csv", "metadata.csv"])
+def test_a_row_makes_an_image_a_picture_of_its_own(tmp_path, captions):
+    text = "file_name,text\na.edited.jpg,edited\na.jpg,plain\n"
+    images = {"a.jpg": b"1", "a.edited.jpg": b"2", "a.mask.png": b"3"}
+    write_files(tmp_path, {**images, captions: text})
+    named = tmp_path / captions if captions == "c.csv" else None
+    found = read_all(tmp_path, captions=named)
+    assert found.texts() == {"a.jpg": "plain", "a.edited.jpg": "edited"}
+    assert (found.summary["further_images"], found.summary["unused_captions"]) == (1, [])
 
 
 def test_captions_and_sidecars_are_joined(tmp_path):

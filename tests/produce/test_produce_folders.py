@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 
 from streamer.errors import ConfigError
-from streamer.produce.entry import Item, Unsendable
 from streamer.records import Record
 from streamer.testing import jpeg
 from streamer.wire.envelope import parse
-from tests.produce.reading import by_id, header, read, read_all, write_files
+from tests.produce.reading import by_id, header, read, read_all, write_files, write_tar
 
 
 def test_a_folder_with_sidecars(tmp_path):
@@ -144,7 +143,8 @@ def test_what_cannot_be_sent_is_named(tmp_path):
             "big.png": b"x" * 5000, "latin.jpg": b"1", "latin.txt": "Bücher".encode("latin-1"),
             "list.jpg": b"2", "list.json": "[1]", "ok.jpg": b"3", "deep.jpg": b"4",
             "deep.json": '{"a": ' + "[" * 3000, "nul.jpg": b"5", "nul.json": '{"k\\u0000x": 1}',
-            "long.jpg": b"6", "long.txt": "x" * 5000, "twice.jpg": b"7", "twice.json": '{"a":1,"a":2}',
+            "long.jpg": b"6", "long.txt": "x" * 5000, "twice.jpg": b"7",
+            "twice.json": '{"a":1,"a":2}',
             "no.jpg": b"8", "no.json": "", "dict.jpg": b"9", "dict.json": '{"text": {}}',
         },
     )  # fmt: skip
@@ -331,72 +331,27 @@ def test_a_socket_is_no_image(tmp_path):
     assert found.reasons() == {"s.jpg": "is not a regular file"}
 
 
-# Hugging Face's imagefolder
-
-
-@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
-def test_captions_of_an_imagefolder(tmp_path, name):
-    rows = [{"file_name": "a.jpg", "text": "one", "n": "1"}, {"file_name": "s/b.jpg", "text": "two", "n": "2"},
-            {"file_name": "gone.jpg", "text": "three", "n": "3"}]  # fmt: skip
-    write_files(
-        tmp_path, {"train/a.jpg": b"1", "train/s/b.jpg": b"2", "a.jpg": b"3", "s/b.jpg": b"4"}
-    )
-    if name.endswith(".parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train" / name)
-    elif name.endswith(".csv"):
-        lines = [",".join(row.values()) for row in rows]
-        write_files(tmp_path, {f"train/{name}": "\n".join(["file_name,text,n", *lines])})
-    else:
-        write_files(tmp_path, {f"train/{name}": "\n".join(map(json.dumps, rows))})
-    found = read_all(tmp_path)
-    assert found.texts() == {
-        "train/a.jpg": "one", "train/s/b.jpg": "two", "a.jpg": None, "s/b.jpg": None,
-    }  # fmt: skip
-    assert header(found.by_id()["train/a.jpg"], "meta-n") == "1"
-    assert found.summary["unused_captions"] == [f"gone.jpg ({tmp_path / 'train' / name})"]
-    assert found.summary["left_out"] == 0
-
-
-def test_an_imagefolder_without_texts_is_told(tmp_path):
-    write_files(tmp_path, {"a.jpg": b"1", "metadata.csv": "file_name,label\na.jpg,cat\n"})
-    found = read_all(tmp_path)
-    assert header(found.entries[0], "meta-label") == "cat"
-    assert found.remarks == [
-        "metadata.csv: no column is the caption; columns are: file_name, label; name one with "
-        "--text-column"
+def test_names_that_are_not_utf_8_can_be_told(tmp_path):
+    names = [
+        b"a\xff.jpg",
+        b"a\xff.mask.png",
+        b"b\xff.txt",
+        b".c\xff",
+        b"d\xff.md",
+        b"e\xff.json",
+        b"e\xff.jpg",
     ]
-    assert read_all(tmp_path, text="label").texts() == {"a.jpg": "cat"}
-
-
-def test_a_metadata_file_of_another_kind_is_left_out(tmp_path):
-    write_files(tmp_path, {"a.jpg": b"1", "metadata.csv": "name,value\nx,1\n"})
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(b"[]")
+    (tmp_path / os.fsdecode(b"f\xff.jpg")).symlink_to(os.fsdecode(b"/g\xff"))
+    write_tar(tmp_path / "t.tar", [(os.fsdecode(name), b"[]") for name in names])
     found = read_all(tmp_path)
-    assert found.summary["left_out"] == 1
-    assert "--captions FILE" in found.remarks[1]
-
-
-def test_a_broken_imagefolder_is_an_error_before_anything_is_sent(tmp_path):
-    write_files(
-        tmp_path, {"a.jpg": b"1", "s/b.jpg": b"2", "s/metadata.jsonl": '{"file_name": "b.jpg"}\n['}
-    )
-    with pytest.raises(ConfigError, match=r"s/metadata\.jsonl: line 2 is not JSON"):
-        read(tmp_path)
-
-
-def test_what_a_captions_file_and_the_sidecars_say_is_joined(tmp_path):
-    write_files(
-        tmp_path,
-        {
-            "a.jpg": b"1", "a.txt": "from the text", "a.json": '{"lang": "en"}', "b.jpg": b"2",
-            "b.txt": "only text", "metadata.csv": "file_name,text\na.jpg,from the table\n",
-        },
-    )  # fmt: skip
-    first, second = read(tmp_path)
-    assert (header(first, "text"), header(first, "meta-lang")) == ("from the table", "en")
-    assert json.loads(header(first, "meta-captions")) == ["from the table", "from the text"]
-    assert header(second, "text") == "only text"
-    assert isinstance(second, Item)
-    assert not isinstance(second, Unsendable)
+    "\n".join([*found.remarks, json.dumps(found.summary, ensure_ascii=False)]).encode()
+    assert found.texts().keys() == {r"a\xff.jpg", r"t/a\xff"}
+    assert found.reasons().keys() == {
+        r"e\xff.jpg",
+        r"f\xff.jpg",
+        r"t/e\xff",
+        r"t/b\xff",
+        r"t/d\xff",
+    }

@@ -31,7 +31,8 @@ def test_parquet_with_hugging_face_images(tmp_path):
     first, second, third = found.entries
     assert (first.id, first.value) == ("train/0", b"A")
     assert dict(first.headers) == {
-        "content-type": b"image/png", "id": b"train/0", "text": b"one", "meta-score": b"0.5", "meta-tags": b'["x"]',
+        "content-type": b"image/png", "id": b"train/0", "text": b"one",
+        "meta-score": b"0.5", "meta-tags": b'["x"]',
     }  # fmt: skip
     assert second == Unsendable("train/1", "row 1 of train.parquet has no image")
     assert third == Unsendable("train/2", "row 2 of train.parquet has no image")

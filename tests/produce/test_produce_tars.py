@@ -92,7 +92,8 @@ def test_the_plain_text_wins_and_masks_are_not_sent(tmp_path):
     path = write_tar(
         tmp_path / "t.tar",
         [
-            ("a.jpg", b"1"), ("a.meta.json", b'{"n": 2}'), ("a.vlm.txt", b"long"), ("a.mask.png", b"m"),
+            ("a.jpg", b"1"), ("a.meta.json", b'{"n": 2}'), ("a.vlm.txt", b"long"),
+            ("a.mask.png", b"m"),
             ("a.json", b'{"n": 1}'), ("a.seg.png", b"s"), ("a.txt", b"short"), ("b.jpg", b"2"),
             ("b.vlm.txt", b"only"), ("b.cls", b"7"), ("b.npy", b""),
         ],
@@ -133,17 +134,20 @@ def test_links_to_members_are_followed(tmp_path):
         [
             ("early.jpg", link("sub/a.jpg")), ("sub/a.jpg", b"1"), ("sub/a.txt", b"one"),
             ("hard.jpg", link("sub/a.jpg", hard=True)), ("sub/up.jpg", link("../chain.jpg")),
-            ("chain.jpg", link("./hard.jpg")), ("blob.jpg", link(".blobs/77")), (".blobs/77", b"2"), ("sha/88", b"5"), ("sha.jpg", link("sha/88")),
+            ("chain.jpg", link("./hard.jpg")), ("blob.jpg", link(".blobs/77")), (".blobs/77", b"2"),
+            ("sha/88", b"5"), ("sha.jpg", link("sha/88")),
             ("blob.txt", link("sub/a.txt")), ("out.jpg", link("/etc/passwd")),
             ("gone.jpg", link("nowhere.jpg")), ("round.jpg", link("about.jpg")),
-            ("about.jpg", link("round.jpg")), ("b.jpg", b"3"), ("b.txt", link("/etc/passwd")), ("etc/passwd", b"x"),
+            ("about.jpg", link("round.jpg")), ("b.jpg", b"3"), ("b.txt", link("/etc/passwd")),
+            ("etc/passwd", b"x"),
             ("c.jpg", b"4"), ("c.txt", link(".blobs/77")),
         ],
     )  # fmt: skip
     found = read_all(path)
     values = {e.id: e.value for e in found.entries if isinstance(e, Item)}
     assert values == {
-        "t/early": b"1", "t/sub/a": b"1", "t/hard": b"1", "t/sub/up": b"1", "t/chain": b"1", "t/blob": b"2", "t/sha": b"5",
+        "t/early": b"1", "t/sub/a": b"1", "t/hard": b"1", "t/sub/up": b"1", "t/chain": b"1",
+        "t/blob": b"2", "t/sha": b"5",
     }  # fmt: skip
     assert {k for k, text in found.texts().items() if text} == {"t/sub/a", "t/blob"}
     assert found.reasons() == {
@@ -177,7 +181,8 @@ def test_a_later_member_of_the_same_name_replaces_the_earlier(tmp_path):
 def test_sidecars_that_cannot_be_used_cost_one_record(tmp_path):
     members = [
         ("a.jpg", b"1"), ("a.json", b'{"n": ' + b"[" * 3000), ("b.jpg", b"2"), ("b.txt", b"\xff"),
-        ("c.jpg", b"3"), ("c.txt", b"x" * 5000), ("d.jpg", b"4"), ("d.json", b"[]"), ("e.jpg", b"5"),
+        ("c.jpg", b"3"), ("c.txt", b"x" * 5000), ("d.jpg", b"4"), ("d.json", b"[]"),
+        ("e.jpg", b"5"),
         ("f.jpg", b"6"), ("f.json", b'{"k\\u0000": 1}'),
     ]  # fmt: skip
     found = read_all(write_tar(tmp_path / "t.tar", members), limit=4000)
