@@ -15,7 +15,10 @@ from tempfile import SpooledTemporaryFile
 from streamer.produce.entry import too_big
 from streamer.produce.name import is_hidden, is_json, is_text, printable
 
-DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
+DAMAGE = (
+    *(tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError),
+    *(ValueError, LookupError, OverflowError, RecursionError),  # of tarfile, for hostile headers
+)
 _SPOOL_BYTES = 16_000_000
 """Texts beyond it lie in a temporary file."""
 _MOST_LINKS = 40
@@ -151,7 +154,8 @@ class Index:
         self.last = name
 
     def _keep(self, number: int, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
-        position = self._spool.seek(0, io.SEEK_END)
+        self._spool.seek(0, io.SEEK_END)
+        position = self._spool.tell()
         if member.size <= self._limit:
             self._spool.write(content(archive, member))
         self._texts[number] = position, member.size

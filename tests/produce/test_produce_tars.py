@@ -244,6 +244,21 @@ def test_a_gzip_with_a_wrong_checksum_is_told(tmp_path):
     assert last.reason.startswith("the archive cannot be read after a.jpg: CRC check failed")
 
 
+def test_hostile_headers_are_damage(tmp_path):
+    names = tarfile.TarInfo("././@LongLink")
+    names.type, names.size = tarfile.GNUTYPE_LONGNAME, 1
+    longname = names.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")
+    pax = tarfile.TarInfo("pax")
+    pax.type, pax.size = tarfile.XHDTYPE, 40
+    sparse = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n".ljust(40, b" ")
+    image = write_tar(tmp_path / "good.tar", [("a.jpg", b"1"), ("b.jpg", b"2")]).read_bytes()
+    for hostile in (longname * 3000, pax.tobuf(tarfile.GNU_FORMAT) + sparse.ljust(512, b"\0")):
+        (tmp_path / "t.tar").write_bytes(image[:2048] + hostile + image[2048:])
+        found = read_all(tmp_path / "t.tar")
+        assert found.texts().keys() <= {"t/a", "t/b"}
+        assert found.reasons()["t"].startswith("the archive cannot be read after b.jpg: ")
+
+
 @pytest.mark.parametrize("order", ["beside", "images first"])
 def test_no_image_is_sent_without_the_text_that_the_damage_took(tmp_path, order):
     pairs = [[(f"{i}.jpg", b"i" * 700), (f"{i}.txt", f"text {i}".encode())] for i in range(4)]
