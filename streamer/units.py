@@ -54,6 +54,6 @@ def parse_time(text: str) -> float:
     return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
 
 
-def count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     """``1 record``, ``2 records``: for nouns whose plural is an s."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

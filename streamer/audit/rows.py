@@ -17,7 +17,7 @@ from streamer.audit.manifests import Epoch, File
 from streamer.audit.report import Report
 from streamer.records import F16, I64, OUTCOMES
 from streamer.sink.folder import Folder
-from streamer.units import count
+from streamer.units import counted
 
 BATCH_ROWS = 8192
 _OF_A_SAMPLE = (
@@ -222,7 +222,7 @@ class RowAudit:
         self._report.outcomes.update(rows.outcomes)
         if total != file.rows:
             self._report.problem(
-                "rows_mismatch", file.path, f"{count(total, 'row')}, {file.rows} in {epoch.path}"
+                "rows_mismatch", file.path, f"{counted(total, 'row')}, {file.rows} in {epoch.path}"
             )
         stated = {k: n for k, n in epoch.counts.items() if n}
         if stated != {k: n for k, n in rows.outcomes.items() if n}:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from streamer.audit.manifests import File
 from streamer.audit.report import Report
 from streamer.sink.folder import Folder
-from streamer.units import count
+from streamer.units import counted
 
 _SAME_IN_JSON = ("key", "topic", "partition", "offset", "format", "bytes", "sha256")
 _UNKNOWN_IN_JSON = {"id": "", "url": "", "width": 0, "height": 0, "metadata": "{}"}
@@ -64,7 +64,7 @@ def check_tar(
         )
     if samples != file.rows:
         report.problem(
-            "rows_mismatch", file.path, f"{count(samples, 'sample')}, {file.rows} in its manifest"
+            "rows_mismatch", file.path, f"{counted(samples, 'sample')}, {file.rows} in its manifest"
         )
     for key in rows.keys() - found:
         report.problem(

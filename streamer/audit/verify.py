@@ -17,7 +17,7 @@ from streamer.audit.tiles import Tiles
 from streamer.records import F16, I64
 from streamer.sink.folder import Folder
 from streamer.sink.location import open_folder
-from streamer.units import count
+from streamer.units import counted
 
 LOOKS = 100
 """What replicas publish while the audit runs is audited too, unless they are always faster."""
@@ -113,7 +113,7 @@ class Audit:
             self.report.problem(
                 "counts_mismatch",
                 epoch.path,
-                f"{count(len(epoch.tables), 'table')} for {count(len(epoch.tars), 'tar')} and {epoch.counts}",
+                f"{counted(len(epoch.tables), 'table')} for {counted(len(epoch.tars), 'tar')} and {epoch.counts}",
             )
         for file in self._readable(epoch.tables, readable):
             rows = reader.read(epoch, file)

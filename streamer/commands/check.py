@@ -14,7 +14,7 @@ import yaml
 from streamer.commands.options import read_config, with_config
 from streamer.config import HIDDEN, Config, is_secret
 from streamer.errors import EXIT_DONE, StreamerError
-from streamer.units import count
+from streamer.units import counted
 
 if TYPE_CHECKING:
     from streamer.kafka.admin import TopicInfo
@@ -145,7 +145,7 @@ def _broker(start: Start) -> str:
 
     kafka = start.config.kafka
     start.topic = topic = input_topic(Admin(kafka), start.config)
-    partitions = count(topic.partitions, "partition")
+    partitions = counted(topic.partitions, "partition")
     return f"{kafka.bootstrap_servers}: topic {topic.name}, {partitions}, id {topic.id}"
 
 
@@ -179,7 +179,7 @@ def _output(start: Start) -> str:
     with LogReader(config, Admin(config.kafka), config.commits_topic) as log:
         committed = [decode(message.value() or b"") for message in log.read()]
     require_present(committed, storage.projected(), storage, config.commits_topic)
-    epochs = f"; all of {count(len(committed), 'epoch')} are there" if committed else ""
+    epochs = f"; all of {counted(len(committed), 'epoch')} are there" if committed else ""
     return f"{storage.root_uri} can be written{epochs}"
 
 

@@ -14,7 +14,7 @@ import click
 from streamer.commands.options import read_config
 from streamer.commands.terminal import new_table, progress, size
 from streamer.errors import EXIT_FAILED
-from streamer.units import count
+from streamer.units import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -129,8 +129,8 @@ def _print_report(place: str, report: Report) -> None:
     from streamer.audit import NOTES, PROBLEMS
 
     console = Console(soft_wrap=True, highlight=False)
-    partitions = count(len(report.partitions), "partition")
-    console.print(f"{place}: {count(report.records, 'record')} in {partitions}", markup=False)
+    partitions = counted(len(report.partitions), "partition")
+    console.print(f"{place}: {counted(report.records, 'record')} in {partitions}", markup=False)
     if report.records:
         console.print(_outcomes({"all": dict(report.outcomes)}, ""))
     ranges = new_table("partition", "first", "next", "records", "skipped")
@@ -160,7 +160,7 @@ def _print_report(place: str, report: Report) -> None:
         )
     if not report.ok:
         problems = sum(report.counts[code] for code in {f.code for f in report.problems})
-        console.print(f"NOT ok: {count(problems, 'problem')}", style="bold red")
+        console.print(f"NOT ok: {counted(problems, 'problem')}", style="bold red")
         return
     console.print(f"ok: {_proven(report)}", style="green", markup=False)
     if report.compared_with is None:

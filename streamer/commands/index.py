@@ -15,7 +15,7 @@ from streamer.commands.options import read_config, with_config
 from streamer.commands.terminal import new_table, progress, size
 from streamer.config import Config
 from streamer.errors import EXIT_DONE, EXIT_FAILED, ConfigError, DatasetMismatch
-from streamer.units import count
+from streamer.units import counted
 
 if TYPE_CHECKING:
     from streamer.dedup.meld import Meld
@@ -65,7 +65,7 @@ def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> 
         )
         sys.exit(EXIT_FAILED if bad else EXIT_DONE)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{place.snapshots.folder.uri}: {count(len(rows), 'snapshot')}", markup=False)
+    console.print(f"{place.snapshots.folder.uri}: {counted(len(rows), 'snapshot')}", markup=False)
     table = new_table("writer", "position", "winners", "size", "age", "state")
     for f, trouble in rows:
         winners = "" if f.header is None else str(f.header.winners)
@@ -111,7 +111,7 @@ def snapshot(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
     else:
         start = "the log's beginning" if used is None else f"position {used.position}"
         print(
-            f"snapshot written at position {header.position}: {count(header.winners, 'winner')}, {size(header.bytes)}; read from {start}"
+            f"snapshot written at position {header.position}: {counted(header.winners, 'winner')}, {size(header.bytes)}; read from {start}"
         )
 
 

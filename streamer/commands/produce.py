@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import click
 import yaml
@@ -21,32 +21,11 @@ from streamer.kafka.admin import Admin
 from streamer.kafka.client import MESSAGE_BYTES
 from streamer.kafka.sender import Sender, Tally
 from streamer.produce.captions import Captions
-from streamer.produce.entry import Absent, Columns, Unsendable
+from streamer.produce.entry import Columns, Item
+from streamer.produce.report import Report
 from streamer.produce.source import Sources
 
-SHOWN_FAILURES = 50
 _LINE_EVERY_S = 5.0
-
-
-@dataclass(slots=True)
-class Report:
-    """What became of the sources."""
-
-    sent: int = 0
-    nbytes: int = 0
-    seconds: float = 0.0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    absent: int = 0
-    left_out: int = 0
-    """Files that are no images."""
-
-    def as_json(self) -> str:
-        failed = [{"id": id, "reason": reason} for id, reason in self.failed]
-        counts = {
-            "sent": self.sent, "failed": failed, "absent": self.absent, "left_out": self.left_out, "bytes": self.nbytes,
-            "seconds": round(self.seconds, 3),
-        }  # fmt: skip
-        return json.dumps(counts, ensure_ascii=False)
 
 
 @click.command()
@@ -65,7 +44,7 @@ class Report:
     "--captions",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="CSV, TSV, JSON lines or Parquet with one row an image.",
+    help="CSV, TSV, JSON lines or Parquet with a path and a caption in each row.",
 )
 @click.option(
     "--path-column",
@@ -77,7 +56,8 @@ class Report:
     "--text-column",
     default="",
     metavar="NAME",
-    help="Column with the caption. Default: text, caption, …",
+    help="Column, or key of JSON, with the caption. Default: text, caption, captions, txt, prompt, in "
+    "any case.",
 )
 @click.option(
     "--url-column",
@@ -85,7 +65,12 @@ class Report:
     metavar="NAME",
     help="Column with the image's address. Default: url, source_url, …",
 )
-@click.option("--id-column", default="", metavar="NAME", help="Parquet: column with the id.")
+@click.option(
+    "--id-column",
+    default="",
+    metavar="NAME",
+    help="Parquet: column with the id. Default: id, key.",
+)
 @click.option(
     "--image-column", default="", metavar="NAME", help="Parquet: column with the image's bytes."
 )
@@ -97,7 +82,7 @@ class Report:
 @click.option(
     "--all-files",
     is_flag=True,
-    help="Sends every file as a record of its own, images or not, without sidecars.",
+    help="Sends every file as a record of its own, images or not, hidden or not, without sidecars.",
 )
 @click.option(
     "--key",
@@ -122,23 +107,20 @@ def command(
     """Sends images to the input topic, with their captions and metadata as headers.
 
     A SOURCE is a folder of images (PHOTO.txt and PHOTO.json beside PHOTO.jpg are its text and
-    metadata), a WebDataset tar, a Parquet file with bytes or paths, a folder of these
-    (img2dataset's, too), or one image. Ids are paths relative to the source; in tars TAR/KEY. Keys
-    of the JSON, or further columns, become metadata; what is no string is written as JSON.
+    metadata; metadata.csv of an imagefolder works too), a WebDataset tar, a Parquet file with bytes
+    or paths, a folder of these (img2dataset's, too), or one image. Ids are paths relative to the
+    source; in tars TAR/KEY. Keys of the JSON, or further columns, become metadata; what is no
+    string is written as JSON.
 
-    Exit 1 if anything was unreadable, or too big for the topic; it is listed at the end.
+    What is not sent is listed at the end. Exit 1 if anything was unreadable or too big for the
+    topic, and if the paths in --captions are those of none of the files; then nothing is sent.
     """
     begun = time.monotonic()
-    report = Report()
     with _in_words_of_this_command():
         try:
             kafka = Kafka(bootstrap_servers=bootstrap, topic=topic, client=_properties(client))
         except ValidationError as error:
-            raise ConfigError(
-                "\n".join(
-                    f"--{e['loc'][0]}: {e['msg']} (got {e['input']!r})" for e in error.errors()
-                )
-            ) from None
+            raise ConfigError("\n".join(map(_told, error.errors()))) from None
         columns = Columns(path_column, text_column, image_column, id_column, url_column, separator)
         texts = Captions(captions, columns) if captions is not None else None
         for source in sources:
@@ -151,41 +133,36 @@ def command(
         except DependencyError:
             limit = MESSAGE_BYTES  # a producer may be forbidden to ask; then the broker refuses what is too big
         reader = Sources(columns, texts, all_files, limit)
+        found = [reader.entries(source) for source in sources]
+        reader.check_captions()
         sender = Sender(kafka, limit)
+        report = Report(reader)
         with Progress() as progress:
-            for source in sources:
-                for entry in reader.entries(source):
-                    if isinstance(entry, Unsendable):
-                        report.failed.append((entry.id, entry.reason))
-                    elif isinstance(entry, Absent):
-                        report.absent += 1
-                    else:
-                        sender.send(
-                            entry.id,
-                            entry.value,
-                            entry.headers,
-                            entry.id.encode() if key == "id" else None,
-                        )
-                    progress.show(sender.tally, len(report.failed))
+            for entry in chain.from_iterable(found):
+                if isinstance(entry, Item):
+                    sender.send(
+                        entry.id,
+                        entry.value,
+                        entry.headers,
+                        entry.id.encode() if key == "id" else None,
+                    )
+                else:
+                    report.add(entry)
+                progress.show(sender.tally, len(report.failed))
             sender.finish(lambda: progress.show(sender.tally, len(report.failed)))
-    report.sent, report.nbytes, report.seconds = (
-        sender.tally.sent,
-        sender.tally.nbytes,
-        time.monotonic() - begun,
-    )
-    report.failed += [
-        (id, f"{reason}; the topic takes at most {limit} bytes with headers")
-        for id, reason in sender.tally.refused
-    ]
-    report.left_out = len(reader.left_out)
-    if reader.left_out:
-        click.echo(
-            f"files left out, being neither images nor tars: {report.left_out}, for example {reader.left_out[0]}",
-            err=True,
-        )
-    _print(report, topic, as_json, texts.unused() if texts is not None else [])
+    report.finish(sender.tally, limit, time.monotonic() - begun)
+    for line in report.remarks(as_json):
+        click.echo(line, err=True)
+    click.echo(report.as_json() if as_json else report.summary(topic))
     if report.failed:
         click.get_current_context().exit(EXIT_FAILED)
+
+
+def _told(mistake: Any) -> str:
+    """A mistake of an option, as pydantic has it."""
+    words = str(mistake["msg"]).removeprefix("Value error, ")
+    shown = "" if mistake["type"] == "value_error" else f" (got {mistake['input']!r})"
+    return f"--{mistake['loc'][0]}: {words}{shown}"
 
 
 def _properties(pairs: tuple[str, ...]) -> dict[str, str | int | float | bool]:
@@ -216,33 +193,6 @@ def _in_words_of_this_command() -> Iterator[None]:
     except StreamerError as error:
         words = str(error).replace("kafka.client.", "--client ").replace("kafka.client", "--client")
         raise type(error)(words.replace("kafka.bootstrap_servers", "--bootstrap")) from None
-
-
-def _print(report: Report, topic: str, as_json: bool, unused: list[str]) -> None:
-    if unused:
-        click.echo(
-            f"{len(unused)} captions name no file of the sources, for example {unused[0]}", err=True
-        )
-    for id, reason in report.failed[:SHOWN_FAILURES]:
-        click.echo(f"not sent: {id}: {reason}", err=True)
-    if len(report.failed) > SHOWN_FAILURES and not as_json:
-        click.echo(
-            f"… and {len(report.failed) - SHOWN_FAILURES} more; --json lists them all", err=True
-        )
-    if as_json:
-        click.echo(report.as_json())
-        return
-    rate = report.sent / report.seconds if report.seconds else 0.0
-    line = f"sent {report.sent} records ({report.nbytes / 1e6:.1f} MB) to {topic} in {report.seconds:.1f} s, {rate:.0f}/s"
-    line += f"; {len(report.failed)} could not be sent" if report.failed else ""
-    click.echo(
-        line
-        + (
-            f"; {report.absent} that the source does not have were left out"
-            if report.absent
-            else ""
-        )
-    )
 
 
 class Progress:

@@ -26,7 +26,7 @@ from streamer.errors import DependencyError, ProtocolError
 from streamer.testing import Broker, create_topic, free_port
 from streamer.testing.broker import MESSAGE_BYTES
 from streamer.testing.jars import KAFKA_VERSION, cache_folder
-from streamer.units import count
+from streamer.units import counted
 
 MODEL = "tf_efficientnet_lite0, ImageNet weights"
 VERIFY_S = 300.0
@@ -99,7 +99,7 @@ def _send(story: Story, broker: Broker, feed: Feed) -> Mapping[tuple[int, int], 
             TOPIC,
             lambda count: step.at(count, "writing records to Kafka"),
         )
-        step.outcome = f"{count(len(sent), 'record')} in topic {TOPIC}, {PARTITIONS} partitions"
+        step.outcome = f"{counted(len(sent), 'record')} in topic {TOPIC}, {PARTITIONS} partitions"
     return sent
 
 
@@ -117,7 +117,7 @@ def _consume(story: Story, place: Place, port: int, total: int) -> None:
                 epochs = max(epochs, glance.epochs)
                 committed = f", {epochs} epoch{'s' * (epochs > 1)} committed" if epochs else ""
                 step.at(min(glance.decided, total), f"streamer run: {glance.phase}{committed}")
-        step.outcome = f"streamer run --until end: {count(total, 'record')} decided and committed"
+        step.outcome = f"streamer run --until end: {counted(total, 'record')} decided and committed"
 
 
 def _show(
@@ -130,7 +130,7 @@ def _show(
                 f"streamer dataset verify {place.dataset} found problems; this is a bug:\n{json.dumps(verdict['problems'], indent=1)}"
             )
         verified = "verified: offsets tile, counts and checksums match"
-        step.outcome = f"streamer dataset verify: {count(verdict['records'], 'record')}, offsets tile, counts and checksums match"
+        step.outcome = f"streamer dataset verify: {counted(verdict['records'], 'record')}, offsets tile, counts and checksums match"
     with story.step("contact sheet") as step:
         result = read_result(place.dataset, sent)
         credits = (
@@ -142,7 +142,7 @@ def _show(
             result,
             Facts(title, MODEL, THRESHOLD, rules_in_words(place.config), verified, credits),
         )
-        step.outcome = f"contact sheet of {count(len(result.rows), 'record')}"
+        step.outcome = f"contact sheet of {counted(len(result.rows), 'record')}"
     return Done(place, result, verdict, tuple(feed.unreadable))
 
 

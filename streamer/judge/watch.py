@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from streamer.records import Facts
-from streamer.units import count
+from streamer.units import counted
 
 log = logging.getLogger("streamer")
 
@@ -70,7 +70,7 @@ class Watch:
             log.warning(self._told())
 
     def _told(self) -> str:
-        records = count(self._failed, "record")
+        records = counted(self._failed, "record")
         if not self._field or self._missing < self._failed:
             shown = f"; the last one's {self._field} is {self._last!r:.80}" if self._field else ""
             return (

@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetS
 from streamer.config import Config, Kafka
 from streamer.errors import DependencyError, TemporaryError
 from streamer.kafka.client import client_config, explain, plain
-from streamer.units import count
+from streamer.units import counted
 
 T = TypeVar("T")
 
@@ -315,7 +315,7 @@ class Admin:
         info = self.topic(topic)
         if info is None or max(partitions) >= info.partitions:
             there = (
-                f"the topic {topic} has {count(info.partitions, 'partition')}, not {max(partitions) + 1}"
+                f"the topic {topic} has {counted(info.partitions, 'partition')}, not {max(partitions) + 1}"
                 if info
                 else f"there is no topic {topic}"
             )
@@ -374,7 +374,7 @@ class Admin:
         info = self.topic(name)
         if info is None or info.partitions != 1:
             raise DependencyError(
-                f"{name}: has {count(info.partitions if info else 0, 'partition')}, but its one order needs exactly 1. "
+                f"{name}: has {counted(info.partitions if info else 0, 'partition')}, but its one order needs exactly 1. "
                 "This topic was not made by streamer: choose another dataset name, or delete it if nothing needs it."
             )
         actual = self.settings(name)

@@ -14,7 +14,7 @@ from streamer.kafka.admin import Admin
 from streamer.kafka.client import consumer_config, explain, timestamp_ms
 from streamer.kafka.log import LogReader
 from streamer.kafka.topics import configured_starts, input_topic
-from streamer.units import count
+from streamer.units import counted
 from streamer.wire import claim
 from streamer.wire import manifest as wire
 
@@ -61,7 +61,7 @@ def measure(config: Config, admin: Admin) -> list[PartitionLag]:
     ends = admin.end_offsets(topic, partitions, committed=True)
     notes = dict.fromkeys(partitions, "")
     notes |= {
-        p: f"{count(begins[p] - at, 'offset')} expired before they were processed"
+        p: f"{counted(begins[p] - at, 'offset')} expired before they were processed"
         for p, at in committed.items()
         if at < begins[p]
     }

@@ -33,6 +33,10 @@ class Tally:
 
     sent: int = 0
     """Acknowledged by all in-sync replicas."""
+    with_text: int = 0
+    """Of ``sent``: those with a header ``text``."""
+    with_metadata: int = 0
+    """Of ``sent``: those with a header ``meta-…``."""
     nbytes: int = 0
     """Of their values."""
     refused: list[tuple[str, str]] = field(default_factory=list)
@@ -73,9 +77,10 @@ class Sender:
         Raises what stops all records: TemporaryError if the broker does not acknowledge for 60 s,
         DependencyError if it refuses.
         """
+        names = {name for name, _ in headers}
 
         def delivered(error: KafkaError | None, _message: Message) -> None:
-            self._delivered(error, id, len(value))
+            self._delivered(error, id, len(value), names)
 
         while True:
             self._raise_if_broken()
@@ -87,7 +92,7 @@ class Sender:
             except BufferError:
                 self._producer.poll(0.1)
             except KafkaException as error:
-                self._delivered(error.args[0], id, len(value))
+                self._delivered(error.args[0], id, len(value), names)
                 break
         self._producer.poll(0)
 
@@ -100,7 +105,7 @@ class Sender:
             tick()
             if time.monotonic() > deadline:
                 raise TemporaryError(
-                    f"writing to {self._topic} at {self._servers}: {len(self._producer)} records were not acknowledged. Try again."
+                    f"writing to {self._topic} at {self._servers}: records that were not acknowledged: {len(self._producer)}. Try again."
                 )
         self._raise_if_broken()
 
@@ -108,9 +113,11 @@ class Sender:
         if self._broken is not None:
             raise self._broken
 
-    def _delivered(self, error: KafkaError | None, id: str, nbytes: int) -> None:
+    def _delivered(self, error: KafkaError | None, id: str, nbytes: int, headers: set[str]) -> None:
         if error is None:
             self.tally.sent += 1
+            self.tally.with_text += "text" in headers
+            self.tally.with_metadata += any(name.startswith("meta-") for name in headers)
             self.tally.nbytes += nbytes
         elif error.code() in _ITS_OWN_FAULT:
             self.tally.refused.append((id, plain(error)))

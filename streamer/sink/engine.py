@@ -19,7 +19,7 @@ from uuid import uuid4
 from streamer.errors import Fenced, ProtocolError, TemporaryError
 from streamer.records import Headers, Term
 from streamer.sink.ledger import Ledger
-from streamer.units import count
+from streamer.units import counted
 from streamer.wire.manifest import FileEntry, Manifest, epoch_name
 
 OTHERS_GRACE_S = 10.0
@@ -419,7 +419,7 @@ def require_present(
     if lost is not None:
         raise ProtocolError(
             f"{files.root_uri} lacks files of {lost.name}, which {log} names: {len(waiting)} of its "
-            f"{count(len(manifests), 'epoch')} are not public there. Is output.path right? If it "
+            f"{counted(len(manifests), 'epoch')} are not public there. Is output.path right? If it "
             "is, bring the files back (a backup, or a version of the bucket), then start again. "
             "Nothing was written."
         )

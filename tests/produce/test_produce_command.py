@@ -46,7 +46,7 @@ def test_a_folder_arrives_whole(kafka, topic_name, folder):
         "id",
     )
     assert code == 0
-    assert out.startswith("sent 40 records (")
+    assert out.startswith("sent 40 records, 40 with a caption, 0 with metadata (")
     assert err == ""
     stored = read_topic(kafka, topic_name)
     assert {s.partition for s in stored} == {0, 1, 2}
@@ -72,7 +72,10 @@ def test_what_is_too_big_or_unreadable_is_listed_and_the_rest_arrives(kafka, top
     assert "at most 20000 bytes with headers" in failed["b-just-too-big.jpg"]
     assert "not sent: gone.jpg: No such file or directory" in err
     assert (summary["sent"], summary["absent"], summary["left_out"]) == (40, 0, 1)
-    assert "left out, being neither images nor tars: 1, for example notes.md" in err
+    assert (summary["with_caption"], summary["with_metadata"]) == (40, 0)
+    assert (
+        "left out: 1 file (neither images nor texts nor tars): 1 .md, for example notes.md" in err
+    )
     assert summary["bytes"] == sum(len(jpeg(i)) for i in range(40))
     assert (
         len(read_topic(kafka, topic_name)) == 40
@@ -90,7 +93,10 @@ def test_the_topic_must_be_there(kafka, topic_name, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--topic", "a b", "--bootstrap", "x:1"], r"--topic: String should match pattern"),
+        (
+            ["--topic", "a b", "--bootstrap", "x:1"],
+            r"--topic: must be a topic's name: .* \(got 'a b'\)",
+        ),
         (
             ["--topic", "t", "--bootstrap", "x:1", "--client", "linger.ms"],
             r"--client linger\.ms: write it as property=value",
