@@ -58,8 +58,18 @@ class Tiles:
     def may_come(self, partition: int, offset: int) -> bool:
         """True for an offset that an epoch which is not public yet may hold."""
         if offset >= self.end(partition):
-            return all(offset < founder.ends.get(partition, 0) for founder in self._founders)
+            ends = [founder.ends for founder in self._founders]
+            return self._goes_on or any(offset < end.get(partition, 0) for end in ends)
         return any(p == partition and first <= offset < end for p, first, end in self._pending)
+
+    @property
+    def _goes_on(self) -> bool:
+        """True unless this is a replay that nobody has let go on behind its end."""
+        return not self._founders or any(
+            at > founder.ends.get(partition, 0)
+            for founder in self._founders
+            for partition, at in self._ends.items()
+        )
 
     def has_gaps(self) -> bool:
         return any(

@@ -57,6 +57,9 @@ def test_a_winner_that_no_epoch_can_hold_any_more(maker: Maker) -> None:
     assert codes(audit(maker)) == ({"duplicate_target"}, {"staged"})
     _write_ends(maker, manifest, {0: 80, 1: 40})
     assert codes(audit(maker)) == ({"unfinished"}, {"staged", "target_pending"})
+    # `run` has let it go on behind the end of the replay
+    _write_ends(maker, manifest, {0: 70, 1: 0})
+    assert codes(audit(maker)) == (set(), {"staged", "target_pending"})
 
 
 @pytest.mark.parametrize("files", [0, 1, 2, 3])
