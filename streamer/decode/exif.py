@@ -18,7 +18,9 @@ TYPE_BYTES = {
 }  # fmt: skip
 """TIFF 6.0, section 2, and BigTIFF: type of an entry → bytes of one value."""
 
-_NUMBERS = {3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d", 13: "I", 16: "Q"}  # fmt: skip
+_NUMBERS = {
+    3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d", 13: "I", 16: "Q",
+}  # fmt: skip
 _FRACTIONS = (5, 10)
 _ORDERS = {b"II*\0": "<", b"MM\0*": ">", b"II\0*": "<", b"MM*\0": ">"}
 

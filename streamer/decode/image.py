@@ -182,8 +182,8 @@ def sniff(data: bytes) -> str | None:
 
 
 def read_header(data: bytes, limits: Limits) -> Header:
-    """Format and size of an image, without decoding it: in 0.01 ms for JPEG, PNG and WebP, 0.2 ms at
-    most; no allocation that grows with its pixels.
+    """Format and size of an image, without decoding it: in 0.01 ms for JPEG, PNG and WebP, at most
+    0.2 ms otherwise; no allocation that grows with its pixels.
 
     Raises InvalidRecord: too_many_bytes, not_an_image, unsupported_image, zero_size,
     too_many_pixels, truncated, corrupt.

@@ -17,7 +17,8 @@ from streamer.decode.plain import MAX_PARTS, Kept, Plain, too_many
 from streamer.errors import InvalidRecord
 
 MAX_SCANS = 500
-"""Scans of a progressive JPEG; encoders write about 10. libjpeg-turbo's fuzzers use the same limit."""
+"""Scans of a progressive JPEG; encoders write about 10. libjpeg-turbo's fuzzers use the same
+limit."""
 
 _SOS, _DRI, _APP0, _APP1, _APP14, _COM = 0xDA, 0xDD, 0xE0, 0xE1, 0xEE, 0xFE
 _FRAMES = frozenset(

@@ -18,11 +18,34 @@ from streamer.errors import InvalidRecord
 
 LIMITS = Decode(max_bytes=25_000_000, max_pixels=4_000_000)
 NEVER = (0, 0)
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # fmt: skip
+ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 """(x, y, step of x, step of y) of each pass"""
 SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """PNG colour type → samples of a pixel"""
-_FORMATS = {1: "B", 2: "s", 3: "H", 4: "I", 5: "I", 6: "b", 7: "s", 8: "h", 9: "i", 10: "i", 11: "f", 12: "d", 13: "I", 16: "Q"}  # fmt: skip
+_FORMATS = {
+    1: "B",
+    2: "s",
+    3: "H",
+    4: "I",
+    5: "I",
+    6: "b",
+    7: "s",
+    8: "h",
+    9: "i",
+    10: "i",
+    11: "f",
+    12: "d",
+    13: "I",
+    16: "Q",
+}
 
 
 def picture(size: tuple[int, int] = (64, 48), mode: str = "RGB") -> Image.Image:
@@ -125,9 +148,11 @@ def tiff(tags: Iterable[Tag], pixels: bytes = b"", order: str = "<", big: bool =
     behind = at + struct.calcsize(number) + len(tags) * (20 if big else 12) + struct.calcsize(word)
     for tag, kind, values in tags:
         count = len(values) // (2 if kind in (5, 10) else 1)
-        value = values if isinstance(values, bytes) else struct.pack(
-            f"{order}{len(values)}{_FORMATS[kind]}", *values
-        )  # fmt: skip
+        value = (
+            values
+            if isinstance(values, bytes)
+            else struct.pack(f"{order}{len(values)}{_FORMATS[kind]}", *values)
+        )
         if len(value) > struct.calcsize(word):
             value, more = struct.pack(order + word, behind + len(more)), more + value
         entries += struct.pack(f"{order}HH{word}", tag, kind, count)
@@ -195,9 +220,19 @@ def bmp(
         info = struct.pack("<IHHHH", 12, width, height, 1, bits)
     else:
         info = struct.pack(
-            "<IiiHHIIiiII", header, width, -height if top_down else height, 1, bits, compression,
-            len(pixels), 0, 0, colours, 0,
-        )  # fmt: skip
+            "<IiiHHIIiiII",
+            header,
+            width,
+            -height if top_down else height,
+            1,
+            bits,
+            compression,
+            len(pixels),
+            0,
+            0,
+            colours,
+            0,
+        )
         if header >= 52:
             info += struct.pack(f"<{len(masks)}I", *masks)
         info = info.ljust(header, b"\0")

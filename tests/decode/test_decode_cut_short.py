@@ -13,8 +13,13 @@ from tests.decode.images import LIMITS, NEVER, decoded, picture, reason, saved
 
 WHOLE = "whole"
 OPTIONS = [
-    {}, {"optimize": True}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 7}, {"restart_marker_rows": 1}, {"restart_marker_rows": 3},
-]  # fmt: skip
+    {},
+    {"optimize": True},
+    {"restart_marker_blocks": 1},
+    {"restart_marker_blocks": 7},
+    {"restart_marker_rows": 1},
+    {"restart_marker_rows": 3},
+]
 
 
 @pytest.fixture(autouse=True)

@@ -139,11 +139,23 @@ def test_apples_png_is_unsupported_and_says_so():
 
 
 SEGMENTS = [
-    (0xE0, b"JFIF"), (0xE0, b"JFXX\0\x10"), (0xEE, b"Adobe"), (0xEE, b"Adobe\0d\0\0\0\0"), (0xE2, b"ICC_PROFILE\0"),
-    (0xE2, b"ICC_PROFILE\0\1\2" + bytes(9)), (0xED, b"Photoshop 3.0\x008BIM\4\4"), (0xED, b"Photoshop 3.0\x008BIM\3\xed\0\0\0\0\0\3abc"),
-    (0xE1, b"Exif\0\0"), (0xE1, b"Exif\0\0garbage"), (0xE1, b"Exif\0\0II*\0\xff\xff\xff\xff"), (0xE1, b"http://ns.adobe.com/xap/1.0/\0"),
-    (0xE2, b"MPF\0"), (0xE2, b"FPXR\0"), (0xFE, b""), (0xE5, b""),
-]  # fmt: skip
+    (0xE0, b"JFIF"),
+    (0xE0, b"JFXX\0\x10"),
+    (0xEE, b"Adobe"),
+    (0xEE, b"Adobe\0d\0\0\0\0"),
+    (0xE2, b"ICC_PROFILE\0"),
+    (0xE2, b"ICC_PROFILE\0\1\2" + bytes(9)),
+    (0xED, b"Photoshop 3.0\x008BIM\4\4"),
+    (0xED, b"Photoshop 3.0\x008BIM\3\xed\0\0\0\0\0\3abc"),
+    (0xE1, b"Exif\0\0"),
+    (0xE1, b"Exif\0\0garbage"),
+    (0xE1, b"Exif\0\0II*\0\xff\xff\xff\xff"),
+    (0xE1, b"http://ns.adobe.com/xap/1.0/\0"),
+    (0xE2, b"MPF\0"),
+    (0xE2, b"FPXR\0"),
+    (0xFE, b""),
+    (0xE5, b""),
+]
 
 
 @pytest.mark.parametrize(("marker", "content"), SEGMENTS)
@@ -213,7 +225,7 @@ def test_components_of_a_jpeg_mean_what_its_segments_say():
         b"\x21\x42\1x\0",
         b"x" * 2_000,
     ],
-)  # fmt: skip
+)
 def test_extensions_of_a_gif(useless):
     palette = PICTURE.quantize(16)
     for original in (saved(palette, "GIF"), saved(palette, "GIF", transparency=3)):
@@ -269,10 +281,22 @@ def test_metadata_of_an_animated_webp():
 
 
 DAMAGED_TAGS: list[Tag] = [
-    (305, 2, b"gone" * 9), (282, 2, b"word"), (296, 2, b"word"), (700, 2, b"<x tiff:Orientation='6'>"), (34665, 4, [2**31]), (34665, 2, b"word"),
-    (34853, 4, [3]), (34675, 7, b"icc"), (33723, 4, [1]), (330, 4, [2**31, 2**31]), (301, 3, [1] * 768), (42113, 2, b""), (40_000, 99, b"unknown"),
-    (34377, 1, b"8BIM"), (50838, 4, [1]),
-]  # fmt: skip
+    (305, 2, b"gone" * 9),
+    (282, 2, b"word"),
+    (296, 2, b"word"),
+    (700, 2, b"<x tiff:Orientation='6'>"),
+    (34665, 4, [2**31]),
+    (34665, 2, b"word"),
+    (34853, 4, [3]),
+    (34675, 7, b"icc"),
+    (33723, 4, [1]),
+    (330, 4, [2**31, 2**31]),
+    (301, 3, [1] * 768),
+    (42113, 2, b""),
+    (40_000, 99, b"unknown"),
+    (34377, 1, b"8BIM"),
+    (50838, 4, [1]),
+]
 
 
 @pytest.mark.parametrize("tag", DAMAGED_TAGS, ids=lambda tag: str(tag[0]))
@@ -343,19 +367,49 @@ def bombs() -> dict[str, tuple[bytes, bool]]:
         "small texts of a PNG": (png_of(GREY, 8, 0, chunk(b"tEXt", b"k\0v") * 90_000), True),
         "endless chunks of a PNG": (png_of(GREY, 8, 0, chunk(b"tEXt") * 1_500_000), False),
         "endless pixels of a PNG": (png_of(GREY, 8, 0, chunk(b"IDAT") * 1_500_000), False),
-        "gigabytes in a PNG's text": (png_of(GREY, 8, 0, *(chunk(k, b"k\0\0" + _gigabytes(9_000_000)) for k in (b"zTXt", b"iCCP"))), True),
-        "gigabytes in a PNG's EXIF": (png_of(GREY, 8, 0, *[chunk(b"zTXt", b"Raw profile type exif\0\0" + _gigabytes(180_000))] * 100), True),
+        "gigabytes in a PNG's text": (
+            png_of(
+                GREY,
+                8,
+                0,
+                *(chunk(k, b"k\0\0" + _gigabytes(9_000_000)) for k in (b"zTXt", b"iCCP")),
+            ),
+            True,
+        ),
+        "gigabytes in a PNG's EXIF": (
+            png_of(
+                GREY,
+                8,
+                0,
+                *[chunk(b"zTXt", b"Raw profile type exif\0\0" + _gigabytes(180_000))] * 100,
+            ),
+            True,
+        ),
         "comments of a JPEG": (_jpeg_with(segment(0xFE, b"x" * 190) * 99_000), True),
         "EXIF of a JPEG": (_jpeg_with(segment(0xE1, b"Exif\0\0" + b"x" * 190) * 90_000), True),
         "endless segments of a JPEG": (_jpeg_with(segment(0xFE, b"") * 4_900_000), False),
         "zeros in a JPEG": (_jpeg_with(bytes(19_000_000)), True),
-        "comments of a GIF": (_gif_with(b"\x21\xfe" + (b"\xff" + b"x" * 255) * 74_000 + b"\0"), True),
+        "comments of a GIF": (
+            _gif_with(b"\x21\xfe" + (b"\xff" + b"x" * 255) * 74_000 + b"\0"),
+            True,
+        ),
         "endless blocks of a GIF": (_gif_with(b"\x21\xfe" + b"\1x" * 9_000_000 + b"\0"), False),
         "zeros in a GIF": (_gif_with(bytes(19_000_000)), True),
-        "endless chunks of a WebP": (riff([*chunks_of(saved(PICTURE, "WEBP", exif=turned(6))), *[(b"XMP ", b"")] * 2_000_000]), False),
-        "tags of a TIFF": (tiff_of(every(8, 1), 8, 1, *[(40_000 + i, 1, bytes(2_300)) for i in range(8_000)]), True),
-        "endless strips of a TIFF": (tiff_of(every(8, 1), 8, 1, (273, 4, [16] * 4_500_000), (278, 4, [1])), False),
-    }  # fmt: skip
+        "endless chunks of a WebP": (
+            riff(
+                [*chunks_of(saved(PICTURE, "WEBP", exif=turned(6))), *[(b"XMP ", b"")] * 2_000_000]
+            ),
+            False,
+        ),
+        "tags of a TIFF": (
+            tiff_of(every(8, 1), 8, 1, *[(40_000 + i, 1, bytes(2_300)) for i in range(8_000)]),
+            True,
+        ),
+        "endless strips of a TIFF": (
+            tiff_of(every(8, 1), 8, 1, (273, 4, [16] * 4_500_000), (278, 4, [1])),
+            False,
+        ),
+    }
 
 
 def test_bombs_cost_little(tmp_path):

@@ -32,9 +32,15 @@ from tests.decode.test_decode_metadata import chunks_of, riff
 PICTURE = picture()
 UPRIGHT = saved(PICTURE, "PNG")
 TURNS = {
-    1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 """EXIF 2.32: what brings the picture upright"""
 VALUES = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q"}
 
@@ -144,7 +150,9 @@ def test_the_last_block_of_a_png_counts():
     assert read_header(both, LIMITS).orientation == 6, "before ImageMagick's"
 
 
-@pytest.mark.parametrize("text", [b"", b"\nexif\n4\nnothex\n", b"\0\0no zlib", b"\0\0" + zlib.compress(bytes(3_000_000))])  # fmt: skip
+@pytest.mark.parametrize(
+    "text", [b"", b"\nexif\n4\nnothex\n", b"\0\0no zlib", b"\0\0" + zlib.compress(bytes(3_000_000))]
+)
 @pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
 def test_a_damaged_profile_means_upright(kind, text):
     data = UPRIGHT[:33] + chunk(kind, b"Raw profile type exif\0" + text) + UPRIGHT[33:]
@@ -176,7 +184,10 @@ def blocks(draw) -> bytes:
         if kind in VALUES:
             one = struct.pack(order + VALUES[kind], value)
         elif kind in (5, 10):
-            one = struct.pack(order + "II", *draw(st.sampled_from([(value, 1), (2 * value, 2), (value, 3), (value, 0)])))  # fmt: skip
+            one = struct.pack(
+                order + "II",
+                *draw(st.sampled_from([(value, 1), (2 * value, 2), (value, 3), (value, 0)])),
+            )
         else:
             one = bytes([value])
         values = draw(st.sampled_from([0, 1, 1, 1, 2, 5, 40]))

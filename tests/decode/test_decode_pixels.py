@@ -84,8 +84,12 @@ def test_palette_png(depth, transparent, interlaced):
     colours = 1 << depth
     palette = RANDOM.integers(0, 256, (colours, 3))
     alpha = {
-        "none": [], "one": [255] * (colours - 1) + [0], "short": [0], "all": [0] * colours, "half": list(RANDOM.integers(0, 256, colours)),
-    }[transparent]  # fmt: skip
+        "none": [],
+        "one": [255] * (colours - 1) + [0],
+        "short": [0],
+        "all": [0] * colours,
+        "half": list(RANDOM.integers(0, 256, colours)),
+    }[transparent]
     chunks = [chunk(b"PLTE", palette.astype(np.uint8).tobytes())]
     if alpha:
         chunks.append(chunk(b"tRNS", bytes(alpha)))
@@ -153,10 +157,16 @@ def test_grey_tiff(bits, photometric, order, deflated, big):
 @pytest.mark.parametrize(
     ("samples", "format", "top"),
     [
-        (every(8, 1), 1, 255), (every(16, 1), 1, 65_535), (every(32, 1), 1, 2**32 - 1), (every(8, 1), 2, 255), (every(16, 1), 2, 65_535),
-        (every(31, 1), 2, 2**31 - 1), (every(8, 1).astype(np.float32), 3, 255), ((every(8, 1) / 255).astype(np.float32), 3, 1),
+        (every(8, 1), 1, 255),
+        (every(16, 1), 1, 65_535),
+        (every(32, 1), 1, 2**32 - 1),
+        (every(8, 1), 2, 255),
+        (every(16, 1), 2, 65_535),
+        (every(31, 1), 2, 2**31 - 1),
+        (every(8, 1).astype(np.float32), 3, 255),
+        ((every(8, 1) / 255).astype(np.float32), 3, 1),
     ],
-)  # fmt: skip
+)
 def test_deep_tiff(samples, format, top, photometric, order, deflated, big):
     """Unsigned, signed, floating."""
     expected = np.rint(samples / top * 255).astype(int)
@@ -183,10 +193,23 @@ def test_white_is_zero_in_strips(monkeypatch):
 @pytest.mark.parametrize(
     ("photometric", "bits", "extra"),
     [
-        (2, 8, ()), (2, 16, ()), (2, 8, (0,)), (2, 8, (1,)), (2, 8, (2,)), (2, 16, (0,)), (2, 16, (1,)), (2, 16, (2,)), (2, 8, (999,)),
-        (1, 8, (0,)), (1, 8, (1,)), (1, 8, (2,)), (5, 8, ()), (5, 16, ()), (6, 8, ()),
+        (2, 8, ()),
+        (2, 16, ()),
+        (2, 8, (0,)),
+        (2, 8, (1,)),
+        (2, 8, (2,)),
+        (2, 16, (0,)),
+        (2, 16, (1,)),
+        (2, 16, (2,)),
+        (2, 8, (999,)),
+        (1, 8, (0,)),
+        (1, 8, (1,)),
+        (1, 8, (2,)),
+        (5, 8, ()),
+        (5, 16, ()),
+        (6, 8, ()),
     ],
-)  # fmt: skip
+)
 def test_coloured_tiff(photometric, bits, extra, order, deflated, big):
     """``extra``: 0 is no alpha, 1 is associated, 2 and 999 are not."""
     count = {1: 1, 2: 3, 5: 4, 6: 3}[photometric] + len(extra)
@@ -262,7 +285,11 @@ def test_palette_bmp(palette, bits, header, top_down):
 
 
 def alpha_of(name: str) -> np.ndarray:
-    return {"empty": np.zeros((9, 11, 1), int), "some": every(8, 1, 11)[:9], "full": np.full((9, 11, 1), 255)}[name]  # fmt: skip
+    return {
+        "empty": np.zeros((9, 11, 1), int),
+        "some": every(8, 1, 11)[:9],
+        "full": np.full((9, 11, 1), 255),
+    }[name]
 
 
 @pytest.mark.parametrize("top_down", [False, True])
@@ -283,7 +310,10 @@ def test_32_bit_bmp(header, alpha, top_down):
 
 
 @pytest.mark.parametrize("alpha", ["empty", "some", "full"])
-@pytest.mark.parametrize("masks", [(0xFF, 0xFF00, 0xFF0000, 0xFF000000), (0xFF000000, 0xFF0000, 0xFF00, 0xFF), (0, 0, 0, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "masks",
+    [(0xFF, 0xFF00, 0xFF0000, 0xFF000000), (0xFF000000, 0xFF0000, 0xFF00, 0xFF), (0, 0, 0, 0)],
+)
 def test_other_layouts_of_a_32_bit_bmp(masks, alpha):
     colours, opacity = every(8, 3, 11)[:9], alpha_of(alpha)
     layout = masks if any(masks) else (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
@@ -322,10 +352,14 @@ def test_16_and_24_bit_bmp(header, alpha):
         return
     masks = [0x7C00, 0x3E0, 0x1F, 0x8000][: 4 if header in WITH_ALPHA else 3]
     check(bmp(rows, 11, 16, header=header, compression=3, masks=masks), levels(fives, 5), 1)
-    sixes = np.concatenate([every(5, 1, 11), every(6, 1, 11)[::-1], every(5, 1, 11).T.reshape(11, 11, 1)], 2)[:9]  # fmt: skip
+    sixes = np.concatenate(
+        [every(5, 1, 11), every(6, 1, 11)[::-1], every(5, 1, 11).T.reshape(11, 11, 1)], 2
+    )[:9]
     values = (sixes << (11, 5, 0)).sum(axis=2)
     rows = [row.astype("<u2").tobytes() for row in values]
-    expected = np.concatenate([levels(sixes[..., i : i + 1], bits) for i, bits in enumerate((5, 6, 5))], 2)  # fmt: skip
+    expected = np.concatenate(
+        [levels(sixes[..., i : i + 1], bits) for i, bits in enumerate((5, 6, 5))], 2
+    )
     masks = [0xF800, 0x7E0, 0x1F, 0][: len(masks)]
     check(bmp(rows, 11, 16, header=header, compression=3, masks=masks), expected, 1)
 
