@@ -46,10 +46,9 @@ _MORE = bytes(range(0xFF)) * 8
 
 def plain(data: bytes) -> Plain:
     """Leaves out comments, application data that does not bear on colours, and what stands between
-    segments.
+    segments. Tells the size where the frame is as regular as encoders write it.
 
-    Tells the size where the file is as regular as encoders write it, in a sixth of the time that
-    Pillow takes to open it. Raises InvalidRecord: unsupported_image, corrupt.
+    Raises InvalidRecord: unsupported_image, corrupt.
     """
     kept, exif, frame, progressive = Kept(data), [], None, False
     for marker, begin, end in _segments(data):

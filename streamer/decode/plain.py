@@ -62,21 +62,27 @@ class Kept:
     """The parts of ``data`` that are left when others are dropped, from front to back."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = memoryview(data)
+        self._data = data
+        self._view = memoryview(data)
         self._parts: list[bytes | memoryview] = []
         self._begin = 0
 
     def drop(self, begin: int, end: int, instead: bytes = b"") -> None:
         """Leaves ``data[begin:end]`` out, or has ``instead`` in its place."""
+        if begin == end and not instead:
+            return
         if begin > self._begin:
-            self._parts.append(self._data[self._begin : begin])
+            self._parts.append(self._view[self._begin : begin])
         if instead:
             self._parts.append(instead)
         self._begin = end
 
     def parts(self) -> list[bytes | memoryview]:
+        """``data`` itself where nothing was dropped: only that is opened without a copy."""
+        if self._begin == 0 and not self._parts:
+            return [self._data]
         if self._begin < len(self._data):
-            return [*self._parts, self._data[self._begin :]]
+            return [*self._parts, self._view[self._begin :]]
         return self._parts
 
 

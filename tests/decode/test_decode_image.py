@@ -65,6 +65,33 @@ def test_sniff(data, name):
         assert reason(data) == ("not_an_image" if name is None else "unsupported_image")
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
+def test_a_file_without_metadata_is_not_copied(format):
+    data = saved(picture(), format)
+    parts = room._PLAIN[sniff(data)](data).parts
+    assert len(parts) == 1
+    assert parts[0] is data
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF"])
+def test_parts_of_a_file_read_as_one(format):
+    options = {"comment": b"x" * 300} if format != "PNG" else {"icc_profile": b"x" * 300}
+    data = saved(picture(), format, **options)
+    plain = room._PLAIN[sniff(data)](data)
+    assert len(plain.parts) > 1
+    expected = b"".join(plain.parts)
+    file = plain.open()
+    assert file.read() == expected
+    for at in (0, 5, len(expected) - 3, len(expected), len(expected) + 9):
+        for size in (0, 1, 300, -1):
+            file.seek(at)
+            assert file.tell() == at
+            assert file.read(size) == (expected[at:] if size < 0 else expected[at : at + size])
+    assert (file.seek(-7, io.SEEK_END), file.read()) == (len(expected) - 7, expected[-7:])
+    with pytest.raises(ValueError):
+        file.seek(-1)
+
+
 def test_draft_keeps_what_the_transform_needs():
     data = saved(picture((640, 480)), "JPEG")
     header = read_header(data, LIMITS)
