@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
+from functools import cache
 
 import torch
 
@@ -13,19 +14,22 @@ State = dict[str, torch.Tensor]
 
 
 def load(
-    model: torch.nn.Module, state: Mapping[str, torch.Tensor], removed: tuple[str, ...], where: str
+    model: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    classifier: Callable[[], Set[str]],
+    where: str,
 ) -> None:
-    """Loads ``state`` into ``model``. ``removed`` are the classifier modules that ``model`` was
-    made without: only their keys may be left over.
+    """Loads ``state`` into ``model``. ``classifier`` gives the keys that ``model`` was made
+    without: only they may be left over. It is asked where something is.
 
     A file in another project's layout (open_clip, the model's authors) is converted with the
     model's own timm filter first. Raises ConfigError naming the keys that are missing, left over or
     of another shape.
     """
-    wanted = model.state_dict()
-    found = _without(state, removed, wanted)
+    wanted, removed = model.state_dict(), cache(classifier)
+    found = _fitting(state, wanted, removed)
     if found.keys() != wanted.keys():
-        found = _without(_converted(model, state), removed, wanted)
+        found = _fitting(_converted(model, state), wanted, removed)
     problems = [
         *_named("missing", wanted.keys() - found.keys()),
         *_named("unexpected", found.keys() - wanted.keys()),
@@ -41,11 +45,14 @@ def load(
     model.load_state_dict(found, strict=True)
 
 
-def _without(state: Mapping[str, torch.Tensor], removed: tuple[str, ...], wanted: State) -> State:
-    prefixes = tuple(f"{module}." for module in removed)
-    return {
-        k: v for k, v in state.items() if k in wanted or not (prefixes and k.startswith(prefixes))
-    }
+def _fitting(
+    state: Mapping[str, torch.Tensor], wanted: State, removed: Callable[[], Set[str]]
+) -> State:
+    """``state`` without what is the classifier's."""
+    left_over = state.keys() - wanted.keys()
+    if left_over:
+        left_over &= removed()
+    return {key: tensor for key, tensor in state.items() if key not in left_over}
 
 
 def _converted(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> State:

@@ -136,6 +136,14 @@ def choose(name: str, key: str = "device") -> torch.device:
     return torch.device("cuda", index)
 
 
+def indexed(device: torch.device) -> torch.device:
+    """``cuda`` → ``cuda:0``, as `choose` names it: tensors are on ``cuda:0``, and torch takes the
+    two names for two devices. Any other device as it is."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device(device.type, 0)
+
+
 def memory(device: torch.device) -> dict[str, float]:
     """Bytes of a GPU's memory: ``allocated`` by tensors, ``reserved`` by PyTorch, ``free`` and
     ``total``. Empty for the CPU."""

@@ -95,15 +95,15 @@ class Ticket:
 
 class Model:
     """Makes nothing and checks nothing: `load_model` does. ``embedder`` and ``heads`` fit each
-    other and are moved to ``device`` here."""
+    other and are moved to ``device`` here; ``cuda`` is ``cuda:0``."""
 
     def __init__(
         self, embedder: ImageEmbedder, heads: Sequence[Head], device: torch.device
     ) -> None:
-        from streamer.model.device import line_for
+        from streamer.model.device import indexed, line_for
 
         self.embedder = embedder
-        self.device = device
+        self.device = indexed(device)
         self.heads = tuple(heads)
         self.dim = embedder.dim
         self.score_names = tuple(h.name for h in self.heads)
@@ -112,10 +112,10 @@ class Model:
         met."""
         self.pixels_shape: tuple[int, ...] | None = None
         """(H, W, 3) of what the embedder makes of an image; None before the first one."""
-        self._line = line_for(device)
-        embedder.place(device)
+        self._line = line_for(self.device)
+        embedder.place(self.device)
         for head in self.heads:
-            head.place(device)
+            head.place(self.device)
 
     @property
     def fingerprints(self) -> dict[str, str]:

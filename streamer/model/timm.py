@@ -19,7 +19,9 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+from collections.abc import Set
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,23 +194,28 @@ def _find(model: str, fetch: bool, where: str) -> _Source:
         return _in_folder(Path(rest).expanduser(), where)
     architecture, _, tag = model.partition(".")
     if not timm.is_model(architecture):
-        close = difflib.get_close_matches(
-            model, [*timm.list_pretrained(), *timm.list_models()], n=1, cutoff=0.5
-        )
-        hint = f"did you mean {close[0]!r}?" if close else "timm.list_models() names all"
-        raise ConfigError(f"{where}.model: timm has no model {model!r}; {hint}")
+        raise ConfigError(f"{where}.model: timm has no model {model!r}; {_hint(model)}")
     if not fetch and not tag:
         tag = laion.own_tag(architecture)
     try:
-        cfg = timm.models.get_pretrained_cfg(
-            f"{architecture}.{tag}" if tag else architecture
-        ).to_dict()
+        known = timm.models.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
     except RuntimeError:
         tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
         raise ConfigError(
             f"{where}.model: {architecture!r} has no weights named {tag!r}; known: {', '.join(tags) or 'none'}"
         ) from None
+    if known is None:
+        raise ConfigError(
+            f"{where}.model: timm keeps {model!r} as an old name only; {_hint(model)}"
+        )
+    cfg = known.to_dict()
     return _Source(architecture, cfg.get("tag") or "", cfg)
+
+
+def _hint(model: str) -> str:
+    names = [*timm.list_pretrained(), *timm.list_models()]
+    close = difflib.get_close_matches(model, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "timm.list_models() names all"
 
 
 def _in_folder(folder: Path, where: str) -> _Source:
@@ -256,9 +263,9 @@ def _create(
     if checkpoint is not None:
         place = f"{where}.checkpoint"
         state = weights.read_state(weights.resolve(checkpoint, place), place)
-        names = source.cfg.get("classifier") or ()
-        removed = () if classes else (names,) if isinstance(names, str) else tuple(names)
-        checkpoints.load(net, state, removed, f"{place}: {checkpoint}")
+        checkpoints.load(
+            net, state, partial(_classifier_keys, source, net), f"{place}: {checkpoint}"
+        )
     elif not pretrained:
         log.warning(
             "%s: %s has random weights (pretrained: false, no checkpoint): good for trials only",
@@ -267,6 +274,21 @@ def _create(
         )
     net.eval().requires_grad_(False)
     return net
+
+
+def _classifier_keys(source: _Source, net: torch.nn.Module) -> Set[str]:
+    """Keys that timm's own model has and ``net``, perhaps made with num_classes=0, has not: a
+    classifier may be of several layers and of any name."""
+    classes = source.cfg["num_classes"] or 1
+    args = {**source.args, "num_classes": classes, "pretrained_cfg": dict(source.cfg)}
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):  # no memory and no random numbers for what is thrown away
+                whole = timm.create_model(source.architecture, **args)
+        except (RuntimeError, TypeError):  # it computes with its tensors while it is made
+            whole = timm.create_model(source.architecture, **args)
+    keys: set[str] = whole.state_dict().keys() - net.state_dict().keys()
+    return keys
 
 
 def _create_pretrained(source: _Source, args: dict[str, Any], where: str) -> torch.nn.Module:

@@ -342,6 +342,21 @@ def test_submit_returns_before_the_gpu_is_done() -> None:
     assert queued < 0.2 * done
 
 
+def test_a_device_has_one_name() -> None:
+    """Whoever compares a tensor's device with his own compares equal ones."""
+    names = {"cpu": "cpu", "cuda": "cuda:0", "cuda:0": "cuda:0", "cuda:3": "cuda:3", "meta": "meta"}
+    assert {name: str(devices.indexed(torch.device(name))) for name in names} == names
+    assert model_of(Mean()).device == torch.zeros(1).device == torch.device("cpu")
+
+
+@pytest.mark.gpu
+def test_a_bare_cuda_is_the_device_that_tensors_are_on() -> None:
+    embedder = Mean()
+    model = model_of(embedder, "cuda")
+    assert model.device == embedder.device == torch.zeros(1, device="cuda").device
+    assert [head.weights.device for head in model.heads] == [model.device] * 2
+
+
 def test_devices_are_chosen_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 from PIL import Image
 
 from streamer.errors import ConfigError
-from streamer.model.timm import TimmImageEmbedder, is_clip_tower
+from streamer.model.checkpoint import load
+from streamer.model.timm import TimmImageEmbedder, _classifier_keys, _Source, is_clip_tower
 
 FAMILIES = [
     "vit_tiny_patch16_224",
@@ -338,6 +340,114 @@ def test_checkpoint_formats_and_training_containers(
         ), filename
 
 
+CLASSIFIERS = [
+    "levit_128s", "repvit_m1", "shvit_s1", "efficientvit_m0", "caformer_s18", "iformer_t",
+    "deit_tiny_distilled_patch16_224", "regnetx_002", "ghostnet_050", "mobilevit_xxs",
+    "cs3darknet_focus_s", "starnet_s050", "test_vit", "test_nfnet", "test_convnext",
+    "test_efficientnet", "test_mambaout", "test_byobnet",
+]  # fmt: skip
+"""Of one layer and of several, of batch norms, of two heads, of every name"""
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_whole_checkpoint_is_loaded_without_its_classifier(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    whole = timm.create_model(name, num_classes=7).state_dict()
+    path = tmp_path / "whole.safetensors"
+    safetensors.torch.save_file(whole, path)
+    loaded = embedder_of(name, path, features="pool")._net.state_dict()
+    with torch.device("meta"):
+        assert loaded.keys() == timm.create_model(name, num_classes=0).state_dict().keys()
+    assert loaded.keys() < whole.keys()
+    assert all(torch.equal(tensor, whole[key]) for key, tensor in loaded.items())
+
+
+def test_what_is_beside_the_classifier_is_named(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    whole = timm.create_model("shvit_s1").state_dict()
+    body, path = "patch_embed.0.c.weight", tmp_path / "wrong.safetensors"
+    for state, problem in (
+        ({k: v for k, v in whole.items() if k != body}, f"1 missing ({body})"),
+        ({**whole, "head.l.more": torch.zeros(1)}, "1 unexpected (head.l.more)"),
+        ({**whole, "heads.l.weight": torch.zeros(1)}, "1 unexpected (heads.l.weight)"),
+    ):
+        safetensors.torch.save_file(state, path)
+        with pytest.raises(ConfigError, match=re.escape(problem)):
+            embedder_of("shvit_s1", path, features="pool")
+        with pytest.raises(ConfigError, match=re.escape(problem)):
+            embedder_of("shvit_s1", path, features="head")
+
+
+SMALLEST = [
+    "beit_base_patch16_224", "halonet_h1", "test_byobnet", "cait_xxs24_224", "coat_tiny",
+    "convit_tiny", "convmixer_768_32", "test_convnext", "cpubone_nano", "crossvit_tiny_240",
+    "csatv2", "cs3darknet_focus_s", "cspnext_tiny", "davit_tiny", "deepseek_vit_412m",
+    "deit_tiny_patch16_224", "densenet121", "dla46x_c", "dpn48b", "edgenext_xx_small",
+    "efficientformer_l1", "efficientformerv2_s0", "test_efficientnet", "efficientvim_m1",
+    "efficientvit_b0", "efficientvit_m0", "vit_tiny_patch16_dinov3_qkvb", "fasternet_t0",
+    "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny", "gemma4_vit_167m", "ghostnet_050",
+    "hardcorenas_b", "hgnetv2_b0", "hiera_tiny_224", "sam2_hiera_tiny", "hrnet_w18_small",
+    "iformer_t", "inception_next_atto", "lcnetv2_small", "levit_128s", "lowformer_b0",
+    "test_mambaout", "test_coatnet", "poolformerv2_s12", "gmlp_ti16_224", "mobilenetv3_small_050",
+    "mobilenetv5_base", "mobilevit_xxs", "mvitv2_tiny", "naflexvit_base_patch16_parfac_gap",
+    "jx_nest_tiny", "nextvit_small", "test_nfnet", "pit_ti_224", "pvt_v2_b0", "qwen3_vit_88m",
+    "rdnet_tiny", "regnetx_002", "repghostnet_050", "repvit_m1", "res2next50", "resnest14d",
+    "test_resnet", "resnetv2_18", "rexnet_100", "selecsls42", "legacy_seresnet18", "sequencer2d_s",
+    "shvit_s1", "skresnet18", "starnet_s050", "swiftformer_xs", "swin_tiny_patch4_window7_224",
+    "swinv2_tiny_window16_256", "swinv2_cr_tiny_224", "tiny_vit_5m_224", "tnt_s_legacy_patch16_224",
+    "tresnet_m", "twins_svt_small", "vgg11", "visformer_tiny", "test_vit", "vit_tiny_r_s16_p8_224",
+    "test_vit_relpos", "samvit_base_patch16_224", "vitamin_small_224", "volo_d1_224",
+    "ese_vovnet19b_slim_dw", "legacy_xception", "xception41p", "xcit_nano_12_p8_224",
+]  # fmt: skip
+"""One model of each family"""
+
+
+def test_the_classifier_is_told_from_the_rest_in_every_family_of_timm() -> None:
+    """On the meta device: keys and shapes, no numbers. A family that the list does not know is
+    asked for its first model."""
+    families = {module: timm.list_models(module=module) for module in timm.list_modules()}
+    asked = 0
+    for names in families.values():
+        name = next((n for n in SMALLEST if n in names), next(iter(names), ""))
+        cfg = timm.models.get_pretrained_cfg(name) if name else None
+        if cfg is None:
+            continue
+        with torch.device("meta"):
+            net = timm.create_model(name, num_classes=0)
+            whole = timm.create_model(name, num_classes=cfg.num_classes or 7).state_dict()
+        pooled = net.state_dict()
+        classifier = _classifier_keys(_Source(name, "", cfg.to_dict()), net)
+        assert classifier == whole.keys() - pooled.keys(), name
+        load(net, whole, lambda keys=classifier: keys, name)
+        with pytest.raises(ConfigError, match=r"1 unexpected \(extra\)"):
+            load(net, {**whole, "extra": torch.zeros(1)}, lambda keys=classifier: keys, name)
+        asked += 1
+    assert asked > 60
+
+
+def test_a_model_that_computes_while_it_is_made_is_made_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The meta device has no numbers to compute with."""
+
+    class Computing(torch.nn.Module):
+        def __init__(self, num_classes: int) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(3) * torch.linspace(0, 2, 3)[1].item())
+            self.last = torch.nn.Linear(3, num_classes) if num_classes else torch.nn.Identity()
+
+    def entry(pretrained: bool, num_classes: int, **unused: Any) -> Computing:
+        return Computing(num_classes)
+
+    with pytest.raises(RuntimeError), torch.device("meta"):
+        Computing(0)
+    monkeypatch.setitem(timm.models._registry._model_entrypoints, "computing", entry)
+    before = torch.random.get_rng_state()
+    keys = _classifier_keys(_Source("computing", "", {"num_classes": 4}), Computing(0))
+    assert keys == {"last.weight", "last.bias"}
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_an_open_clip_file_is_converted(tmp_path: Path, photos: list[Image.Image]) -> None:
     """OpenAI's own layout, text tower and all, as hub repositories keep it."""
     embedder = embedder_of("vit_base_patch32_clip_quickgelu_224.openai")
@@ -437,6 +547,11 @@ def test_unknown_models_and_tags_get_a_suggestion() -> None:
         ConfigError, match=r"'resnet18' has no weights named 'nope'; known: .*a1_in1k"
     ):
         embedder_of("resnet18.nope")
+    with pytest.raises(
+        ConfigError,
+        match=r"timm keeps 'resnetv2_50x1_bitm' as an old name only; did you mean 'resnetv2_50",
+    ):
+        embedder_of("resnetv2_50x1_bitm")
     with pytest.raises(ConfigError, match="/nowhere: holds no config"):
         embedder_of("local-dir:/nowhere")
 
