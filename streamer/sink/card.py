@@ -16,9 +16,10 @@ PATH = "README.md"
 _FENCE = "---\n"
 _BODY = """# {dataset}
 
-Image-text samples curated from a Kafka topic by `streamer`. `shards/` holds the accepted samples as WebDataset tars, one
-folder per image format; `metadata/` one Parquet row for every input record, whatever became of it; `manifests/` what was
-committed, with checksums (`streamer dataset verify` checks it all).
+Image-text samples curated from a Kafka topic by `streamer`. `shards/` holds the accepted samples as
+WebDataset tars, one folder per image format; `metadata/` one Parquet row for every input record,
+whatever became of it; `manifests/` what was committed, with checksums (`streamer dataset verify`
+checks it all).
 
 ```python
 from datasets import load_dataset
@@ -37,8 +38,11 @@ newer ones only. `union_by_name` takes them all, and `.df()` makes a pandas fram
 `pandas.read_parquet` of the whole folder leaves out what the first file lacks. `load_dataset` takes
 the fields of `json` from its first samples.
 
-The column `embedding` is a fixed-size list of 16-bit floats with nulls: DuckDB reads it, and pyarrow from 26 on; an older pyarrow
-reads all the others (name them with `columns=`).
+Images are the files that came in. Pillow refuses a PNG whose metadata are damaged or huge unless
+`PIL.ImageFile.LOAD_TRUNCATED_IMAGES = True` is set.
+
+The column `embedding` is a fixed-size list of 16-bit floats with nulls: DuckDB reads it, and pyarrow
+from 26 on; an older pyarrow reads all the others (name them with `columns=`).
 """
 
 

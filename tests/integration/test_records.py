@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import threading
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from streamer.testing import create_topic, jpeg, produce, read_topic
+from tests.decode.images import chunk, segment, turned
 from tests.integration.service import Made, read_output, verified
 
 Value = tuple[bytes | None, dict[str, str | bytes | None]]
@@ -50,6 +52,12 @@ def web() -> Iterator[str]:
 
 def png(seed: int, size: tuple[int, int] = (96, 64)) -> bytes:
     return _encoded(seed, size, "PNG")
+
+
+def with_chunk(png: bytes, chunk: bytes, before: bool = False) -> bytes:
+    """``chunk`` in front of the pixels, or of everything."""
+    at = 8 if before else 33
+    return png[:at] + chunk + png[at:]
 
 
 def _encoded(seed: int, size: tuple[int, int], format: str) -> bytes:
@@ -111,6 +119,12 @@ def test_every_kind_of_record(
         "too many pixels": ((jpeg(7, (1000, 700)), {}), ("invalid", "too_many_pixels")),
         "bad header": ((jpeg(8), {"text": b"\xff\xfe"}), ("invalid", "bad_header")),
         "another format": ((_encoded(9, (96, 64), "GIF"), {}), ("filtered", "format")),
+        # whatever a decoder makes of it
+        "a damaged colour profile": ((with_chunk(png(10), chunk(b"iCCP", b"a\0\0?", damaged=True)), {}), ok),
+        "a comment of 2 MB": ((with_chunk(png(11), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2_000_000)))), {}), ok),
+        "Apple's PNG": ((with_chunk(png(12), chunk(b"CgBI", bytes(4)), before=True), {}), ("invalid", "unsupported_image")),
+        "half of it, and an end": ((jpeg(13)[: len(jpeg(13)) // 2] + b"\xff\xd9", {}), ("invalid", "truncated")),
+        "turned by a long": ((jpeg(14)[:2] + segment(0xE1, b"Exif\0\0" + turned(6, kind=4)) + jpeg(14)[2:], {}), ok),
         # JSON
         "base64": (in_json(id="j1", image=b64(jpeg(20)), text="from JSON", metadata={"lang": "en", "n": 3}), ok),
         "base64 broken": (in_json(image="%%%"), ("invalid", "bad_base64")),
@@ -236,6 +250,7 @@ def test_every_kind_of_record(
         sha(jpeg(911)),
     )
     assert rows["http"]["sha256"] == sha(SERVED["/a.jpg"])
+    assert (rows["turned by a long"]["width"], rows["turned by a long"]["height"]) == (64, 96)
     assert rows["again"]["duplicate_of"] == described["key"]
     for name, flagged in (("described", False), ("base64", False), ("plain", True)):
         assert ("metadata.lang" in rows[name]["flags"]) == flagged
