@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
-from streamer.decode.plain import Kept, Plain
+from streamer.decode.prepared import Kept, Prepared
 
 _MAX_BOXES = 100
 _METADATA = re.compile(rb"infe(?:\x02.{7}|\x03.{9})(?=Exif|mime)", re.DOTALL)
 _UNKNOWN = b"skip"
 
 
-def plain(data: bytes) -> Plain:
+def prepare(data: bytes) -> Prepared:
     """Gives the items for EXIF and XMP a type that no decoder reads. Orientation is in the boxes
     ``irot`` and ``imir``, which overrule EXIF."""
     kept, at = Kept(data), 0
@@ -28,4 +28,4 @@ def plain(data: bytes) -> Plain:
                 kept.drop(item.end(), item.end() + 4, _UNKNOWN)
             break
         at = end
-    return Plain(kept.parts(), orientation=None)
+    return Prepared(kept.parts(), orientation=None)

@@ -1,19 +1,22 @@
-"""BMP: the palettes that Pillow takes for none."""
+"""BMP: palettes that Pillow would ignore, and an alpha channel that was left empty."""
 
 from __future__ import annotations
 
 import struct
 
-from streamer.decode.plain import Kept, Plain
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+
+from streamer.decode.prepared import Kept, Prepared
 
 _OFFSET, _HEADER, _BITS, _COLOURS = 10, 14, 28, 46
 """Where the file says where its pixels are, how long its header is, …"""
 _BLACK = bytes(4)
 
 
-def plain(data: bytes) -> Plain:
-    """Adds a colour that no pixel has, where 4 or 8 bits a pixel have black and white for colours,
-    or 4 bits the darkest 16 greys: Pillow would leave such a palette out, and with it the bits."""
+def prepare(data: bytes) -> Prepared:
+    """Adds an unused colour to a black-and-white palette of a 4- or 8-bit image, and to one of the
+    darkest 16 greys of a 4-bit image: Pillow would ignore such a palette and misread the bits."""
     kept = Kept(data)
     if len(data) >= _COLOURS + 8:
         offset, header = struct.unpack_from("<I", data, _OFFSET)[0], data[_HEADER]
@@ -25,4 +28,11 @@ def plain(data: bytes) -> Plain:
                 kept.drop(_OFFSET, _OFFSET + 4, struct.pack("<I", offset + len(_BLACK)))
             kept.drop(_COLOURS, _COLOURS + 4, struct.pack("<I", colours + 1))
             kept.drop(behind, behind, _BLACK)
-    return Plain(kept.parts())
+    return Prepared(kept.parts())
+
+
+def load(file: Prepared, _draft: tuple[int, int]) -> Image.Image:
+    """The image; opaque if its alpha is 0 everywhere: many writers leave the fourth byte empty."""
+    image = BmpImageFile(file.open())
+    image.load()
+    return image.convert("RGB") if image.mode == "RGBA" and image.getbbox() is None else image

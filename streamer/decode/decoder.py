@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image as Pil
 
 from streamer.config import Config
+from streamer.decode.failure import Undecodable
 from streamer.decode.fetch import Fetcher
 from streamer.decode.image import (
     FORMATS,
     Header,
-    Undecodable,
     decode_rgb,
     read_header,
     set_up,

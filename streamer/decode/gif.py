@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 
-from streamer.decode.plain import MAX_PARTS, Kept, Plain, too_many
+from streamer.decode.prepared import MAX_PARTS, Kept, Prepared, too_many
 
 _BLOCK = re.compile(rb"[!,;]")
 _EXTENSION, _CONTROL, _CONTROL_BYTES = 0x21, 0xF9, 4
 
 
-def plain(data: bytes) -> Plain:
-    """Leaves out comments, application data and text before the first frame, but not its graphic
-    control (transparency), and what stands between blocks. Raises InvalidRecord,
-    unsupported_image."""
+def prepare(data: bytes) -> Prepared:
+    """Removes comments, application data, text and junk before the first frame. The frame's graphic
+    control, which holds transparency, stays. Raises InvalidRecord, unsupported_image."""
     kept = Kept(data)
     if len(data) < 13:
-        return Plain(kept.parts())
+        return Prepared(kept.parts())
     flags = data[10]
     at, blocks = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0), 0
     while (found := _BLOCK.search(data, at)) is not None:
@@ -34,4 +33,4 @@ def plain(data: bytes) -> Plain:
             raise too_many("blocks before the first frame")
         if at < len(data) and (data[begin + 1] != _CONTROL or data[begin + 2] < _CONTROL_BYTES):
             kept.drop(begin, at)
-    return Plain(kept.parts())
+    return Prepared(kept.parts())

@@ -27,48 +27,55 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from types import TracebackType
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import AvifImagePlugin, ImageFile
 from PIL import Image as Pil
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from streamer.decode import avif, bmp, gif, jpeg, png, tiff, webp
 from streamer.decode.exif import orientation_of
-from streamer.decode.plain import Plain
+from streamer.decode.failure import Undecodable
+from streamer.decode.prepared import Prepared
 from streamer.decode.rgb import to_rgb
 from streamer.errors import InvalidRecord
 
-_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
-    "jpg": JpegImagePlugin.JpegImageFile,
-    "png": PngImagePlugin.PngImageFile,
-    "webp": WebPImagePlugin.WebPImageFile,
-    "gif": GifImagePlugin.GifImageFile,
-    "bmp": BmpImagePlugin.BmpImageFile,
-    "tiff": TiffImagePlugin.TiffImageFile,
-    "avif": AvifImagePlugin.AvifImageFile,
-}
-FORMATS: tuple[str, ...] = tuple(_PLUGINS)
-"""Formats that are decoded, by their file extensions."""
+_Size = tuple[int, int]
 
-_PLAIN: dict[str, Callable[[bytes], Plain]] = {
-    "jpg": jpeg.plain,
-    "png": png.plain,
-    "webp": webp.plain,
-    "gif": gif.plain,
-    "bmp": bmp.plain,
-    "tiff": tiff.plain,
-    "avif": avif.plain,
+
+def _load_by(plugin: type[ImageFile.ImageFile]) -> Callable[[Prepared, _Size], Pil.Image]:
+    def load(file: Prepared, _draft: _Size) -> Pil.Image:
+        image = plugin(file.open())
+        image.load()
+        return image
+
+    return load
+
+
+class _Format(NamedTuple):
+    plugin: type[ImageFile.ImageFile]
+    prepare: Callable[[bytes], Prepared]
+    load: Callable[[Prepared, _Size], Pil.Image]
+    """Decodes; takes the draft size."""
+
+
+_FORMATS = {
+    "jpg": _Format(JpegImageFile, jpeg.prepare, jpeg.load),
+    "png": _Format(PngImageFile, png.prepare, png.load),
+    "webp": _Format(WebPImageFile, webp.prepare, _load_by(WebPImageFile)),
+    "gif": _Format(GifImageFile, gif.prepare, _load_by(GifImageFile)),
+    "bmp": _Format(BmpImageFile, bmp.prepare, bmp.load),
+    "tiff": _Format(TiffImageFile, tiff.prepare, tiff.load),
+    "avif": _Format(AvifImageFile, avif.prepare, _load_by(AvifImageFile)),
 }
+FORMATS: tuple[str, ...] = tuple(_FORMATS)
+"""Formats that are decoded, by their file extensions."""
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF87a", "gif"), (b"GIF89a", "gif"),
@@ -111,36 +118,6 @@ class Header(NamedTuple):
     height: int
     orientation: int
     """1 … 8, what `decode_rgb` has to apply."""
-
-
-class Undecodable:
-    """``with Undecodable():`` turns whatever a decoder raises inside into InvalidRecord. The one
-    such place.
-
-    Decoders raise nearly everything (ValueError, SyntaxError, TypeError, RuntimeError, MemoryError
-    …), so only a catch-all keeps a bad image from being more than one bad record. With ``reason``
-    all get that reason, else the one that fits.
-    """
-
-    def __init__(self, reason: str = "") -> None:
-        self._reason = reason
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, Exception) and not isinstance(error, InvalidRecord):
-            raise InvalidRecord(
-                self._reason or _reason_of(error), f"{type(error).__name__}: {error}"[:200]
-            ) from error
-
-
-_UNDECODABLE = Undecodable()
 
 
 def set_up() -> None:
@@ -195,14 +172,14 @@ def read_header(data: bytes, limits: Limits) -> Header:
     name = sniff(data)
     if name is None:
         raise InvalidRecord("not_an_image", f"{len(data)} bytes that begin with {data[:8]!r}")
-    if name not in _PLUGINS:
+    if name not in _FORMATS:
         raise InvalidRecord("unsupported_image", f"{name} is not decoded")
-    with _UNDECODABLE:
-        plain = _PLAIN[name](data)
-        _check_pixels(*plain.tile, limits.max_pixels)
-        size, orientation = plain.size, plain.orientation
+    with Undecodable():
+        file = _FORMATS[name].prepare(data)
+        _check_pixels(*file.tile, limits.max_pixels)
+        size, orientation = file.size, file.orientation
         if size is None or orientation is None:
-            image = _PLUGINS[name](plain.open())
+            image = _FORMATS[name].plugin(file.open())
             size = image.size
             if orientation is None:
                 orientation = orientation_of(image.info.get("exif", b""))
@@ -219,30 +196,12 @@ def decode_rgb(data: bytes, header: Header, draft_size: tuple[int, int]) -> Pil.
     truncated, corrupt, unsupported_image.
     """
     draft = draft_size if header.orientation <= 4 else draft_size[::-1]
-    with _UNDECODABLE:
-        plain = _PLAIN[header.format](data)
-        image, low = _load(header.format, plain.open(), draft), None
-        if header.format == "jpg":
-            jpeg.check_whole(image, plain, lambda file: _load("jpg", file, draft))
-        elif header.format == "png" and image.mode != "P":
-            image.info.pop("transparency", None)  # `Plain.samples` has it in the file's own units
-            if image.mode == "RGB" and plain.samples.transparent and plain.samples.bits == 16:
-                low = png.low_bytes(plain)
-        elif header.format == "bmp" and image.mode == "RGBA" and image.getbbox() is None:
-            image = image.convert("RGB")  # alpha is 0 everywhere: the fourth byte was left empty
-        image = to_rgb(image, plain.samples, low)
+    format = _FORMATS[header.format]
+    with Undecodable():
+        file = format.prepare(data)
+        image = to_rgb(format.load(file, draft), file.samples)
         method = _TRANSPOSE.get(header.orientation)
         return image if method is None else image.transpose(method)
-
-
-def _load(name: str, file: BinaryIO, draft: tuple[int, int]) -> Pil.Image:
-    image = _PLUGINS[name](file)
-    if name == "jpg" and draft[0] > 0:
-        image.draft(None, draft)
-    elif name == "tiff":
-        tiff.native(image)
-    image.load()
-    return image
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -253,33 +212,3 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
             "too_many_pixels",
             f"{width} × {height}, at most {max_pixels} pixels (decode.max_pixels)",
         )
-
-
-def _reason_of(error: Exception) -> str:
-    text = str(error).lower()
-    if isinstance(error, Pil.DecompressionBombError):
-        return "too_many_pixels"
-    if isinstance(error, NotImplementedError | MemoryError) or any(
-        words in text for words in _UNSUPPORTED
-    ):
-        return "unsupported_image"
-    if isinstance(error, EOFError) or any(words in text for words in _TRUNCATED):
-        return "truncated"
-    return "corrupt"
-
-
-_UNSUPPORTED = (
-    "unsupported",
-    "not support",
-    "not yet support",
-    "too large",
-    "unknown pixel mode",
-    "cannot handle",
-)
-_TRUNCATED = (
-    "truncated",
-    "not enough image data",
-    "unexpected end",
-    "buffer overrun",
-    "could not create decoder object",
-)

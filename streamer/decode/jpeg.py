@@ -11,9 +11,10 @@ from math import ceil
 from typing import BinaryIO, NamedTuple
 
 from PIL import Image, ImageChops
+from PIL.JpegImagePlugin import JpegImageFile
 
 from streamer.decode.exif import UPRIGHT, orientation_of
-from streamer.decode.plain import MAX_PARTS, Kept, Plain, too_many
+from streamer.decode.prepared import MAX_PARTS, Kept, Prepared, too_many
 from streamer.errors import InvalidRecord
 
 MAX_SCANS = 500
@@ -44,9 +45,9 @@ _MORE = bytes(range(0xFF)) * 8
 """Entropy-coded data, as good as any other"""
 
 
-def plain(data: bytes) -> Plain:
-    """Leaves out comments, application data that does not bear on colours, and what stands between
-    segments. Tells the size where the frame is as regular as encoders write it.
+def prepare(data: bytes) -> Prepared:
+    """Removes comments, application data that does not affect colours, and junk between segments.
+    Reports the size if the frame header is as regular as encoders write it.
 
     Raises InvalidRecord: unsupported_image, corrupt.
     """
@@ -68,23 +69,39 @@ def plain(data: bytes) -> Plain:
             size = (frame.width, frame.height) if frame else None
             partial = progressive and not _covers_all(data, _scans(data, begin), frame)
             orientation = orientation_of(b"".join(exif)) if exif else UPRIGHT
-            return Plain(kept.parts(), size, orientation, partial=partial)
+            return Prepared(kept.parts(), size, orientation, partial=partial)
         elif marker in _IGNORED:
             kept.drop(begin, end)
         elif marker in _RESERVED:
             raise InvalidRecord("corrupt", f"reserved marker FF{marker:02X} at byte {begin}")
-    return Plain(kept.parts())
+    return Prepared(kept.parts())
 
 
-def check_whole(image: Image.Image, file: Plain, load: Callable[[BinaryIO], Image.Image]) -> None:
-    """Raises InvalidRecord, truncated, where a scan ends early, but with an end marker behind it.
-    ``load`` decoded ``image`` from ``file``.
+def load(file: Prepared, draft: tuple[int, int]) -> Image.Image:
+    """The image, at 1/2, 1/4 or 1/8 of its size if that is at least ``draft`` (width, height).
 
-    libjpeg leaves what has no data mid-grey, or coarse in a progressive JPEG, and says nothing.
-    Both may also be meant, so the last scan is given more data: a decoder that has all it needs
-    does not look at it. That costs a second decode where the picture ends in mid-grey, or the scans
-    of a progressive JPEG do not cover it all; anything else is taken for whole.
+    Raises InvalidRecord, truncated, if a scan ends early but is followed by an EOI marker.
     """
+    image = _load(file.open(), draft)
+    _check_whole(image, file, lambda longer: _load(longer, draft))
+    return image
+
+
+def _load(file: BinaryIO, draft: tuple[int, int]) -> Image.Image:
+    image = JpegImageFile(file)
+    if draft[0] > 0:
+        image.draft(None, draft)
+    image.load()
+    return image
+
+
+def _check_whole(
+    image: Image.Image, file: Prepared, decode: Callable[[BinaryIO], Image.Image]
+) -> None:
+    """libjpeg leaves pixels without data mid-grey, or coarse in a progressive JPEG, and reports
+    nothing. A picture may also look like that on purpose, so the last scan is given more data: a
+    complete scan ignores it. That second decode happens only if the picture ends in mid-grey or the
+    scans of a progressive JPEG do not cover it; any other picture is taken for whole."""
     width, height = image.size
     corner = image.crop((max(0, width - 2), max(0, height - 2), width, height))
     if not file.partial and not _MID_GREY.issuperset(corner.tobytes()):
@@ -94,7 +111,7 @@ def check_whole(image: Image.Image, file: Plain, load: Callable[[BinaryIO], Imag
         return
     whole = sum(1 for _ in _RESTART.finditer(data, scan.begin, scan.end)) >= scan.restarts
     if whole:
-        longer = load(BytesIO(b"".join((data[: scan.end], _MORE, data[scan.end :]))))
+        longer = decode(BytesIO(b"".join((data[: scan.end], _MORE, data[scan.end :]))))
         whole = ImageChops.difference(image, longer).getbbox() is None
     if not whole:
         raise InvalidRecord("truncated", "an end marker before the end of the picture")

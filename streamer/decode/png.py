@@ -5,11 +5,13 @@ from __future__ import annotations
 import struct
 import zlib
 
+import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from streamer.decode.exif import orientation_of
-from streamer.decode.plain import MAX_PARTS, Kept, Plain, Samples, too_many
+from streamer.decode.prepared import MAX_PARTS, Kept, Prepared, Samples, too_many
+from streamer.decode.rgb import strips
 from streamer.errors import InvalidRecord
 
 MAX_PROFILE_BYTES = 1 << 20
@@ -25,12 +27,12 @@ _PROFILE = b"Raw profile type exif\0"
 _GREY, _RGB = 0, 2
 
 
-def plain(data: bytes) -> Plain:
-    """Leaves out the ancillary chunks but tRNS, an animation's frames and control chunks included:
-    what remains is its default image.
+def prepare(data: bytes) -> Prepared:
+    """Removes all ancillary chunks except tRNS. That includes an animation's frames and control
+    chunks: its default image remains.
 
-    Orientation is that of the last chunk eXIf, else of ImageMagick's profile in a text chunk,
-    wherever they stand. Raises InvalidRecord, unsupported_image.
+    Orientation comes from the last eXIf chunk, or else from ImageMagick's profile in a text chunk,
+    wherever they are in the file. Raises InvalidRecord, unsupported_image.
     """
     kept, exif, profile, samples = Kept(data), b"", (b"", b""), Samples()
     at, size, depth, colour, pixels = 8, None, 0, 0, False
@@ -63,11 +65,36 @@ def plain(data: bytes) -> Plain:
         at = end
     else:
         raise too_many("chunks")
-    return Plain(kept.parts(), size, orientation_of(exif or _unpacked(*profile)), samples)
+    return Prepared(kept.parts(), size, orientation_of(exif or _unpacked(*profile)), samples)
 
 
-def low_bytes(file: Plain) -> Image.Image:
-    """The lower halves of 16-bit RGB samples, where the decoder gives the upper ones."""
+def load(file: Prepared, _draft: tuple[int, int]) -> Image.Image:
+    """The image. The transparent colour of an RGB image is white; that of a grey image is in
+    `Prepared.samples`."""
+    image = PngImageFile(file.open())
+    image.load()
+    if image.mode != "P":
+        image.info.pop("transparency", None)  # in Pillow's units; `Prepared.samples` has the file's
+    if image.mode == "RGB" and file.samples.transparent:
+        _whiten(image, file.samples, _low_bytes(file) if file.samples.bits == 16 else None)
+    return image
+
+
+def _whiten(image: Image.Image, samples: Samples, low: Image.Image | None) -> None:
+    colour = np.array(samples.transparent)
+    for box in strips(image.size):
+        pixels = np.array(image.crop(box))
+        if low is None:
+            transparent = (pixels == colour).all(axis=2)
+        else:
+            lower = np.asarray(low.crop(box))
+            transparent = ((pixels == colour >> 8) & (lower == colour & 255)).all(axis=2)
+        pixels[transparent] = 255
+        image.paste(Image.fromarray(pixels), box)
+
+
+def _low_bytes(file: Prepared) -> Image.Image:
+    """The lower bytes of 16-bit RGB samples, of which Pillow gives the upper ones."""
     image = PngImageFile(file.open())
     image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
     image.load()

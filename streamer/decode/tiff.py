@@ -7,10 +7,11 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ImageFile
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from streamer.decode.exif import ORIENTATION, TYPE_BYTES, UPRIGHT, orientation_in
-from streamer.decode.plain import MAX_PARTS, Plain, Samples, too_many
+from streamer.decode.prepared import MAX_PARTS, Prepared, Samples, too_many
 from streamer.errors import InvalidRecord
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _COLOUR_MAP = 258, 259, 262, 320
@@ -36,16 +37,16 @@ _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 _Integers = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
 
 
-def plain(data: bytes) -> Plain:
-    """Leaves out further directories and, of the first one, all tags but those that pixels depend
-    on; orientation is told, and left out as well.
+def prepare(data: bytes) -> Prepared:
+    """Keeps the first directory, and of its tags those that affect pixels. Orientation is reported
+    and removed as well.
 
-    Raises InvalidRecord: truncated where a tag that is needed or pixels lie beyond the end, corrupt
-    where there are none (libtiff would print a line for each), unsupported_image.
+    Raises InvalidRecord: truncated if pixels or a tag that is needed lie beyond the end, corrupt if
+    there are no pixels (libtiff would print a line for each), unsupported_image.
     """
     directory = _Directory(data)
     if not directory.entries:
-        return Plain((data,))  # for the decoder to name
+        return Prepared((data,))  # for the decoder to name
     _check(directory)
     orientation = UPRIGHT
     if (turned := directory.entries.pop(ORIENTATION, None)) is not None:
@@ -57,7 +58,7 @@ def plain(data: bytes) -> Plain:
     colours = directory.numbers(_COLOUR_MAP)
     if len(colours) and colours.max() < 256:  # in 8 bits instead of 16, as libtiff guesses, too
         directory.replace(_COLOUR_MAP, colours.astype(np.uint32) * 257)
-    return Plain(
+    return Prepared(
         directory.file(),
         orientation=orientation,
         samples=Samples(
@@ -67,13 +68,16 @@ def plain(data: bytes) -> Plain:
     )
 
 
-def native(image: ImageFile.ImageFile) -> None:
-    """Before ``image`` is loaded: libtiff gives its samples in this machine's byte order, also
-    where Pillow expects the file's."""
+def load(file: Prepared, _draft: tuple[int, int]) -> Image.Image:
+    """The image. libtiff gives samples in this machine's byte order, even if Pillow expects the
+    file's."""
+    image = TiffImageFile(file.open())
     for i, tile in enumerate(image.tile):
         if tile.codec_name == "libtiff" and isinstance(tile.args, tuple):
             mode, *others = tile.args
             image.tile[i] = tile._replace(args=(_NATIVE.get(mode, mode), *others))
+    image.load()
+    return image
 
 
 class _Layout(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from streamer.decode.exif import orientation_of
-from streamer.decode.plain import MAX_PARTS, Kept, Plain, too_many
+from streamer.decode.prepared import MAX_PARTS, Kept, Prepared, too_many
 
 _CHUNK = struct.Struct("<4sI")
 _STILLS, _METADATA = (b"VP8 ", b"VP8L"), (b"ICCP", b"EXIF", b"XMP ")
@@ -13,13 +13,13 @@ _FLAGS, _HAS_EXIF, _HAS_METADATA = 20, 0x08, 0x2C
 """Byte of a chunk VP8X, and its flags for EXIF and for any of `_METADATA`"""
 
 
-def plain(data: bytes) -> Plain:
-    """Leaves out colour profile, EXIF and XMP. A chunk that claims more bytes than the file has is
-    left out behind the pixels of a still image; before them it hides them. Raises InvalidRecord,
-    unsupported_image."""
+def prepare(data: bytes) -> Prepared:
+    """Removes colour profile, EXIF and XMP. A chunk that claims more bytes than the file has is
+    removed if it follows the pixels of a still image; if it precedes them, they cannot be found.
+    Raises InvalidRecord, unsupported_image."""
     size, end = _canvas(data), 8 + int.from_bytes(data[4:8], "little")
     if size is None or end > len(data):
-        return Plain((data,), size)  # for the decoder to name
+        return Prepared((data,), size)  # for the decoder to name
     kept, exif, lost, flags, shown = Kept(data), b"", 0, 0, False
     kept.drop(0, 12)
     if data[12:16] == b"VP8X":
@@ -44,10 +44,10 @@ def plain(data: bytes) -> Plain:
     else:
         raise too_many("chunks")
     if not lost and not flags & _HAS_METADATA:
-        return Plain((data,), size)
+        return Prepared((data,), size)
     kept.drop(end, len(data))
     header = b"RIFF" + (end - 8 - lost).to_bytes(4, "little") + b"WEBP"
-    return Plain((header, *kept.parts()), size, orientation_of(exif))
+    return Prepared((header, *kept.parts()), size, orientation_of(exif))
 
 
 def _canvas(data: bytes) -> tuple[int, int] | None:

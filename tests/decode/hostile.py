@@ -3,9 +3,11 @@ so that its memory can be measured. Prints one JSON line."""
 
 import json
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,6 +86,19 @@ def main_big(files: list[Path]) -> None:
         cpu_s = (time.process_time() - before) / len(rows)
         found[file.name] = {"decoded": decoded, "grown_mb": grown_mb, "cpu_s": cpu_s}
     print(json.dumps(found))
+
+
+def run(*paths: Path) -> dict[str, Any]:
+    """What the process prints about ``paths``: one folder, or files."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", __file__, *paths],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "decoders neither warn nor print"
+    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

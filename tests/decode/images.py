@@ -270,3 +270,22 @@ def every(depth: int, samples: int, size: int = 16) -> np.ndarray:
 
 def pairs(*choices: Iterable) -> list[tuple]:
     return list(itertools.product(*choices))
+
+
+def riff(chunks: list[tuple[bytes, bytes]], padded: bool = True) -> bytes:
+    body = b"WEBP" + b"".join(
+        kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+        for kind, data in chunks
+    )
+    if not padded:
+        body = body[:-1]
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def chunks_of(webp: bytes) -> list[tuple[bytes, bytes]]:
+    found, at = [], 12
+    while at + 8 <= len(webp):
+        kind, length = struct.unpack_from("<4sI", webp, at)
+        found.append((kind, webp[at + 8 : at + 8 + length]))
+        at += 8 + length + length % 2
+    return found

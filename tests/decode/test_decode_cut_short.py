@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streamer.decode import image as room
 from streamer.decode import jpeg
+from streamer.decode.image import decode_rgb, read_header, set_up
 from streamer.errors import InvalidRecord
 from tests.decode.images import LIMITS, NEVER, decoded, picture, reason, saved
 
@@ -24,7 +24,7 @@ OPTIONS = [
 
 @pytest.fixture(autouse=True)
 def _set_up():
-    room.set_up()
+    set_up()
 
 
 def scan(data: bytes) -> int:
@@ -46,7 +46,7 @@ def photograph(mode: str, size: tuple[int, int] = (160, 120)) -> Image.Image:
 
 def outcome(data: bytes, draft: tuple[int, int] = NEVER) -> str:
     try:
-        room.decode_rgb(data, room.read_header(data, LIMITS), draft)
+        decode_rgb(data, read_header(data, LIMITS), draft)
     except InvalidRecord as error:
         return error.reason
     return WHOLE

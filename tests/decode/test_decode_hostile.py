@@ -3,11 +3,6 @@ memory, and as Pillow alone sees it, or better."""
 
 import csv
 import io
-import json
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamer.config import Decode
-from streamer.decode import image as room
+from streamer.decode.image import decode_rgb, read_header, set_up
 from streamer.errors import INVALID_REASONS, InvalidRecord
+from tests.decode.hostile import run
 
 OURS = {
     "JPEG": "jpg",
@@ -34,18 +30,6 @@ BETTER = {
     "bomb/png_decompression_dos.png",  # text that inflates to gigabytes beside one good pixel
 }
 """Decoded here, refused by Pillow alone"""
-
-
-def run(*paths: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(Path(__file__).with_name("hostile.py")), *paths],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == "", "decoders neither warn nor print"
-    return json.loads(done.stdout)
 
 
 def test_the_hostile_set(data_set, large):
@@ -114,7 +98,7 @@ SEEDS = [
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_damaged_files_are_decoded_or_invalid(data):
-    room.set_up()
+    set_up()
     damaged = bytearray(data.draw(st.sampled_from(SEEDS)))
     for _ in range(data.draw(st.integers(0, 8))):
         # half of the flips hit the first 256 bytes, where a file's structure is
@@ -127,9 +111,9 @@ def test_damaged_files_are_decoded_or_invalid(data):
     del damaged[data.draw(st.just(len(damaged)) | st.integers(0, len(damaged))) :]
     limits = Decode(max_pixels=1_000_000)
     try:
-        header = room.read_header(bytes(damaged), limits)
+        header = read_header(bytes(damaged), limits)
         assert 0 < header.width * header.height <= limits.max_pixels
-        image = room.decode_rgb(bytes(damaged), header, (16, 16))
+        image = decode_rgb(bytes(damaged), header, (16, 16))
     except InvalidRecord:
         return
     assert image.mode == "RGB"
@@ -139,5 +123,5 @@ def test_damaged_files_are_decoded_or_invalid(data):
 
 @pytest.mark.parametrize("data", SEEDS)
 def test_the_seeds_themselves_decode(data):
-    header = room.read_header(data, Decode())
-    assert room.decode_rgb(data, header, (0, 0)).size == (header.width, header.height)
+    header = read_header(data, Decode())
+    assert decode_rgb(data, header, (0, 0)).size == (header.width, header.height)

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from streamer.config import Decode
-from streamer.decode import image as room
 from streamer.decode import jpeg
-from streamer.decode.image import Header, decode_rgb, read_header, sniff
+from streamer.decode.failure import Undecodable
+from streamer.decode.image import _FORMATS, Header, decode_rgb, read_header, set_up, sniff
 from streamer.errors import InvalidRecord
 from tests.decode.images import (
     LIMITS,
@@ -29,7 +29,7 @@ from tests.decode.images import (
 
 @pytest.fixture(autouse=True)
 def _set_up():
-    room.set_up()
+    set_up()
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_sniff(data, name):
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
 def test_a_file_without_metadata_is_not_copied(format):
     data = saved(picture(), format)
-    parts = room._PLAIN[sniff(data)](data).parts
+    parts = _FORMATS[sniff(data)].prepare(data).parts
     assert len(parts) == 1
     assert parts[0] is data
 
@@ -77,10 +77,10 @@ def test_a_file_without_metadata_is_not_copied(format):
 def test_parts_of_a_file_read_as_one(format):
     options = {"comment": b"x" * 300} if format != "PNG" else {"icc_profile": b"x" * 300}
     data = saved(picture(), format, **options)
-    plain = room._PLAIN[sniff(data)](data)
-    assert len(plain.parts) > 1
-    expected = b"".join(plain.parts)
-    file = plain.open()
+    whole = _FORMATS[sniff(data)].prepare(data)
+    assert len(whole.parts) > 1
+    expected = b"".join(whole.parts)
+    file = whole.open()
     assert file.read() == expected
     for at in (0, 5, len(expected) - 3, len(expected), len(expected) + 9):
         for size in (0, 1, 300, -1):
@@ -250,7 +250,7 @@ def test_a_limit_beyond_pillows_own():
     data = bare_png(20_000, 15_000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        room.set_up()
+        set_up()
         assert read_header(data, limits) == Header("png", 20_000, 15_000, 1)
     assert reason(data) == "too_many_pixels"
 
@@ -305,13 +305,13 @@ def test_sizes_of_jpegs_are_read_as_pillow_reads_them(data_set):
     for file in files:
         data = file.read_bytes()
         try:
-            plain = jpeg.plain(data)
+            prepared = jpeg.prepare(data)
         except InvalidRecord:
             continue
-        if plain.size is not None:
+        if prepared.size is not None:
             with Image.open(io.BytesIO(data)) as image:
-                assert image.size == plain.size, file
-                assert plain.orientation == (image.getexif().get(274) or 1), file
+                assert image.size == prepared.size, file
+                assert prepared.orientation == (image.getexif().get(274) or 1), file
             agreed += 1
     assert agreed > 0.9 * len(files) > 25
 
@@ -356,8 +356,8 @@ def test_whatever_a_decoder_raises_has_a_reason():
         (NotImplementedError("x"), "unsupported_image"), (MemoryError(), "unsupported_image"), (EOFError(), "truncated"), (ValueError("x"), "corrupt"),
         (OSError("image file is truncated (3 bytes not processed)"), "truncated"), (Image.DecompressionBombError("x"), "too_many_pixels"), (RecursionError(), "corrupt"),
     ]:  # fmt: skip
-        with pytest.raises(InvalidRecord) as caught, room.Undecodable():
+        with pytest.raises(InvalidRecord) as caught, Undecodable():
             raise error
         assert caught.value.reason == expected
-    with pytest.raises(KeyboardInterrupt), room.Undecodable():
+    with pytest.raises(KeyboardInterrupt), Undecodable():
         raise KeyboardInterrupt

@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from streamer.decode import image as room
+from streamer.decode.image import read_header, set_up
+from streamer.errors import InvalidRecord
+from tests.decode.hostile import run
 from tests.decode.images import (
     LIMITS,
     Tag,
     chunk,
+    chunks_of,
     decoded,
     every,
     exif,
@@ -23,12 +26,12 @@ from tests.decode.images import (
     png,
     png_of,
     reason,
+    riff,
     saved,
     segment,
     tiff_of,
     turned,
 )
-from tests.decode.test_decode_hostile import run
 
 GREY = np.arange(12, dtype=np.int64).reshape(3, 4, 1) * 20
 PICTURE = picture()
@@ -36,11 +39,11 @@ PICTURE = picture()
 
 @pytest.fixture(autouse=True)
 def _set_up():
-    room.set_up()
+    set_up()
 
 
 def orientation(data: bytes) -> int:
-    return room.read_header(data, LIMITS).orientation
+    return read_header(data, LIMITS).orientation
 
 
 def same(data: bytes, original: bytes) -> None:
@@ -129,8 +132,8 @@ def test_unknown_critical_chunks_of_a_png_are_left_to_the_decoder():
 
 def test_apples_png_is_unsupported_and_says_so():
     data = png(chunk(b"CgBI", b"\x50\0\x20\x02"), png_of(GREY, 8, 2)[8:])
-    with pytest.raises(room.InvalidRecord) as caught:
-        room.read_header(data, LIMITS)
+    with pytest.raises(InvalidRecord) as caught:
+        read_header(data, LIMITS)
     assert caught.value.reason == "unsupported_image"
     assert "CgBI" in caught.value.detail
 
@@ -169,7 +172,7 @@ def test_application_data_and_comments_of_a_jpeg(marker, content, count):
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_damaged_application_data_of_a_jpeg(data):
-    room.set_up()
+    set_up()
     original = saved(PICTURE, "JPEG", quality=30)
     marker = data.draw(st.sampled_from([*range(0xE1, 0xEE), 0xEF, 0xFE]))
     start = data.draw(st.sampled_from([c for m, c in SEGMENTS if m == marker] or [b""]))
@@ -231,25 +234,6 @@ def test_extensions_of_a_gif(useless):
     for original in (saved(palette, "GIF"), saved(palette, "GIF", transparency=3)):
         at = 13 + 3 * 16
         same(original[:at] + useless + original[at:], original)
-
-
-def riff(chunks: list[tuple[bytes, bytes]], padded: bool = True) -> bytes:
-    body = b"WEBP" + b"".join(
-        kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
-        for kind, data in chunks
-    )
-    if not padded:
-        body = body[:-1]
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-def chunks_of(webp: bytes) -> list[tuple[bytes, bytes]]:
-    found, at = [], 12
-    while at + 8 <= len(webp):
-        kind, length = struct.unpack_from("<4sI", webp, at)
-        found.append((kind, webp[at + 8 : at + 8 + length]))
-        at += 8 + length + length % 2
-    return found
 
 
 @pytest.mark.parametrize("lossless", [False, True])

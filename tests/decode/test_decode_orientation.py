@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from streamer.decode import image as room
 from streamer.decode.exif import orientation_of
-from streamer.decode.image import Header, read_header
+from streamer.decode.image import Header, read_header, set_up
 from tests.decode.images import (
     LIMITS,
     chunk,
+    chunks_of,
     decoded,
     every,
     exif,
     picture,
+    riff,
     saved,
     segment,
     tiff_of,
     turned,
 )
-from tests.decode.test_decode_metadata import chunks_of, riff
 
 PICTURE = picture()
 UPRIGHT = saved(PICTURE, "PNG")
@@ -47,7 +47,7 @@ VALUES = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16:
 
 @pytest.fixture(autouse=True)
 def _set_up():
-    room.set_up()
+    set_up()
 
 
 def with_profile(kind: bytes, block: bytes) -> bytes:

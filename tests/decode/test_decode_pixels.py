@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streamer.decode import image as room
+from streamer.decode.image import set_up
 from tests.decode.images import (
     SAMPLES,
     bmp,
@@ -30,7 +30,7 @@ RANDOM = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def _set_up():
-    room.set_up()
+    set_up()
 
 
 def grey(values: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""An image file without what its pixels do not depend on.
+"""An image file prepared for its decoder: stripped of everything that does not affect its pixels.
 
 Text, colour profiles, XMP, thumbnails and the like are never used here. A decoder that never sees
-them cannot stumble over damaged ones, and cannot be made to inflate or collect huge ones. The
-modules `jpeg`, `png`, `gif`, `webp`, `tiff` and `avif` say what may stay; the pixels' own data are
-not copied.
+them cannot fail on damaged ones, and cannot be made to inflate or collect huge ones. Each format's
+module says what is kept, and rewrites the few fields that Pillow misreads. Pixel data are not
+copied.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _AS_THE_MODE_SAYS = Samples()
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
+class Prepared:
     parts: Sequence[bytes | memoryview]
     """the file that is left"""
     size: tuple[int, int] | None = None
