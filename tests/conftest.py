@@ -9,7 +9,7 @@ import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,13 +44,22 @@ def _without(thing: str, why: str) -> NoReturn:
     raise outcome
 
 
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    # Counted here and not where it is raised: pytest raises what a session's fixture raised once
-    # again for every test.
-    if call.excinfo is not None and (gap := getattr(call.excinfo.value, "gap", None)):
-        _gaps[gap] += 1
-    elif call.when == "call" and _uses_data(item) and not LARGE_SETS.is_dir():
-        _gaps[False, LARGE] += 1
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """The gap travels on the report, for a test may run in a process of its own."""
+    report = yield
+    gap = None if call.excinfo is None else getattr(call.excinfo.value, "gap", None)
+    if gap is None and call.when == "call" and _uses_data(item) and not LARGE_SETS.is_dir():
+        gap = False, LARGE
+    report.gap = gap  # type: ignore[attr-defined]  # pytest keeps what is added to a report
+    return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if gap := getattr(report, "gap", None):
+        _gaps[tuple(gap)] += 1
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +184,7 @@ def _look_for_cuda() -> str:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     yield  # everything else that reports does so in here: the line below is the last of the run
-    if not _gaps:
+    if not _gaps or hasattr(session.config, "workerinput"):
         return
     parts = [f"{count} test{'s' * (count > 1)} {gap}" for (_, gap), count in sorted(_gaps.items())]
     verb = "FAILED FOR WANT OF IT" if any(fatal for fatal, _ in _gaps) else "NOT TESTED"

@@ -78,8 +78,10 @@ def test_ctrl_c(kafka: str, topic_name: str, tmp_path: Path) -> None:
     create_topic(kafka, topic_name)
     folder = tmp_path / "many"
     folder.mkdir()
-    for i in range(20_000):
-        (folder / f"{i:05d}.jpg").hardlink_to(_one(tmp_path))
+    one = tmp_path / "one.jpg"
+    one.write_bytes(jpeg(0) + bytes(500_000))
+    for i in range(20_000):  # 10 GB: nobody waits for all of it
+        (folder / f"{i:05d}.jpg").hardlink_to(one)
     command = [SCRIPT, "produce", str(folder), "--topic", topic_name, "--bootstrap", kafka]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -88,13 +90,6 @@ def test_ctrl_c(kafka: str, topic_name: str, tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.rstrip().endswith("stopped")
-
-
-def _one(folder: Path) -> Path:
-    path = folder / "one.jpg"
-    if not path.exists():
-        path.write_bytes(jpeg(0, size=(1200, 900)))
-    return path
 
 
 # Wrong configs, usage, and what is not there

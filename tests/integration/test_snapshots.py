@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from streamer.errors import Unfinished
 from streamer.testing import create_topic, produce
 from tests.integration.service import (
     Made,
@@ -81,7 +82,7 @@ def test_a_killed_replica_goes_on_from_its_snapshot(
     last = service.start("--until", "end")
     last.wait_for("epoch committed", timeout=120)
     last.kill(signal.SIGTERM)
-    assert last.end() == 0
+    assert last.end() == Unfinished.exit_code
     assert restored_from(last.lines) == older["position"]
     service.run("--until", "end")
     output = read_output(service.output)
