@@ -51,8 +51,8 @@ class DiskFull(DependencyError):
 
 
 class PluginError(StreamerError):
-    """A plugin fails for every image of a batch or every record so far, or gives something else
-    than it must."""
+    """A plugin fails for every image of a batch or every record so far, or returns a wrong type or
+    shape."""
 
 
 class ProtocolError(StreamerError):

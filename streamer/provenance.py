@@ -1,4 +1,4 @@
-"""What a dataset is bound to, and what its files say of how their decisions came about."""
+"""What a dataset is bound to, and what produced its decisions, for manifests and Parquet."""
 
 from __future__ import annotations
 

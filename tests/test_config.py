@@ -258,7 +258,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "missing field of a rule": (rules({"at_least": 3}), "filters.0.field", ("is missing",)),
     "missing name of a custom rule": (rules({"type": "a.b:C"}), "filters.0.name", ("is missing",)),
     "dataset name": (changed(dataset="Cats"), "dataset", ("'Cats'", "must be a name of a-z, 0-9")),
-    "schemes without hosts": (changed(fetch={"schemes": ["http"]}), "fetch.hosts", ("nothing there is for http",)),
+    "schemes without hosts": (changed(fetch={"schemes": ["http"]}), "fetch.hosts", ("no entry applies to http",)),
     "hosts without schemes": (changed(fetch={"hosts": ["a.example"]}), "fetch.schemes", ("lists none",)),
     "files without a folder": (
         changed(fetch={"schemes": ["file"], "hosts": ["a.example"]}), "fetch.hosts", ("for file; list the folders",),
@@ -684,9 +684,9 @@ def test_what_an_allow_list_may_hold(entry: str) -> None:
         ("http://*/", "write *.example.com"),
         ("bücher.example", "must be written as it stands in a URL: xn--bcher-kva.example"),
         ("10.0.0.0/33", "is no network"),
-        ("-x", "is no host name"),
-        ("", "is no host name"),
-        ("~/images", "is no host name"),
+        ("-x", "is not a host name"),
+        ("", "is not a host name"),
+        ("~/images", "is not a host name"),
         ("images/cats", "write images"),
     ],
 )

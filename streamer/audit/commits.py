@@ -27,11 +27,11 @@ class Committed(Protocol):
 
 
 class CommitAudit:
-    """Made before the folder is listed and finished after it: what is committed in between is no
-    difference. Blocks for the brokers; raises what they refuse with."""
+    """Made before the folder is listed and finished after it, so that epochs committed meanwhile are
+    not reported as differences. Blocks for the brokers; raises what they refuse with."""
 
     def __init__(self, committed: Committed, report: Report) -> None:
-        """Raises ProtocolError for an entry that is no manifest."""
+        """Raises ProtocolError for an entry that is not a manifest."""
         self._committed = committed
         self._report = report
         self._all: dict[tuple[str, int], Epoch] = {}
@@ -42,7 +42,7 @@ class CommitAudit:
         self._offsets = committed.offsets()
 
     def spans(self, public: Sequence[Epoch]) -> list[Span]:
-        """The ranges of the epochs that were committed, but are not public."""
+        """The ranges of the epochs that were committed, but are not projected."""
         names = {(e.writer, e.epoch) for e in public}
         return [
             (partition, first, end)
@@ -58,8 +58,8 @@ class CommitAudit:
         self._read()
         if public and self.first is not None and public[0].dataset != self.first.dataset:
             raise ConfigError(
-                f"{place} holds the dataset {public[0].dataset}, the config is of "
-                f"{self.first.dataset}: give the config that made it"
+                f"{place} holds dataset {public[0].dataset}, but the config names "
+                f"{self.first.dataset}. Pass the config of {public[0].dataset}."
             )
         there = {(e.writer, e.epoch): e for e in public}
         staged = {s.uuid for s in look.staged}

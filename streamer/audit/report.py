@@ -48,13 +48,13 @@ PROBLEMS: dict[str, str] = {
 """The closed list of problem codes; `dataset verify` exits 1 if there is any."""
 
 NOTES: dict[str, str] = {
-    "staged": "an epoch in .staging that is not (yet) public: of a running writer, or left for the next start to project or remove",
+    "staged": "an epoch in .staging that is not projected yet: it belongs to a running writer, or the next start projects or removes it",
     "file_pending": "a file of an epoch that is being projected, or whose projection the next start finishes",
-    "gap_pending": "offsets between two manifests are in none, but in an epoch that is complete in .staging: the next start of a replica publishes it",
-    "target_pending": "a duplicate names a winner whose epoch is not public yet: its replica has not committed or projected it",
-    "unprojected": "an epoch is committed but not public yet: it is being projected, or the next start does it (with -c)",
+    "gap_pending": "offsets between two manifests are in none, but in a complete epoch in .staging: the next start of a replica projects it",
+    "target_pending": "a duplicate names a winner whose epoch is not projected yet: its replica has not committed or projected it",
+    "unprojected": "an epoch is committed but not projected yet: it is being projected, or the next start does it (with -c)",
     "pair_missed": "two accepted records are at or above the threshold, as dedup.capacity or a calibrated probe may leave some (with --pairs)",
-    "withdrawn_target": "a duplicate names a winner that was withdrawn later: its image could not be had any more",
+    "withdrawn_target": "a duplicate names a winner that was withdrawn later: its image was no longer available",
 }
 """What a person may want to know of a folder that is right."""
 

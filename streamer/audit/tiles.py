@@ -122,8 +122,8 @@ class Tiles:
                 report.problem(
                     "unfinished",
                     founders[0].path,
-                    f"partition {partition}: the replay is to end at offset {end}, "
-                    f"its epochs end at {at}",
+                    f"partition {partition}: the replay ends at offset {end}, but its epochs reach "
+                    f"only {at}",
                 )
 
     def _begin(self, partition: int) -> int:

@@ -19,8 +19,8 @@ from streamer.sink.folder import Folder
 from streamer.sink.location import open_folder
 from streamer.units import counted
 
-LOOKS = 100
-"""What replicas publish while the audit runs is audited too, unless they are always faster."""
+MAX_PASSES = 100
+"""What replicas project while the audit runs is audited too, in up to this many passes."""
 
 
 class Audit:
@@ -58,7 +58,7 @@ class Audit:
         claims: list[I64] = []
         winners: list[tuple[list[str], F16]] = []
         fresh, checked = self.epochs, set[str]()
-        for _ in range(LOOKS):
+        for _ in range(MAX_PASSES):
             look = look_at(self.folder)
             tiles.add(fresh)
             files.check(fresh, look)

@@ -1,4 +1,4 @@
-"""``streamer check``: everything a start needs, one line each, nothing written."""
+"""``streamer check``: everything a start needs, one line each; it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -59,20 +59,20 @@ def command(path: str, overrides: tuple[str, ...], show: bool, as_json: bool) ->
     sys.exit(_report(config, as_json))
 
 
-class NotLookedAt(Exception):
-    """A probe that could not look, or would have to do more than look; says what that leaves open."""
+class Skipped(Exception):
+    """A probe did not run, or would have to do more than look; says what that leaves open."""
 
 
 def _report(config: Config, as_json: bool) -> int:
     code = EXIT_DONE
     lines: list[dict[str, object]] = []
-    start = Start(config)
+    probed = Probed(config)
     for name, probe in PROBES.items():
         ok: bool | None = True
         try:
-            found = probe(start)
-        except NotLookedAt as left_open:
-            found, ok = str(left_open), None
+            found = probe(probed)
+        except Skipped as why:
+            found, ok = str(why), None
         except StreamerError as error:
             found, ok = str(error), False
             code = code or error.exit_code
@@ -91,8 +91,8 @@ _MARKS = {
 }
 
 
-class Start:
-    """What the probes have found so far; None where that is wrong."""
+class Probed:
+    """What the probes have found so far; None if it is wrong."""
 
     topic: TopicInfo | None = None
     model: Model | None = None
@@ -101,120 +101,120 @@ class Start:
         self.config = config
 
 
-def _config(start: Start) -> str:
-    config = start.config
+def _config(probed: Probed) -> str:
+    config = probed.config
     return (
         f"dataset {config.dataset}, writer {config.writer}, heads: {len(config.heads)}, "
         f"filters: {len(config.filters)}"
     )
 
 
-def _filters(start: Start) -> str:
+def _filters(probed: Probed) -> str:
     from streamer.judge.filters import Rules
 
-    config = start.config
+    config = probed.config
     Rules(config.filters, config.output.formats, (head.name for head in config.heads))
     return ", ".join(rule.name for rule in config.filters) or "none"
 
 
-def _fetch(start: Start) -> str:
+def _fetch(probed: Probed) -> str:
     from streamer.decode.fetch import require_folders
 
-    fetch = start.config.fetch
+    fetch = probed.config.fetch
     require_folders(fetch)
     if not fetch.schemes:
         return "references are not fetched"
     return f"{', '.join(fetch.schemes)} from {', '.join(fetch.hosts)}; no host was asked"
 
 
-def _http(start: Start) -> str:
+def _http(probed: Probed) -> str:
     from streamer.ops.http import is_free
 
-    http = start.config.http
+    http = probed.config.http
     if not is_free(http):
-        raise NotLookedAt(
-            f"http.port: {http.host}:{http.port} is in use: by this replica, if it runs; else a "
-            "start fails"
+        raise Skipped(
+            f"http.port: {http.host}:{http.port} is in use. If this replica is not running, a start "
+            "will fail"
         )
     return f"{http.host}:{http.port} is free" if http.port else f"any free port of {http.host}"
 
 
-def _broker(start: Start) -> str:
+def _broker(probed: Probed) -> str:
     from streamer.kafka.admin import Admin
     from streamer.kafka.topics import input_topic
 
-    kafka = start.config.kafka
-    start.topic = topic = input_topic(Admin(kafka), start.config)
+    kafka = probed.config.kafka
+    probed.topic = topic = input_topic(Admin(kafka), probed.config)
     partitions = counted(topic.partitions, "partition")
     return f"{kafka.bootstrap_servers}: topic {topic.name}, {partitions}, id {topic.id}"
 
 
-def _topics(start: Start) -> str:
+def _topics(probed: Probed) -> str:
     from streamer.kafka.admin import Admin
 
-    if start.topic is None:
-        raise NotLookedAt("not looked at: that takes the broker")
-    missing = Admin(start.config.kafka).check_dataset_topics(start.config)
-    there = [name for name in start.config.own_topics() if name not in missing]
-    parts = [f"{', '.join(there)} as they must be"] if there else []
-    parts += [f"a start makes {', '.join(missing)}"] if missing else []
-    return f"{'; '.join(parts)}; whether they may be written is not looked at"
+    if probed.topic is None:
+        raise Skipped("skipped: needs the broker")
+    missing = Admin(probed.config.kafka).check_dataset_topics(probed.config)
+    there = [name for name in probed.config.own_topics() if name not in missing]
+    parts = [f"{', '.join(there)}: settings correct"] if there else []
+    parts += [f"a start will create {', '.join(missing)}"] if missing else []
+    return f"{'; '.join(parts)}. Skipped: write permission"
 
 
-def _output(start: Start) -> str:
+def _output(probed: Probed) -> str:
     from streamer.kafka.admin import Admin
     from streamer.kafka.log import LogReader
     from streamer.sink.engine import require_present
     from streamer.sink.storage import Storage
     from streamer.wire.manifest import decode
 
-    config = start.config
+    config = probed.config
     storage = Storage(config.output.path, config.dataset)
     storage.check_writable()
-    if start.topic is None:
-        raise NotLookedAt(
-            f"{storage.root_uri} can be written; whether the dataset's epochs are there is not "
-            "looked at: that takes the broker"
+    if probed.topic is None:
+        raise Skipped(
+            f"{storage.root_uri} is writable. Skipped, needs the broker: whether the dataset's epochs "
+            "are there"
         )
     with LogReader(config, Admin(config.kafka), config.commits_topic) as log:
         committed = [decode(message.value() or b"") for message in log.read()]
     require_present(committed, storage.projected(), storage, config.commits_topic)
     epochs = f"; all of {counted(len(committed), 'epoch')} are there" if committed else ""
-    return f"{storage.root_uri} can be written{epochs}"
+    return f"{storage.root_uri} is writable{epochs}"
 
 
-def _model(start: Start) -> str:
+def _model(probed: Probed) -> str:
     from streamer.model.model import load_model
     from streamer.provenance import describe
 
-    start.model = model = load_model(start.config)
+    probed.model = model = load_model(probed.config)
     scores = ", ".join(model.score_names) or "none"
-    pipeline = describe(start.config, model)["config"]
+    pipeline = describe(probed.config, model)["config"]
     return (
         f"{model.embedder.family}, {model.dim} dimensions on {model.device}; heads: {scores}; "
         f"{model.embedder.fingerprint[:23]}…; pipeline {pipeline}"
     )
 
 
-def _index(start: Start) -> str:
+def _index(probed: Probed) -> str:
     from streamer.sink.snapshots import snapshot_folder
     from streamer.start import make_index
 
-    dedup = start.config.dedup
+    dedup = probed.config.dedup
     if dedup is None:
         return "none: dedup is off"
-    folder = snapshot_folder(start.config)
+    folder = snapshot_folder(probed.config)
     if folder is not None:
         folder.probe(f".probe-{uuid4().hex}")
     snapshots = "no snapshots" if folder is None else f"snapshots in {folder.place('')}"
-    if start.model is None:
-        raise NotLookedAt(f"not looked at: that takes the model; {snapshots}")
-    make_index(start.config, start.model)
-    where = start.model.device if dedup.device == "auto" else dedup.device
+    if probed.model is None:
+        raise Skipped(f"skipped: needs the model; {snapshots}")
+    make_index(probed.config, probed.model)
+    where = probed.model.device if dedup.device == "auto" else dedup.device
     return f"{dedup.probe} on {where}, threshold {dedup.threshold}; {snapshots}"
 
 
-def _dataset(start: Start) -> str:
+def _dataset(probed: Probed) -> str:
     from streamer.dedup.choose import open_index
     from streamer.dedup.meld import Meld
     from streamer.kafka.admin import Admin
@@ -222,9 +222,9 @@ def _dataset(start: Start) -> str:
     from streamer.provenance import binding
     from streamer.start import threshold_of
 
-    config, topic, model = start.config, start.topic, start.model
+    config, topic, model = probed.config, probed.topic, probed.model
     if topic is None or model is None:
-        raise NotLookedAt("not looked at: that takes the topic and the model")
+        raise Skipped("skipped: needs the topic and the model")
     admin = Admin(config.kafka)
     if (
         admin.topic(config.claims_topic) is None
@@ -243,7 +243,7 @@ def _dataset(start: Start) -> str:
     return f"{config.dataset} exists, with the same topic, embedder and threshold"
 
 
-PROBES: dict[str, Callable[[Start], str]] = {
+PROBES: dict[str, Callable[[Probed], str]] = {
     "config": _config,
     "filters": _filters,
     "fetch": _fetch,

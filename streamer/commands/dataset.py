@@ -38,7 +38,7 @@ def command() -> None:
     "path",
     metavar="FILE",
     help="Also compares it with the commit log and the group's offsets. Without DIR: the folder "
-    "that the config writes to (STREAMER_CONFIG counts then, too).",
+    "that the config writes to (or STREAMER_CONFIG).",
 )
 @click.option("--set", "overrides", multiple=True, metavar="a.b=c", help="As for `streamer run`.")
 @click.option(
@@ -173,7 +173,7 @@ def _print_report(place: str, report: Report) -> None:
 
 def _proven(report: Report) -> str:
     if not report.records:
-        return f"no record was decided so far; {report.compared_with} holds none either"
+        return f"no records yet, neither here nor in {report.compared_with}"
     proven = "every record was decided once, and every file is what its manifest says"
     if report.compared_with is not None:
         proven += f"; nothing that {report.compared_with} names is missing"

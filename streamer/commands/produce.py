@@ -63,7 +63,7 @@ _LINE_EVERY_S = 5.0
     "--url-column",
     default="",
     metavar="NAME",
-    help="Column with the image's address. Default: url, source_url, …",
+    help="Column with the image's address. Default: url, image_url, source_url, in any case.",
 )
 @click.option(
     "--id-column",
@@ -89,7 +89,7 @@ _LINE_EVERY_S = 5.0
     type=click.Choice(["none", "id"]),
     default="none",
     show_default=True,
-    help="The message key; id: equal ids, one partition.",
+    help="Message key. `id` sends records with equal ids to one partition.",
 )
 @click.option(
     "--client",
@@ -112,8 +112,8 @@ def command(
     source; in tars TAR/KEY. Keys of the JSON, or further columns, become metadata; what is no
     string is written as JSON.
 
-    What is not sent is listed at the end. Exit 1 if anything was unreadable or too big for the
-    topic, and if the paths in --captions are those of none of the files; then nothing is sent.
+    What is not sent is listed at the end. Exits 1 if anything was unreadable or too big for the
+    topic. Exits 1 and sends nothing if no path in --captions matches a file.
     """
     begun = time.monotonic()
     with _in_words_of_this_command():
@@ -121,7 +121,14 @@ def command(
             kafka = Kafka(bootstrap_servers=bootstrap, topic=topic, client=_properties(client))
         except ValidationError as error:
             raise ConfigError("\n".join(map(_told, error.errors()))) from None
-        columns = Columns(path_column, text_column, image_column, id_column, url_column, separator)
+        columns = Columns(
+            path=path_column,
+            text=text_column,
+            image=image_column,
+            id=id_column,
+            url=url_column,
+            separator=separator,
+        )
         texts = Captions(captions, columns) if captions is not None else None
         for source in sources:
             if not source.exists():
@@ -192,7 +199,8 @@ def _in_words_of_this_command() -> Iterator[None]:
         yield
     except StreamerError as error:
         words = str(error).replace("kafka.client.", "--client ").replace("kafka.client", "--client")
-        raise type(error)(words.replace("kafka.bootstrap_servers", "--bootstrap")) from None
+        error.args = (words.replace("kafka.bootstrap_servers", "--bootstrap"),)
+        raise
 
 
 class Progress:

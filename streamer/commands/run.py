@@ -40,8 +40,8 @@ def stop_on_signals(bounded: bool) -> Callable[[], bool]:
     """Whether to stop, which the first SIGTERM or SIGINT asks for; the second ends the process at
     once. Main thread only.
 
-    As long as nobody has asked, nothing has been read: then the first signal ends the process at
-    once, and well unless the run is ``bounded``, whose end was not reached.
+    As long as nobody has asked, nothing has been read: then the first signal exits 0 at once, or 75
+    if the run is ``bounded``, because its end was not reached.
     """
     stopping, asked = threading.Event(), threading.Event()
 

@@ -51,7 +51,9 @@ class Fetch(Section):
     def unreachable(self) -> str:
         """What is listed and can never match anything; empty if there is no such thing."""
         if self.hosts and not self.schemes:
-            return "fetch.schemes: lists none, so that fetch.hosts allow nothing; add http, https, s3 or file"
+            return (
+                "fetch.schemes: is empty, so fetch.hosts has no effect; add http, https, s3 or file"
+            )
         folders = [host for host in self.hosts if host.startswith("/")]
         names = [host for host in self.hosts if host not in folders]
         buckets = [name for name in names if not (is_network(name) or name.startswith("*."))]
@@ -61,7 +63,7 @@ class Fetch(Section):
                 "s3": ("the buckets", buckets),
             }.get(scheme, ("host names, addresses or networks", names))
             if not listed:
-                return f"fetch.hosts: nothing there is for {scheme}; list {wanted}"
+                return f"fetch.hosts: no entry applies to {scheme}; add {wanted}"
         return ""
 
 

@@ -92,17 +92,17 @@ def _why_no_host(entry: str) -> str:
         try:
             return f"must be written as it stands in a URL: {entry.encode('idna').decode()}"
         except UnicodeError:
-            return "is no host name"
+            return "is not a host name"
     if re.fullmatch(r"[0-9a-fA-F.:]+/\d+", entry):
-        return "is no network"
+        return "is not a network"
     name = entry.partition("://")[2] or entry
     name = re.sub(r"^[^/]*@|[/?#].*$|\s", "", name)
     plain = re.sub(r"^\[(.*)\](:\d+)?$|:\d*$", r"\1", name).rstrip(".")
     if plain and plain != entry and (is_network(plain) or _NAME.fullmatch(plain)):
-        return f"is more than a host; write {plain}"
+        return f"contains more than a host name; write {plain}"
     if "*" in entry:
         return "matches nothing: write *.example.com for every name below that one"
-    return "is no host name, address, network, bucket or folder (which begins with /)"
+    return "is not a host name, an address, a network, a bucket or a folder (which begins with /)"
 
 
 _SIZE_SCHEMA = WithJsonSchema(

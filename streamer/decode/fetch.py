@@ -52,7 +52,9 @@ def require_folders(config: Fetch) -> None:
     every record that refers into it would be invalid for good."""
     for host in config.hosts:
         if host.startswith("/") and "file" in config.schemes and not Path(host).is_dir():
-            raise DependencyError(f"fetch.hosts: there is no folder {host}; mount or correct it")
+            raise DependencyError(
+                f"fetch.hosts: folder {host} does not exist. Mount it or correct the path."
+            )
 
 
 class Later(Exception):

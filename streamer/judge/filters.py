@@ -143,7 +143,7 @@ _Getter = Callable[[Facts, Mapping[str, float]], Any]
 def _watched(check: _Rule, watch: Watch) -> _Rule:
     def watched(facts: Facts, scores: Mapping[str, float]) -> tuple[FailedRule, ...]:
         failures = check(facts, scores)
-        if not watch.is_over:
+        if not watch.is_done:
             watch.see(bool(failures), facts, scores)
         return failures
 

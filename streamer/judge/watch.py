@@ -14,7 +14,7 @@ from streamer.units import counted
 log = logging.getLogger("streamer")
 
 FIRST = 100
-"""A rule that so many records have failed, and none has passed, is told in a warning."""
+"""So many records that have all failed a rule cause a warning."""
 LEAST = 10
 """At the end of a run so many are enough."""
 _SHOWN = 12
@@ -33,10 +33,10 @@ class Watch:
     ) -> None:
         """``where``: the rule's place in the config. ``field`` and ``value``: what it looks at;
         empty for a class of the user's own."""
-        self.is_over = False
+        self.is_done = False
         """Nothing more is to be seen; cheap to ask for each record."""
         self._where = where
-        self._does = "removes" if removes else "flags"
+        self._does, self._done = ("removes", "removed") if removes else ("flags", "flagged")
         self._field = field
         self._value = value
         self._lock = threading.Lock()
@@ -48,38 +48,38 @@ class Watch:
     def see(self, has_failed: bool, facts: Facts, scores: Mapping[str, float]) -> None:
         """One record's answer. Logs the warning when it is time for it; does not block."""
         if not has_failed:
-            self.is_over = True
+            self.is_done = True
             return
         value = self._value(facts, scores)
         with self._lock:
-            if self.is_over:
+            if self.is_done:
                 return
             self._failed += 1
             self._missing += value is None
             self._last = value
             if self._field.startswith(_METADATA) and len(self._keys) < 1000:
                 self._keys.update(facts.metadata or ())
-            self.is_over = self._failed >= FIRST
-        if self.is_over:
-            log.warning(self._told())
+            self.is_done = self._failed >= FIRST
+        if self.is_done:
+            log.warning(self._message())
 
     def finish(self) -> None:
         """At the end of a run: warns of a rule that all its records have failed."""
-        if not self.is_over and self._failed >= LEAST:
-            self.is_over = True
-            log.warning(self._told())
+        if not self.is_done and self._failed >= LEAST:
+            self.is_done = True
+            log.warning(self._message())
 
-    def _told(self) -> str:
+    def _message(self) -> str:
         records = counted(self._failed, "record")
         if not self._field or self._missing < self._failed:
             shown = f"; the last one's {self._field} is {self._last!r:.80}" if self._field else ""
             return (
-                f"{self._where}: the first {records} all fail this rule, "
-                f"which {self._does} them{shown}"
+                f"{self._where}: all of the first {records} failed this rule and were "
+                f"{self._done}{shown}"
             )
         told = (
             f"{self._where}: none of the first {records} has {self._field}, "
-            f"so that this rule {self._does} them all"
+            f"so this rule {self._does} them all"
         )
         if not self._field.startswith(_METADATA):
             return told

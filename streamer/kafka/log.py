@@ -54,7 +54,7 @@ class LogReader:
             if message is None:
                 if time.monotonic() - moved > STALL_S:
                     raise TemporaryError(
-                        f"{self.topic}: nothing came behind offset {self._at} of {target} within "
+                        f"{self.topic}: no entry after offset {self._at} (end {target}) within "
                         f"{STALL_S:.0f} s. Try again."
                     )
                 continue

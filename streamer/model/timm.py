@@ -205,9 +205,7 @@ def _find(model: str, fetch: bool, where: str) -> _Source:
             f"{where}.model: {architecture!r} has no weights named {tag!r}; known: {', '.join(tags) or 'none'}"
         ) from None
     if known is None:
-        raise ConfigError(
-            f"{where}.model: timm keeps {model!r} as an old name only; {_hint(model)}"
-        )
+        raise ConfigError(f"{where}.model: {model!r} is a deprecated timm name; {_hint(model)}")
     cfg = known.to_dict()
     return _Source(architecture, cfg.get("tag") or "", cfg)
 

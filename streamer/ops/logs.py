@@ -55,12 +55,12 @@ def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None
     )  # other libraries speak only when something is wrong
     logging.getLogger("streamer").setLevel(level.upper())
     librdkafka = logging.getLogger(LIBRDKAFKA)
-    librdkafka.filters[:] = [_in_words, Repeats(_REPEAT_S)]
+    librdkafka.filters[:] = [_rewrite, Repeats(_REPEAT_S)]
     plugins.log.filters[:] = [Repeats(_REPEAT_S)]
     logging.captureWarnings(True)
 
 
-def _in_words(record: logging.LogRecord) -> bool:
+def _rewrite(record: logging.LogRecord) -> bool:
     """librdkafka's lines are for its developers: facility, client, thread, address, state. What
     they mean to a user is said instead; with ``debug`` they are shown as they are. False: nothing.
 
@@ -78,12 +78,12 @@ def _in_words(record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return False
         record.levelno, record.levelname = logging.WARNING, "WARNING"
-        words = f"a Kafka broker is away, waiting for it: {_STATE.sub('', words)}"
+        words = f"a Kafka broker is unreachable, retrying: {_STATE.sub('', words)}"
     record.msg, record.args = words, ()
     return True
 
 
-logging.getLogger(LIBRDKAFKA).addFilter(_in_words)  # also for commands that never call `setup`
+logging.getLogger(LIBRDKAFKA).addFilter(_rewrite)  # also for commands that never call `setup`
 
 
 def hide(client: Mapping[str, object]) -> None:

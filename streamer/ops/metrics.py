@@ -402,7 +402,8 @@ class Metrics:
         now, oldest_ms, opened_at = time.time(), self._oldest_ms, self._opened_at
         yield GaugeMetricFamily(
             "streamer_lag_seconds",
-            "Age of the oldest uncommitted record; it rises a second per second while nothing is committed.",
+            "Age of the oldest uncommitted record that has a timestamp; it rises a second per second "
+            "while nothing is committed.",
             value=max(now - oldest_ms / 1000, 0.0) if oldest_ms else 0.0,
         )
         yield GaugeMetricFamily(

@@ -1,4 +1,4 @@
-"""Arrow's types and rows, as far as captions and images lie in them."""
+"""Arrow type checks, and row reading for captions and images."""
 
 from __future__ import annotations
 

@@ -124,8 +124,8 @@ def _texts(written: Any, column: str | None, separator: str) -> Iterator[str]:
         written = written.split(separator)
     for part in written if isinstance(written, list) else [written]:
         if isinstance(part, bool | dict | list | tuple):
-            kind = "true or false" if isinstance(part, bool) else "an object or a list in a list"
-            raise ValueError(f"{column!r} is {kind}, not a text")
+            kind = "a boolean" if isinstance(part, bool) else "an object or a list in a list"
+            raise ValueError(f"{column!r} is {kind}, not text")
         if not _missing(part) and (text := str(decoded(part, column)).strip()):
             yield text
 

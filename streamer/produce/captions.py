@@ -53,7 +53,7 @@ class Captions:
         self._bad: dict[str, str] = {}
         """Key of an image → why a row about it cannot be used."""
         self.unread: list[str] = []
-        """Why rows cannot be used of which nobody knows the image; each begins with its place."""
+        """Reasons for unusable rows whose image is unknown; each begins with its place."""
         self._used: set[str] = set()
         self._has_text = False
         self._seen: dict[str, None] = {}
@@ -67,7 +67,9 @@ class Captions:
         if bad := [self._bad[key] for key in found if key in self._bad]:
             raise ValueError(f"{self.file.name}, {bad[0]}")
         if self.unread and not found:
-            raise ValueError(f"its caption may be in {self.file.name}, {self.unread[0]}")
+            raise ValueError(
+                f"its caption may be in an unusable row of {self.file.name}: {self.unread[0]}"
+            )
         return [caption for key in found for caption in self._rows[key]]
 
     def knows(self, path: Path, root: Path) -> bool:
@@ -152,7 +154,7 @@ def imagefolder(file: Path, columns: Columns) -> Captions | None:
 
 def no_text(columns: list[str]) -> str:
     """What to tell a person about columns among which none is the caption."""
-    return f"no column is the caption; columns are: {listed(columns)}; name one with --text-column"
+    return f"no caption column among: {listed(columns)}; choose one with --text-column"
 
 
 def listed(columns: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Files of a source: which there are, and their bytes. Nothing outside of the source is read."""
+"""Lists and reads the files of a source; never anything outside of it."""
 
 from __future__ import annotations
 

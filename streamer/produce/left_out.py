@@ -28,9 +28,9 @@ AS_IT_IS = "--all-files sends it as it is"
 class Why(Enum):
     """Value: what a person is told."""
 
-    OTHER = "neither images nor texts nor tars"
-    TEXT = "texts and JSON of no image"
-    FURTHER = "further images of a sample, as masks, beside its plain image"
+    OTHER = "not an image, a text or a tar"
+    TEXT = "texts and JSON without an image"
+    FURTHER = "secondary images of a sample, such as masks"
     HIDDEN = "hidden or the system's own"
     LINK = "links to folders, which are not followed"
     REPLACED = "replaced by a later member of the same name"

@@ -46,7 +46,7 @@ def stem(name: str) -> str:
     return split(name)[0]
 
 
-def sample(name: str) -> str:
+def base_name(name: str) -> str:
     """The name without any of its extensions: ``0001.left.jpg`` → ``0001``.
 
     An extension is a dot and a word that begins with a letter, so that the numbers, dates and

@@ -1,4 +1,4 @@
-"""Which text and which JSON belong to which image, told from the names in one folder.
+"""Which text and which JSON belong to which image, by their names in one folder.
 
 1. The same name but for the last extension: ``a.b.txt`` belongs to ``a.b.jpg``.
 2. Else the name of the image and one extension more: ``a.jpg.txt`` belongs to ``a.jpg``.
@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from streamer.produce.name import (
     JSON_EXTENSIONS,
     TEXT_EXTENSIONS,
+    base_name,
     extension,
     is_image,
     is_json,
     is_text,
-    sample,
     split,
     stem,
 )
@@ -63,7 +63,7 @@ def pair(names: Iterable[str]) -> Pairing:
     further = {
         name
         for name in images
-        if name not in of_its_own and sample(name) != stem(name) and sample(name) in plain
+        if name not in of_its_own and base_name(name) != stem(name) and base_name(name) in plain
     }
     text_of, json_of = _assigned(images, further, texts), _assigned(images, further, jsons)
     used = {*text_of.values(), *json_of.values()}
@@ -99,11 +99,11 @@ def _assigned(images: Sequence[str], further: set[str], texts: Sequence[str]) ->
     stems, whole = {stem(name) for name in images}, {_folded(name) for name in images}
     # A sample in which a longer name has a text of its own is no sample but a common beginning:
     # St.Mary.txt says nothing about St.Paul.jpg where St.Peter.jpg has St.Peter.txt.
-    beginnings = {sample(i) for i in named if i not in further and stem(i) != sample(i)}
+    beginnings = {base_name(i) for i in named if i not in further and stem(i) != base_name(i)}
     one: dict[str, str] = {}
     several: dict[str, list[str]] = {}
     for text in texts:
-        key = sample(text)
+        key = base_name(text)
         if stem(text) in stems or _folded(stem(text)) in whole:
             continue  # it is an image's own by rule 1 or 2, or that image has a better one
         if stem(text) == key:

@@ -53,7 +53,7 @@ class Roles:
         notes = [] if self.text is not None else [no_text(list(self.columns))]
         if self.unread:
             unread = listed(list(self.unread))
-            notes.append(f"columns with bytes that are not the image are left out: {unread}")
+            notes.append(f"ignored binary columns: {unread}")
         return notes
 
 

@@ -71,12 +71,12 @@ class Report:
         if self.failed:
             parts.append(f"{len(self.failed)} could not be sent")
         if self.absent:
-            parts.append(f"{self.absent} left out that the source does not have")
+            parts.append(f"{self.absent} skipped because their download had failed")
         return "; ".join(parts)
 
-    def remarks(self, all_are_told: bool) -> Iterator[str]:
-        """Lines about all that was not sent. ``all_are_told``: elsewhere, so that there is no need
-        to say how many are not in these lines."""
+    def remarks(self, listed: bool) -> Iterator[str]:
+        """Lines about all that was not sent. ``listed``: all failures are listed elsewhere, so these
+        lines need not say how many they leave out."""
         for note, files in self._sources.notes.items():
             more = f" and {counted(len(files) - 1, 'file')} more" if len(files) > 1 else ""
             yield f"{files[0]}{more}: {note}"
@@ -84,10 +84,10 @@ class Report:
         if unused := self._sources.unused_captions():
             more = ", …" if len(unused) > SHOWN_CAPTIONS else ""
             yield (
-                f"{counted(len(unused), 'path')} in the captions without a file in the sources: "
+                f"no file for {counted(len(unused), 'path')} in the captions: "
                 f"{', '.join(unused[:SHOWN_CAPTIONS])}{more}"
             )
         for id, reason in self.failed[:SHOWN_FAILURES]:
             yield f"not sent: {id}: {printable(reason)}"
-        if len(self.failed) > SHOWN_FAILURES and not all_are_told:
+        if len(self.failed) > SHOWN_FAILURES and not listed:
             yield f"… and {len(self.failed) - SHOWN_FAILURES} more; --json lists them all"

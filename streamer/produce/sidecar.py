@@ -75,7 +75,7 @@ def json_object(text: str, name: str) -> dict[str, Any]:
     """A JSON object, NaN and the infinities of it (which JSON has not) as None.
 
     Raises ValueError for anything else, and for what could not be read without loss: a key that
-    stands twice, a number that no float holds, more than 4300 digits.
+    is duplicate, a number that no float holds, more than 4300 digits.
     """
     try:
         row = json.loads(
@@ -100,7 +100,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {twice!r} stands twice")
+        raise ValueError(f"duplicate key {twice!r}")
     return row
 
 

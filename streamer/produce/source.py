@@ -95,8 +95,8 @@ class Sources:
             paths = self._captions.unused()
             there = f"; the first file is {self._an_image}" if self._an_image else ""
             raise DependencyError(
-                f"{self._captions.file}: no path in it is that of a file in the sources, as "
-                f"{paths[0]} is not{there}. Nothing was sent. Paths are absolute, or relative to "
+                f"{self._captions.file}: no path in it matches a file in the sources; {paths[0]}, for "
+                f"example, does not{there}. Nothing was sent. Paths are absolute, or relative to "
                 "the SOURCE or to the folder of the captions"
             )
 

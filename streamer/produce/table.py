@@ -79,8 +79,8 @@ def _cure(tabs: bool) -> str:
     return (
         "a cell cannot contain a tab; save the captions as .jsonl"
         if tabs
-        else 'a cell with a comma or a quotation mark is written "in quotation marks", with "" for '
-        "each quotation mark in it"
+        else "quote any cell that contains a comma or a quotation mark, and double the quotation marks "
+        "in it"
     )
 
 

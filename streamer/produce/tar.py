@@ -17,7 +17,7 @@ from pathlib import Path
 
 from streamer.produce.entry import Entry, Unsendable, entry, too_big
 from streamer.produce.left_out import LeftOut, Why
-from streamer.produce.name import is_hidden, is_image, is_json, is_text, printable, sample
+from streamer.produce.name import base_name, is_hidden, is_image, is_json, is_text, printable
 from streamer.produce.pairing import Pairing, Partners, pair
 from streamer.produce.sidecar import caption_beside
 from streamer.produce.tar_index import DAMAGE, Index, content, in_words, members
@@ -51,7 +51,7 @@ def samples(path: Path, name: str, limit: int, text_key: str, left_out: LeftOut)
         doubtful = _doubtful(index, pairing)
         for record in wanted:
             if record.name in doubtful:
-                yield Unsendable(record.id, "its texts may be in what cannot be read")
+                yield Unsendable(record.id, "its text may be in the unreadable part of the archive")
         certain = [record for record in wanted if record.name not in doubtful]
         yield from _entries(path, name, limit, text_key, index, certain)
 
@@ -95,7 +95,7 @@ def _keys(images: Iterable[str]) -> dict[str, str]:
 
     def key(image: str) -> str:
         folder, base = posixpath.split(image)
-        return posixpath.join(folder, sample(base))
+        return posixpath.join(folder, base_name(base))
 
     keys = {image: key(image) for image in images}
     users = Counter(keys.values())

@@ -124,7 +124,7 @@ class Index:
         big."""
         number = self.target(name)
         if number not in self._texts:
-            raise ValueError(f"{name} is a link to what is no text")
+            raise ValueError(f"{name} is a link to a file that is not text")
         position, nbytes = self._texts[number]
         if nbytes > self._limit:
             raise ValueError(f"{name} has {too_big(nbytes, self._limit)}")

@@ -410,18 +410,18 @@ class CommitEngine:
 def require_present(
     manifests: Sequence[Manifest], public: Collection[tuple[str, int]], files: Files, log: str
 ) -> None:
-    """Of every epoch that the commit log ``log`` names, and that is not among the ``public`` ones,
-    the folder has the files: if not, it is the wrong one, or somebody removed them, and nothing may
-    be written there. Blocks for the storage; raises ProtocolError.
+    """Raises ProtocolError unless the folder has the files of every epoch that the commit log
+    ``log`` names and that is not among the ``public`` ones. If they are missing, the folder is the
+    wrong one or somebody removed them, and nothing may be written there. Blocks for the storage.
     """
     waiting = [m for m in manifests if (m.writer, m.epoch) not in public]
     lost = next((m for m in waiting if not files.has(m)), None)
     if lost is not None:
         raise ProtocolError(
-            f"{files.root_uri} lacks files of {lost.name}, which {log} names: {len(waiting)} of its "
-            f"{counted(len(manifests), 'epoch')} are not public there. Is output.path right? If it "
-            "is, bring the files back (a backup, or a version of the bucket), then start again. "
-            "Nothing was written."
+            f"{files.root_uri} is missing files of epoch {lost.name}, which {log} has committed; "
+            f"{len(waiting)} of {counted(len(manifests), 'epoch')} are not projected there. Is "
+            "output.path right? If it is, bring the files back (a backup, or a version of the "
+            "bucket), then start again. Nothing was written."
         )
 
 

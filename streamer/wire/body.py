@@ -2,8 +2,8 @@
 ``"uri"`` (with ``"sha256"``, ``"length"``).
 
 A key in lower case wins; any other spelling counts where that is absent, as for headers. A
-``caption`` is the text where there is no ``text``. Every other key is metadata: nothing that a
-producer says is lost.
+``caption`` is the text if there is no ``text``. Every other key is metadata, unless the object
+``metadata`` has the same key. null is the same as an absent key; a duplicate key is an error.
 """
 
 from __future__ import annotations
@@ -49,13 +49,17 @@ def parse_body(value: bytes) -> Body:
     return found
 
 
-def load(value: bytes) -> dict[str, Any]:
-    """Raises InvalidRecord, bad_json: no JSON object in UTF-8, -16 or -32, a number that is not
-    finite, or nested deeper than `MAX_DEPTH`."""
+def load(value: bytes, unique: bool = True) -> dict[str, Any]:
+    """Raises InvalidRecord, bad_json: not a JSON object in UTF-8, -16 or -32, a number that is not
+    finite, nesting deeper than `MAX_DEPTH`, or a duplicate key, unless it need not be ``unique``:
+    then the last one counts."""
     try:
         # json.loads itself would let half a surrogate pair in UTF-16 and -32 through
         text = value.decode(json.detect_encoding(value))
-        body = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        pairs = _unique if unique else None
+        body = json.loads(
+            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=pairs
+        )
     except (ValueError, RecursionError) as error:
         raise InvalidRecord("bad_json", str(error)) from None
     if not isinstance(body, dict):
@@ -117,6 +121,14 @@ def _is_deep(tree: Any) -> bool:
     return True
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"duplicate key {max(names, key=names.count)!r}")
+    return found
+
+
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
@@ -124,7 +136,7 @@ def _refuse(constant: str) -> NoReturn:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is no finite number")
+        raise ValueError(f"{text[:40]} is not a finite number")
     return number
 
 
@@ -135,5 +147,5 @@ def _refuse_surrogates(tree: Any) -> None:
         json.dumps(tree, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise InvalidRecord(
-            "bad_json", "a lone surrogate (\\ud800 … \\udfff) is no character"
+            "bad_json", "a lone surrogate (\\ud800 … \\udfff) is not a character"
         ) from None

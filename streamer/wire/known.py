@@ -24,7 +24,7 @@ def known(record: Record, default_content_type: str, max_json_bytes: int) -> Fac
     value = record.value
     if is_json and value is not None and len(value) <= max_json_bytes:
         with suppress(InvalidRecord):
-            body = sort(load(value))
+            body = sort(load(value, unique=False))
             fields |= body.fields
             metadata |= _metadata(body)
     url = _text(fields.get("url")) or source_of(_text(fields.get("uri")))

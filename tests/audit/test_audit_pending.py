@@ -140,7 +140,7 @@ def test_a_replay_is_done_at_the_end_that_its_first_manifest_names(maker: Maker)
     [problem] = report.problems
     assert (problem.code, problem.path) == ("unfinished", manifest.path)
     assert problem.detail == (
-        "partition 1: the replay is to end at offset 41, its epochs end at 40"
+        "partition 1: the replay ends at offset 41, but its epochs reach only 40"
     )
     _write_ends(maker, manifest, {0: 40, 1: 40})
     assert codes(audit(maker)) == (set(), set())

@@ -35,7 +35,7 @@ def test_the_wrong_output_path_of_a_dataset(
     assert right["topics"][1].startswith(f"{dataset_name}.claims, {dataset_name}.commits, ")
 
     elsewhere = {"path": str(tmp_path / "elsewhere")}
-    said = f"lacks files of w0-00000001, which {dataset_name}.commits names"
+    said = f"is missing files of epoch w0-00000001, which {dataset_name}.commits has committed"
     ok, detail = check(service, 1, output=elsewhere)["output"]
     assert ok is False
     assert said in detail
@@ -68,7 +68,7 @@ def test_an_epoch_whose_files_were_removed_before_they_were_public(
     tar.unlink()
     before = sorted(service.output.rglob("*"))
     replica = service.run("--until", "end", expect=1)
-    assert "lacks files of w0-00000001" in replica.lines[-1]
+    assert "is missing files of epoch w0-00000001" in replica.lines[-1]
     assert sorted(service.output.rglob("*")) == before
     tar.write_bytes(kept)
     service.run("--until", "end")
@@ -85,9 +85,9 @@ def test_what_it_does_not_look_at(
     for name in ("topics", "output", "index", "dataset"):
         ok, detail = found[name]
         assert ok is None
-        assert "not looked at" in detail
+        assert "kipped" in detail
     lines = streamer("check", "-c", str(service.config(kafka=nobody)), expect=1).stdout.splitlines()
-    assert {line[:5] for line in lines if "not looked at: that takes" in line} == {"?    "}
+    assert {line[:5] for line in lines if "skipped: needs" in line} == {"?    "}
 
 
 def test_the_port(kafka: str, topic_name: str, dataset_name: str, make_service: Made) -> None:
@@ -116,7 +116,7 @@ def test_a_folder_that_is_not_mounted(
     produce(kafka, topic_name, [(b"", {"uri": uri})])
     fetch = {"schemes": ["file"], "hosts": [str(folder)]}
     service = make_service(dataset_name, fetch=fetch, dead_letters={"max_ratio": 1})
-    said = f"fetch.hosts: there is no folder {folder}; mount or correct it"
+    said = f"fetch.hosts: folder {folder} does not exist. Mount it or correct the path."
     assert check(service, 1)["fetch"] == (False, said)
     assert said in service.run("--until", "end", expect=1).lines[-1]
     folder.mkdir()

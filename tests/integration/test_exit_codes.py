@@ -149,7 +149,7 @@ def test_a_bounded_run_that_is_stopped_early(
     found = problems(folder)
     if verb == "replay":
         assert {p["code"] for p in found} == {"unfinished"}
-        assert "the replay is to end at offset 200" in found[0]["detail"]
+        assert "the replay ends at offset 200" in found[0]["detail"]
     else:
         assert found == [], "the folder cannot know where it was to end"
     again = start()

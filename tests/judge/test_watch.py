@@ -54,7 +54,7 @@ def test_a_misspelt_key_of_the_metadata(caplog: pytest.LogCaptureFixture) -> Non
         (
             {"name": "big", "field": "min_side", "at_least": 4800, "action": "flag"},
             {},
-            "filters.0 (big): the first 100 records all fail this rule, which flags them; "
+            "filters.0 (big): all of the first 100 records failed this rule and were flagged; "
             "the last one's min_side is 480",
         ),
         (
@@ -66,7 +66,7 @@ def test_a_misspelt_key_of_the_metadata(caplog: pytest.LogCaptureFixture) -> Non
         (
             {"type": "tests.plugins.thumbnail:Moody", "name": "moody", "args": {"share": 1.0}},
             {},
-            "filters.0 (moody): the first 100 records all fail this rule, which removes them",
+            "filters.0 (moody): all of the first 100 records failed this rule and were removed",
         ),
     ],
 )
@@ -82,7 +82,7 @@ def test_other_rules_that_nothing_passes(
 def test_formats(caplog: pytest.LogCaptureFixture) -> None:
     check(rules(formats=["png"]), FIRST)
     [warning] = warnings(caplog)
-    assert warning.startswith("output.formats: the first 100 records all fail this rule")
+    assert warning.startswith("output.formats: all of the first 100 records failed this rule")
     assert "'jpg'" in warning
 
 

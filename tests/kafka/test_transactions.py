@@ -338,7 +338,7 @@ def test_other_names_do_not_fence_each_other(dataset: Dataset) -> None:
     assert len(a.port.read()) == len(b.port.read()) == 4
 
 
-def test_a_successor_resolves_what_its_predecessor_left_open(dataset: Dataset) -> None:
+def test_a_successor_resolves_what_its_predecessor_why(dataset: Dataset) -> None:
     first = dataset.writer()
     first.port._producer.begin_transaction()
     first.port._producer.produce(dataset.config.commits_topic, wire.encode(first.manifest(0)))

@@ -549,7 +549,7 @@ def test_unknown_models_and_tags_get_a_suggestion() -> None:
         embedder_of("resnet18.nope")
     with pytest.raises(
         ConfigError,
-        match=r"timm keeps 'resnetv2_50x1_bitm' as an old name only; did you mean 'resnetv2_50",
+        match=r"'resnetv2_50x1_bitm' is a deprecated timm name; did you mean 'resnetv2_50",
     ):
         embedder_of("resnetv2_50x1_bitm")
     with pytest.raises(ConfigError, match="/nowhere: holds no config"):

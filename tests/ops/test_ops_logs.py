@@ -146,7 +146,7 @@ def test_a_broker_that_goes_away_is_told_in_a_sentence(spoken, embedded, level):
         return
     [line] = lines
     assert "WARNING" in line
-    assert "a Kafka broker is away, waiting for it: Connect to ipv4#127.0.0.1:" in line
+    assert "a Kafka broker is unreachable, retrying: Connect to ipv4#127.0.0.1:" in line
     assert line.endswith("failed: Connection refused")
 
 

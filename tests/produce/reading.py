@@ -58,7 +58,7 @@ def read_all(
                 report.add(entry)
     report.finish(Tally(), limit, 0.0)
     read.summary = json.loads(report.as_json())
-    read.remarks = list(report.remarks(all_are_told=True))
+    read.remarks = list(report.remarks(listed=True))
     return read
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.produce.name import is_hidden, is_image, is_json, is_text, sample, stem
+from streamer.produce.name import base_name, is_hidden, is_image, is_json, is_text, stem
 from streamer.produce.pairing import Partners, pair
 
 
@@ -101,7 +101,7 @@ def test_json_is_paired_apart_from_the_texts():
     ],
 )
 def test_samples(name, key):
-    assert sample(name) == key
+    assert base_name(name) == key
 
 
 @pytest.mark.parametrize(
@@ -171,4 +171,4 @@ def test_a_text_shares_the_beginning_up_to_a_dot_with_its_image(names):
 def test_further_images_have_a_plain_image_beside_them(names):
     pairing = pair(names)
     for image in pairing.further:
-        assert any(stem(other) == sample(image) for other in pairing.images)
+        assert any(stem(other) == base_name(image) for other in pairing.images)

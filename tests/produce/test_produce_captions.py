@@ -64,7 +64,7 @@ def test_captions_from_one_file(tmp_path, name):
     assert dict(entries["sub/two.jpg"].headers).keys() == {"content-type", "id", "text"}
     assert header(entries["four.jpg"], "text") is None
     assert (found.summary["unused_captions"], found.summary["left_out"]) == (["three.jpg"], 0)
-    assert found.remarks == ["1 path in the captions without a file in the sources: three.jpg"]
+    assert found.remarks == ["no file for 1 path in the captions: three.jpg"]
 
 
 def test_captions_beside_a_source_elsewhere(tmp_path):
@@ -120,7 +120,7 @@ def test_captions_that_match_nothing_are_an_error_before_anything_is_sent(tmp_pa
     with pytest.raises(DependencyError) as raised:
         read(tmp_path / "in", captions=tmp_path / "c.csv")
     assert raised.value.exit_code == EXIT_FAILED
-    assert f"no path in it is that of a file in the sources, as {path} is not; " in str(
+    assert f"no path in it matches a file in the sources; {path}, for example, does not; " in str(
         raised.value
     )
     assert "the first file is a.jpg. Nothing was sent" in str(raised.value)
@@ -261,13 +261,13 @@ DEEP = '{"path": "a", "n": ' + "[" * 50_000 + "]" * 50_000 + "}"
             "c.csv",
             "path,text\nb,a cat, on a wall, at dusk\n",
             {},
-            r"row 1 has 4 cells, but the header has 2 \(line 2\): a cell with .* is written \"in",
+            r"row 1 has 4 cells, but the header has 2 \(line 2\): quote any cell",
         ),
         (
             "c.csv",
             'path,text\nb,"open\nc,d\n',
             {},
-            r"row 1 \(to line 3\): unexpected end .*\"in quot",
+            r"row 1 \(to line 3\): unexpected end .*; quote any cell",
         ),
         (
             "c.csv",
@@ -300,7 +300,7 @@ DEEP = '{"path": "a", "n": ' + "[" * 50_000 + "]" * 50_000 + "}"
             "c.jsonl",
             '{"path": "a", "text": "b", "text": "c"}',
             {},
-            r"line 1: the key 'text' stands",
+            r"line 1: duplicate key 'text'",
         ),
         ("c.jsonl", '{"path": 7, "text": "b"}', {}, r"line 1: no path in its column 'path'"),
         ("c.jsonl", b'{"path": "a", "text": "\xff"}', {}, r"line 1 is not UTF-8"),
@@ -357,7 +357,9 @@ def test_a_row_that_does_not_tell_its_image_costs_those_that_no_other_names(
     found = read_all(tmp_path, captions=tmp_path / name)
     assert found.texts() == {"a.jpg": "a"}
     for id in ("b.jpg", "c.jpg"):
-        assert found.reasons()[id].startswith(f"its caption may be in {name}, {why}")
+        assert found.reasons()[id].startswith(
+            f"its caption may be in an unusable row of {name}: {why}"
+        )
     assert [f["id"] for f in found.summary["failed"]] == [f"a row of {name}", "b.jpg", "c.jpg"]
     assert any(line.startswith(f"not sent: a row of {name}: {why}") for line in found.remarks)
 
@@ -377,7 +379,7 @@ def test_cells_of_parquet_that_cannot_be_read_are_named(tmp_path):
     write_files(tmp_path, {"a.jpg": b"1", "b.jpg": b"2"})
     found = read_all(tmp_path, captions=tmp_path / "c.parquet")
     assert found.texts() == {"a.jpg": "fine"}
-    assert "c.parquet, row 2: the column 'text' cannot be read" in found.reasons()["b.jpg"]
+    assert "c.parquet: row 2: the column 'text' cannot be read" in found.reasons()["b.jpg"]
     schema = pa.schema([("path", pa.string()), ("path", pa.string())])
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], schema=schema)
     pq.write_table(table, tmp_path / "c.parquet")

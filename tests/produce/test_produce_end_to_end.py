@@ -46,7 +46,7 @@ def test_exit_codes_of_the_process(kafka, topic_name, tmp_path):
     assert err == "not sent: a.jpg: a.json is not JSON: Expecting value: line 1 column 1 (char 0)\n"
     for captions, expected, words in (
         ("bad.csv", 2, "bad.csv: row 1 has 3 cells"),
-        ("no.csv", 1, "no path in it is that of a file"),
+        ("no.csv", 1, "no path in it matches a file"),
         ("deep.jsonl", 2, "deep.jsonl: line 1 is nested too deeply"),
     ):  # fmt: skip
         code, out, err = streamer(tmp_path / "good", "--captions", tmp_path / captions, *to)

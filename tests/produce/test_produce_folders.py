@@ -90,7 +90,7 @@ def test_texts_are_found_by_every_usual_name(tmp_path):
     assert header(found.by_id()["IMG_3.jpg"], "meta-lang") == "en"
     assert (found.summary["unused_texts"], found.summary["left_out"]) == (2, 0)
     assert found.remarks == [
-        "left out: 2 files (texts and JSON of no image): 1 .json, for example list.json; 1 .txt, "
+        "left out: 2 files (texts and JSON without an image): 1 .json, for example list.json; 1 .txt, "
         "for example IMG5.txt"
     ]
 
@@ -163,9 +163,9 @@ def test_what_cannot_be_sent_is_named(tmp_path):
         "deep.jpg": "deep.json is nested too deeply",
         "nul.jpg": r"the metadata key 'k\x00x' contains NUL",
         "long.jpg": "long.txt: 5000 bytes; the topic takes at most 4000 (its max.message.bytes)",
-        "twice.jpg": "twice.json: the key 'a' stands twice",
+        "twice.jpg": "twice.json: duplicate key 'a'",
         "no.jpg": "no.json is not JSON: Expecting value: line 1 column 1 (char 0)",
-        "dict.jpg": "dict.json: 'text' is an object or a list in a list, not a text",
+        "dict.jpg": "dict.json: 'text' is an object or a list in a list, not text",
     }
 
 
@@ -311,7 +311,7 @@ def test_what_is_left_out_is_shown_by_kind_with_the_way_out(tmp_path):
     assert found.summary["left_out"] == len(names)
     first, *ways = found.remarks
     assert first.startswith(
-        "left out: 19 files (neither images nor texts nor tars): 12 .md, for example 0.md; "
+        "left out: 19 files (not an image, a text or a tar): 12 .md, for example 0.md; "
         "1 without extension, for example Makefile; 1 .csv, for example a.csv"
     )
     assert first.endswith("; …")

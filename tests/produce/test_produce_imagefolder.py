@@ -44,8 +44,7 @@ def test_an_imagefolder_without_texts_is_told(tmp_path):
     found = read_all(tmp_path)
     assert header(found.entries[0], "meta-label") == "cat"
     assert found.remarks == [
-        "metadata.csv: no column is the caption; columns are: file_name, label; name one with "
-        "--text-column"
+        "metadata.csv: no caption column among: file_name, label; choose one with --text-column"
     ]
     assert read_all(tmp_path, text="label").texts() == {"a.jpg": "cat"}
 
@@ -64,7 +63,10 @@ def test_a_broken_row_of_an_imagefolder_costs_the_images_below_it_without_a_row(
     )
     found = read_all(tmp_path)
     assert found.texts() == {"a.jpg": None, "s/b.jpg": "b"}
-    assert "its caption may be in metadata.jsonl, line 2 is not JSON" in found.reasons()["s/c.jpg"]
+    assert (
+        "its caption may be in an unusable row of metadata.jsonl: line 2 is not JSON"
+        in found.reasons()["s/c.jpg"]
+    )
 
 
 def test_an_imagefolder_without_a_usable_row_is_an_error_before_anything_is_sent(tmp_path):

@@ -36,9 +36,7 @@ def test_parquet_with_hugging_face_images(tmp_path):
     }  # fmt: skip
     assert second == Unsendable("train/1", "row 1 of train.parquet has no image")
     assert third == Unsendable("train/2", "row 2 of train.parquet has no image")
-    assert found.remarks[0] == (
-        "train.parquet: columns with bytes that are not the image are left out: thumb, pages"
-    )
+    assert found.remarks[0] == ("train.parquet: ignored binary columns: thumb, pages")
 
 
 @pytest.mark.parametrize("how", ["relative", "absolute", "in a folder"])
@@ -216,7 +214,7 @@ def test_ids(tmp_path):
 def test_a_table_without_a_caption_is_told(tmp_path):
     pq.write_table(pa.table({"image": [b"1"], "words": ["one"], "n": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"image": [b"1"], "words": ["one"], "n": [1]}), tmp_path / "b.parquet")
-    note = "no column is the caption; columns are: image, words, n; name one with --text-column"
+    note = "no caption column among: image, words, n; choose one with --text-column"
     assert read_all(tmp_path / "a.parquet").remarks == [f"a.parquet: {note}"]
     assert read_all(tmp_path).remarks == [f"a.parquet and 1 file more: {note}"]
     found = read_all(tmp_path, text="words")
@@ -228,7 +226,7 @@ def test_a_column_of_objects_is_no_caption(tmp_path):
     pq.write_table(table, tmp_path / "t.parquet")
     found = read_all(tmp_path / "t.parquet")
     assert header(found.entries[0], "meta-text") == '{"en": "x"}'
-    assert "no column is the caption" in found.remarks[0]
+    assert "no caption column among" in found.remarks[0]
 
 
 def test_metadata_of_every_type_are_valid_json(tmp_path):

@@ -156,7 +156,7 @@ def test_links_to_members_are_followed(tmp_path):
         "t/round": "round.jpg is a link that leads to itself",
         "t/about": "about.jpg is a link that leads to itself",
         "t/b": "b.txt is a link to /etc/passwd, which the archive does not have",
-        "t/c": "c.txt is a link to what is no text",
+        "t/c": "c.txt is a link to a file that is not text",
         "t/etc/passwd": "the sample has no image",
     }
 
@@ -275,7 +275,7 @@ def test_no_image_is_sent_without_the_text_that_the_damage_took(tmp_path, order)
     assert found.texts() == {id: id.replace("x/", "text ") for id in sure}
     doubtful = {"x/2"} if order == "beside" else {"x/1", "x/2", "x/3"}
     assert found.reasons().keys() == doubtful | {"x"}
-    assert found.reasons()["x/2"] == "its texts may be in what cannot be read"
+    assert found.reasons()["x/2"] == "its text may be in the unreadable part of the archive"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the peak differs")

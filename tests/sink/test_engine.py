@@ -300,7 +300,9 @@ def test_nothing_is_written_to_a_folder_that_lacks_what_is_committed(writer: str
     """Another folder than the dataset's, by a slip in the config; or somebody removed files."""
     files = Files(left=[Staged("w-1", 7, "dead", 5.0)], lost={f"{writer[2:]}0"})
     log = [FOUNDED, manifest(writer, 0, {0: (5, 9)})]
-    with pytest.raises(ProtocolError, match=f"/out/cats lacks files of {writer}-00000000.*right?"):
+    with pytest.raises(
+        ProtocolError, match=f"/out/cats is missing files of epoch {writer}-00000000.*right?"
+    ):
         Bench(Kafka(log=log), files).engine.recover()
     assert files.steps == []
     files.public.add(f"{writer}-00000000")

@@ -279,6 +279,7 @@ def test_json_is_completed_by_headers():
         (b'{"uri": "http://x", "metadata": {"a": 1e999}}', "bad_json"), (b'{"uri": "http://x", "metadata": {"a": ' + b"9" * 5000 + b"}}", "bad_json"),
         (b'{"uri": "http://x", "text": "\\ud800"}', "bad_json"), (b'{"uri": "http://x", "metadata": {"\\udfff": 1}}', "bad_json"),
         (b'{"uri": "http://x", "text": 1}', "bad_json"), (b'{"uri": "http://x", "id": true}', "bad_json"), (b'{"uri": 1}', "bad_json"),
+        (b'{"uri": "http://x", "id": "a", "id": "b"}', "bad_json"), (b'{"uri": "http://x", "metadata": {"a": 1, "a": 2}}', "bad_json"),
         (b'{"uri": "http://x", "metadata": []}', "bad_json"), (b'{"uri": "http://x", "length": -1}', "bad_json"),
         (b'{"uri": "http://x", "sha256": "a"}', "bad_json"), (b'{"uri": "http://x", "sha256": 1}', "bad_json"), (b'{"uri": "http://x", "length": 1.5}', "bad_json"),
         (b'{"image": "****"}', "bad_base64"), (b'{"image": "AAA"}', "bad_base64"), (b'{"image": 1}', "bad_base64"), (b'{"image": ["A"]}', "bad_base64"),
