@@ -231,7 +231,7 @@ class Eye:
 
     def __init__(self, model: Model, batch: int) -> None:
         self._model, self._batch, self._limits, self.dim = model, batch, Decode(), model.dim
-        set_up()
+        set_up(self._limits.max_pixels)
 
     def vectors(self, images: Iterable[bytes], total: int) -> F16:
         """(n, d) L2-normalised fp16."""

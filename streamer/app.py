@@ -277,7 +277,9 @@ def recover(
         source, engine, line, ground.ops.failure, metrics, beat, poll_interval_s(config)
     )
     bound = Bound(
-        span.ends if span.fixed_ends is None else engine.ledger.fixed_ends, span.not_before
+        span.ends if span.fixed_ends is None else engine.ledger.fixed_ends,
+        span.not_before,
+        range(ground.topic.partitions),
     )
     return Recovered(source, transactions, watchdog, replica, bound)
 

@@ -34,7 +34,8 @@ def first_offsets(
         for p, offset in given.items():
             if not begins[p] <= offset <= ends[p]:
                 raise ConfigError(
-                    f"--from {text}: partition {p} of {topic} holds the offsets {begins[p]} to {ends[p]}, not {offset}"
+                    f"--from {text}: partition {p} of {topic} begins at offset {begins[p]} and ends at {ends[p]}; {offset} is "
+                    "outside"
                 )
         return {p: given.get(p, ends[p]) for p in partitions}
     return admin.offsets_at(topic, partitions, _milliseconds("--from", text))

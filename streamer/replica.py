@@ -37,6 +37,8 @@ DRAIN_DEADLINE_S = 60.0
 """At a shutdown. The pod's grace period is longer."""
 SUPERSEDED_LIMIT_S = 60.0
 """So long the group may take to tell us that a partition is not ours any more."""
+STANDBY_S = 2.0
+"""How often a replica without partitions looks whether a bounded run is over."""
 TICK_S = 0.02
 LAG_S = 1.0
 """How often the lag is shown; a replica that commits nothing must not look as if nothing were
@@ -64,16 +66,19 @@ class Progress(NamedTuple):
 
 class Bound:
     """Where a bounded run ends. ``targets`` gives the end offsets of partitions, at the moment it
-    is asked."""
+    is asked; ``partitions`` are all of the topic's."""
 
     def __init__(
         self,
         targets: Callable[[Collection[int]], Mapping[int, int]] | None,
         not_before: float = 0.0,
+        partitions: Collection[int] = (),
     ) -> None:
         self._targets = targets
         self._not_before = not_before
+        self._partitions = partitions
         self._ends: dict[int, int] = {}
+        self._ends_of_all: Mapping[int, int] = {}
 
     def fix(self, source: Source, partitions: Collection[int]) -> None:
         """Fixes the targets of partitions that are new; before ``not_before`` (UTC seconds) there
@@ -87,12 +92,21 @@ class Bound:
     def is_reached(self, source: Source) -> bool:
         return self._targets is not None and time.time() >= self._not_before and source.is_done()
 
+    def is_committed(self, ledger: Ledger) -> bool:
+        """Whether the dataset is committed up to the end of every partition, whoever owns it; the
+        ends are those of the first call. Once `is_reached`."""
+        if not ledger.tiles or self._targets is None:
+            return False
+        if not self._ends_of_all:
+            self._ends_of_all = self._targets(self._partitions)
+        return all((ledger.end(p) or 0) >= end for p, end in self._ends_of_all.items())
+
     def missing(self, partitions: Collection[int], ledger: Ledger, joined: bool) -> Progress | None:
-        """How far a run came that was stopped while it owned ``partitions``; None: up to its end,
-        or it has none. ``joined``: the group had assigned them."""
+        """How far a run came that was stopped while it owned ``partitions``; None: up to its end.
+        ``joined``: the group had assigned them."""
         if self._targets is None:
             return None
-        if not joined or not self._ends.keys() >= set(partitions):
+        if not joined or not partitions or not self._ends.keys() >= set(partitions):
             return Progress(0, 0)
         begins = {p: ledger.tiles.get(p, (0, 0))[0] for p in partitions}
         committed = {p: min(ledger.end(p) or 0, self._ends[p]) for p in partitions}
@@ -130,6 +144,7 @@ class Replica:
         self._uncommitted: deque[tuple[int, dict[int, int]]] = deque()
         self._lag_shown_at = 0.0
         self._bound = Bound(None)
+        self._followed_at: float | None = None
         self._dropped = ""
 
     # The loop
@@ -143,7 +158,11 @@ class Replica:
             self._failure.raise_if_any()
             self._beat()
             if self._commit_finished():
-                log.info("the end is reached: everything up to it is decided and committed")
+                partitions = sorted(self._source.owned)
+                log.info(
+                    "the end is reached: everything up to it is decided and committed",
+                    extra={"partitions": partitions},
+                )
                 return None
             self._check_superseded()
             if self._rewind:
@@ -153,7 +172,11 @@ class Replica:
                 self._show_lag()
             self._feed()
             if bound.is_reached(self._source):
-                self._flush()
+                if self._source.owned:
+                    self._flush()
+                elif self._others_are_done(bound):
+                    log.info("the end is reached: others have committed everything up to it")
+                    return None
         log.info("draining: what is on the device is decided, sealed and committed")
         self._dropped = ""
         owned, joined = set(self._source.owned), self._source.joined
@@ -180,6 +203,17 @@ class Replica:
                 self._flushes += 1
                 self._flushed = run
                 log.info("everything up to the end is read; it is decided and committed now")
+
+    def _others_are_done(self, bound: Bound) -> bool:
+        """A replica without partitions stands by until those who have them have reached the end: it
+        may be needed when one of them goes. Blocks on the commit log once every `STANDBY_S`."""
+        if self._followed_at is None:
+            log.info("no partition is assigned to this replica: it stands by for the others")
+        elif time.monotonic() - self._followed_at < STANDBY_S:
+            return False
+        self._followed_at = time.monotonic()
+        self._engine.assign(())  # reads what others have committed
+        return bound.is_committed(self._engine.ledger)
 
     def _feed(self) -> None:
         """One step: hands on what is in hand if the line has room, polls for more if the hand has."""

@@ -259,11 +259,11 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "missing name of a custom rule": (rules({"type": "a.b:C"}), "filters.0.name", ("is missing",)),
     "dataset name": (changed(dataset="Cats"), "dataset", ("'Cats'", "must be a name of a-z, 0-9")),
     "schemes without hosts": (changed(fetch={"schemes": ["http"]}), "fetch.hosts", ("no entry applies to http",)),
-    "hosts without schemes": (changed(fetch={"hosts": ["a.example"]}), "fetch.schemes", ("lists none",)),
+    "hosts without schemes": (changed(fetch={"hosts": ["a.example"]}), "fetch.schemes", ("has no effect",)),
     "files without a folder": (
-        changed(fetch={"schemes": ["file"], "hosts": ["a.example"]}), "fetch.hosts", ("for file; list the folders",),
+        changed(fetch={"schemes": ["file"], "hosts": ["a.example"]}), "fetch.hosts", ("to file; add the folders",),
     ),
-    "s3 without a bucket": (changed(fetch={"schemes": ["s3"], "hosts": ["10.0.0.0/8"]}), "fetch.hosts", ("list the buckets",)),
+    "s3 without a bucket": (changed(fetch={"schemes": ["s3"], "hosts": ["10.0.0.0/8"]}), "fetch.hosts", ("to s3; add the buckets",)),
     "http with folders": (changed(fetch={"schemes": ["http"], "hosts": ["/mnt"]}), "fetch.hosts", ("host names, addresses",)),
     "dataset name with a slash": (changed(dataset="a/b"), "dataset", ("'a/b'",)),
     "writer name": (changed(writer="Pod_1"), "writer", ("a-z, 0-9 and -",)),
@@ -321,6 +321,12 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "threshold above what fp16 carries": (changed(dedup={"threshold": 1.0}), "dedup.threshold", ("0.999",)),
     "threshold 0": (changed(dedup={"threshold": 0}), "dedup.threshold", ("greater than 0",)),
     "no path": (changed(output={"path": ""}), "output.path", ("at least 1",)),
+    "no formats": (changed(output={"formats": []}), "output.formats", ("nothing would be accepted",)),
+    "format in capitals": (changed(output={"formats": ["png", ".JPG"]}), "output.formats", ("'.JPG' is written 'jpg'",)),
+    "unknown format": (changed(output={"formats": ["jpge"]}), "output.formats", ("'jpge' is not a format of images; known are jpg, png",)),
+    "a rule for a format": (rules({"field": "format", "in": ["png", "tif"]}), "filters.0", ("'tif' is written 'tiff'",)),
+    "no content type": (changed(kafka={"default_content_type": "text/plain"}), "kafka.default_content_type", ("'text/plain' is neither image/… nor application/json",)),
+    "half a content type": (changed(kafka={"default_content_type": "jpeg"}), "kafka.default_content_type", ("neither image/…",)),
     "no epoch": (changed(output={"epoch_records": 0}), "output.epoch_records", ("greater than or equal to 1",)),
     "batch of nothing": (changed(batch={"size": 0}), "batch.size", ("greater than or equal to 1",)),
     "ratio": (changed(dead_letters={"max_ratio": 1.1}), "dead_letters.max_ratio", ("less than or equal to 1",)),
@@ -419,6 +425,12 @@ def test_overrides(override: str, attribute: str, expected: object, tmp_path: Pa
     assert at == expected
 
 
+def test_a_merge_key_may_be_overridden(tmp_path: Path) -> None:
+    text = yaml.safe_dump({k: v for k, v in MINIMAL.items() if k != "output"})
+    config = load(file(tmp_path, text + "output: {<<: {path: /a}, path: /b}\n"), (), {})
+    assert config.output.path == "/b"
+
+
 def test_environment_reaches_lists_and_client_properties(tmp_path: Path) -> None:
     path = file(tmp_path, yaml.safe_dump(rules({"field": "min_side", "at_least": 200})))
     environ = {
@@ -443,6 +455,8 @@ def test_environment_reaches_lists_and_client_properties(tmp_path: Path) -> None
         ("a: !hunter2 b\n", "for the tag '…' in line 1, column 4"),
         ("a: &hunter2 b\nc: &hunter2 d\n", "found duplicate anchor '…'"),
         ("a: !hunter2!x b\n", "found undefined tag handle '…'"),
+        ("a: 1\nb: {c: 1, c: 2}\n", "duplicate key c in line 2, column 11"),
+        ("filters: []\na: 1\nfilters: []\n", "duplicate key filters in line 3, column 1"),
     ],
 )
 def test_what_is_no_yaml_is_explained_without_the_names_in_it(
@@ -683,7 +697,7 @@ def test_what_an_allow_list_may_hold(entry: str) -> None:
         ("*example.com", "write *.example.com"),
         ("http://*/", "write *.example.com"),
         ("bücher.example", "must be written as it stands in a URL: xn--bcher-kva.example"),
-        ("10.0.0.0/33", "is no network"),
+        ("10.0.0.0/33", "is not a network"),
         ("-x", "is not a host name"),
         ("", "is not a host name"),
         ("~/images", "is not a host name"),

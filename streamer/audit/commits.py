@@ -67,7 +67,10 @@ class CommitAudit:
             found = there.get(name)
             if found is not None:
                 if found.sha256 != epoch.sha256:
-                    detail = f"epoch {found.uuid} here, {epoch.uuid} in {self._committed.topic}"
+                    here, there_ = found.uuid, epoch.uuid
+                    if here == there_:
+                        here, there_ = f"sha256 {found.sha256[:12]}", f"{epoch.sha256[:12]}"
+                    detail = f"{here} here, {there_} in {self._committed.topic}"
                     self._report.problem("epoch_differs", found.path, detail)
             elif epoch.uuid in staged:
                 detail = f"{self._committed.topic} names it; it waits in .staging"

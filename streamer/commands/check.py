@@ -153,7 +153,7 @@ def _topics(probed: Probed) -> str:
     from streamer.kafka.admin import Admin
 
     if probed.topic is None:
-        raise Skipped("skipped: needs the broker")
+        raise Skipped("skipped: needs the input topic")
     missing = Admin(probed.config.kafka).check_dataset_topics(probed.config)
     there = [name for name in probed.config.own_topics() if name not in missing]
     parts = [f"{', '.join(there)}: settings correct"] if there else []
@@ -173,7 +173,7 @@ def _output(probed: Probed) -> str:
     storage.check_writable()
     if probed.topic is None:
         raise Skipped(
-            f"{storage.root_uri} is writable. Skipped, needs the broker: whether the dataset's epochs "
+            f"{storage.root_uri} is writable. Skipped, needs the input topic: whether the dataset's epochs "
             "are there"
         )
     with LogReader(config, Admin(config.kafka), config.commits_topic) as log:

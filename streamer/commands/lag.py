@@ -37,6 +37,8 @@ def command(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(summary))
         return
     click.echo(f"group {config.group}: {group.state}, members: {group.members}", err=True)
+    if group.state == "dead":
+        click.echo(f"no replica of dataset {config.dataset} has committed anything", err=True)
     Console().print(_table(config.kafka.topic, rows))
 
 

@@ -24,6 +24,7 @@ from streamer.produce.captions import Captions
 from streamer.produce.entry import Columns, Item
 from streamer.produce.report import Report
 from streamer.produce.source import Sources
+from streamer.units import counted
 
 _LINE_EVERY_S = 5.0
 
@@ -184,12 +185,18 @@ def _properties(pairs: tuple[str, ...]) -> dict[str, str | int | float | bool]:
 
 
 def _ensure_topic(admin: Admin, kafka: Kafka, create: bool, partitions: int | None) -> None:
-    if admin.topic(kafka.topic) is None:
+    topic = admin.topic(kafka.topic)
+    if topic is None:
         if not create:
             raise DependencyError(
                 f"--topic: there is no topic {kafka.topic!r} at {kafka.bootstrap_servers}. Correct the name, or add --create-topic."
             )
         admin.create(kafka.topic, partitions or -1)
+    elif partitions not in (None, topic.partitions):
+        there = counted(topic.partitions, "partition")
+        click.echo(
+            f"--partitions {partitions}: not used, {kafka.topic} exists with {there}", err=True
+        )
 
 
 @contextmanager

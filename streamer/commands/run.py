@@ -93,7 +93,8 @@ def be_replica(
 def end_with(error: BaseException) -> NoReturn:
     """Ends the process with the error's message and exit code; a traceback only for what is a bug."""
     if isinstance(error, StreamerError):
-        logs.say_now(str(error))
+        level = logging.WARNING if isinstance(error, Unfinished) else logging.ERROR
+        logs.say_now(str(error), level)
         code = error.exit_code
     else:
         logs.say_now(f"stopped by an unexpected {type(error).__name__}: {error}")

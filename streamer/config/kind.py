@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from streamer.config.section import Section
-from streamer.config.value import Name, PluginPath, Scalar
+from streamer.config.value import Name, PluginPath, Scalar, check_format
 
 HEADER_FIELDS = (
     "width",
@@ -143,6 +143,10 @@ class FieldRule(Section):
                 re.compile(self.matches)
             except re.error as error:
                 raise ValueError(f"matches is not a regular expression: {error}") from None
+        if self.field == "format":
+            for value in (self.equals, *(self.in_ or ())):
+                if value is not None:
+                    check_format(value)
         if not self.name:
             object.__setattr__(self, "name", self.field)
         return self

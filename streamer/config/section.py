@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from streamer.config.value import (
+    ContentType,
     Device,
+    Formats,
     Host,
     Scalar,
     Seconds,
@@ -29,7 +31,7 @@ class Kafka(Section):
     bootstrap_servers: str = Field(min_length=1)
     topic: TopicName
     start: Start = "earliest"
-    default_content_type: str = "image/jpeg"
+    default_content_type: ContentType = "image/jpeg"
     group_instance_id: str | None = "auto"
     client: dict[str, Scalar] = {}
 
@@ -116,7 +118,7 @@ class Dedup(Section):
 
 class Output(Section):
     path: str = Field(min_length=1)
-    formats: tuple[str, ...] = ("jpg", "png", "webp")
+    formats: Formats = ("jpg", "png", "webp")
     shard_records: int = Field(10_000, ge=1)
     shard_bytes: Size = 1_000_000_000
     epoch_records: int = Field(50_000, ge=1)

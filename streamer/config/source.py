@@ -45,7 +45,7 @@ def merge(
     are taken as they are written.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text("utf-8"))
+        raw = _load(Path(path).read_text("utf-8"))
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot read the config: {error.strerror}. Give its path with -c or STREAMER_CONFIG."
@@ -86,7 +86,7 @@ def _set(raw: dict[str, Any], path: list[str], text: str, source: str) -> None:
             at = at[int(key)] if isinstance(at, list) else at.setdefault(key, {})
         is_property = path[:-1] == ["kafka", "client"]  # a password may look like any kind of YAML
         at[int(path[-1]) if isinstance(at, list) else path[-1]] = (
-            text if is_property else yaml.safe_load(text)
+            text if is_property else _load(text)
         )
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: cannot be set: not YAML: {_place(error)}") from None
@@ -97,6 +97,26 @@ def _set(raw: dict[str, Any], path: list[str], text: str, source: str) -> None:
         ) from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{source}: cannot be set: {error}") from None
+
+
+class _Unique(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice: YAML would take the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            name = key.tag, str(key.value)
+            if name in seen:
+                problem = f"duplicate key {key.value}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(name)
+        return node
+
+
+def _load(text: str) -> Any:
+    """Raises yaml.YAMLError."""
+    return yaml.load(text, _Unique)
 
 
 def _place(error: yaml.YAMLError | UnicodeDecodeError) -> str:

@@ -105,6 +105,43 @@ def _why_no_host(entry: str) -> str:
     return "is not a host name, an address, a network, a bucket or a folder (which begins with /)"
 
 
+KNOWN_FORMATS = (
+    *("jpg", "png", "webp", "gif", "bmp", "tiff", "avif"),
+    *("heic", "jxl", "jp2", "psd", "icns", "ico", "dds", "exr", "qoi", "hdr", "sgi", "pdf", "eps"),
+    *("svg", "ppm"),
+)
+"""Every format that an image can be recognised as; the first seven are decoded."""
+_ALIASES = {"jpeg": "jpg", "jpe": "jpg", "mpo": "jpg", "tif": "tiff", "heif": "heic"}
+
+
+def check_format(name: object) -> object:
+    """``name``, a format of an image as rows and shards spell it. Raises ValueError."""
+    plain = str(name).lower().removeprefix(".")
+    known = _ALIASES.get(plain, plain)
+    if known not in KNOWN_FORMATS:
+        raise ValueError(
+            f"{name!r} is not a format of images; known are {', '.join(KNOWN_FORMATS)}"
+        )
+    if known != name:
+        raise ValueError(f"{name!r} is written {known!r}")
+    return name
+
+
+def _formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("lists none, so nothing would be accepted")
+    for name in names:
+        check_format(name)
+    return names
+
+
+def _content_type(name: str) -> str:
+    kind = name.partition(";")[0].strip().lower()
+    if kind != "application/json" and not re.fullmatch(r"image/\S+", kind):
+        raise ValueError(f"{name!r} is neither image/… nor application/json")
+    return name
+
+
 _SIZE_SCHEMA = WithJsonSchema(
     {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": SIZE_PATTERN}]}
 )
@@ -118,6 +155,8 @@ Seconds = Annotated[
     PlainSerializer(_duration),
     _DURATION_SCHEMA,
 ]
+Formats = Annotated[tuple[str, ...], AfterValidator(_formats)]
+ContentType = Annotated[str, AfterValidator(_content_type)]
 Start = Annotated[
     Literal["earliest", "latest"] | datetime, BeforeValidator(_start), AfterValidator(_in_a_zone)
 ]

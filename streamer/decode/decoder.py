@@ -101,7 +101,7 @@ class Decoder:
         deadline, a bug) is reported to ``failure`` and raised from the chunk's future.
         ``pixels_shape``: (H, W, 3) that every image must have in the end; None: any.
         """
-        set_up()
+        set_up(config.decode.max_pixels)
         self._content_type = config.kafka.default_content_type
         self._limits = config.decode
         self._max_json_bytes = json_limit(config.decode.max_bytes)

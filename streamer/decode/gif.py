@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 
 from streamer.decode.prepared import MAX_PARTS, Kept, Prepared, too_many
 
@@ -16,6 +17,7 @@ def prepare(data: bytes) -> Prepared:
     kept = Kept(data)
     if len(data) < 13:
         return Prepared(kept.parts())
+    width, height = struct.unpack_from("<HH", data, 6)
     flags = data[10]
     at, blocks = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0), 0
     while (found := _BLOCK.search(data, at)) is not None:
@@ -33,4 +35,4 @@ def prepare(data: bytes) -> Prepared:
             raise too_many("blocks before the first frame")
         if at < len(data) and (data[begin + 1] != _CONTROL or data[begin + 2] < _CONTROL_BYTES):
             kept.drop(begin, at)
-    return Prepared(kept.parts())
+    return Prepared(kept.parts(), tile=(max(width, 1), max(height, 1)))

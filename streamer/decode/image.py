@@ -45,6 +45,7 @@ from streamer.decode.failure import Undecodable
 from streamer.decode.prepared import Prepared
 from streamer.decode.rgb import to_rgb
 from streamer.errors import InvalidRecord
+from streamer.units import counted
 
 _Size = tuple[int, int]
 
@@ -120,9 +121,9 @@ class Header(NamedTuple):
     """1 … 8, what `decode_rgb` has to apply."""
 
 
-def set_up() -> None:
+def set_up(max_pixels: int) -> None:
     """Process-wide settings of Pillow that the decoder relies on. Idempotent; called once before
-    the first image.
+    the first image. Pillow's own limit becomes twice ``max_pixels``.
 
     Its warnings (odd metadata, big images) say nothing that the limits here do not; under ``-W
     error`` they would turn good images into bad ones. AVIF's own threads would only compete with
@@ -132,6 +133,7 @@ def set_up() -> None:
     """
     warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    Pil.MAX_IMAGE_PIXELS = max_pixels
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     Pil.core.set_block_size(_BLOCK_BYTES)  # type: ignore[attr-defined]  # documented, untyped
 
@@ -155,6 +157,8 @@ def sniff(data: bytes) -> str | None:
         )
     if data.startswith(b"BM") and len(data) > 18 and int.from_bytes(data[14:18], "little") <= 256:
         return "bmp"  # two letters are little to go by, so the length of its header must make sense too
+    if data[:1] == b"P" and data[1:2] in b"1234567" and data[2:3].isspace():
+        return "ppm"
     return "svg" if data.startswith(b"<?xml") and b"<svg" in data[:1024] else None
 
 
@@ -171,7 +175,9 @@ def read_header(data: bytes, limits: Limits) -> Header:
         )
     name = sniff(data)
     if name is None:
-        raise InvalidRecord("not_an_image", f"{len(data)} bytes that begin with {data[:8]!r}")
+        raise InvalidRecord(
+            "not_an_image", f"{counted(len(data), 'byte')}, beginning with {data[:8]!r}"
+        )
     if name not in _FORMATS:
         raise InvalidRecord("unsupported_image", f"{name} is not decoded")
     with Undecodable():

@@ -21,7 +21,7 @@ _JPEG_END = b"\xff\xd9"
 def thumbnail(data: bytes) -> str:
     """A JPEG as a ``data:`` address; empty where there is nothing to see. What can be read of a
     damaged image is shown."""
-    set_up()
+    set_up(_LIMITS.max_pixels)
     try:
         header = read_header(data, _LIMITS)
     except InvalidRecord:

@@ -20,7 +20,6 @@ from streamer.judge.watch import Watch
 from streamer.plugins import build, log
 from streamer.records import FORMAT_RULE, Facts, FailedRule
 
-_FORMAT_ALIASES = {"jpeg": "jpg", "jpe": "jpg", "mpo": "jpg", "tif": "tiff"}
 _NOT_A_WORD = re.compile(r"[^A-Za-z0-9_.-]+")
 _METADATA = "metadata."
 _BROKEN_AFTER = 100
@@ -94,8 +93,7 @@ class ScoreRules:
 
 
 class Rules:
-    """The rules of a config. Raises ConfigError for a format that is none and for a custom filter
-    that cannot be made.
+    """The rules of a config. Raises ConfigError for a custom filter that cannot be made.
 
     ``heads`` are the names of the heads: the field ``<head>_score`` needs that head's score.
     """
@@ -103,12 +101,6 @@ class Rules:
     def __init__(
         self, filters: Sequence[RuleConfig], formats: Sequence[str], heads: Iterable[str] = ()
     ) -> None:
-        for format in formats:
-            plain = format.lower().removeprefix(".")
-            if _FORMAT_ALIASES.get(plain, plain) != format:
-                raise ConfigError(
-                    f"output.formats: {format!r} is written {_FORMAT_ALIASES.get(plain, plain)!r}"
-                )
         score_fields = {f"{head}_score": head for head in heads}
         self._watches = [Watch("output.formats", True, FORMAT_RULE, _FIELDS[FORMAT_RULE])]
         header = [_watched(_format_rule(formats), self._watches[0])]

@@ -54,8 +54,7 @@ def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None
         logging.WARNING
     )  # other libraries speak only when something is wrong
     logging.getLogger("streamer").setLevel(level.upper())
-    librdkafka = logging.getLogger(LIBRDKAFKA)
-    librdkafka.filters[:] = [_rewrite, Repeats(_REPEAT_S)]
+    _filter_librdkafka()
     plugins.log.filters[:] = [Repeats(_REPEAT_S)]
     logging.captureWarnings(True)
 
@@ -81,9 +80,6 @@ def _rewrite(record: logging.LogRecord) -> bool:
         words = f"a Kafka broker is unreachable, retrying: {_STATE.sub('', words)}"
     record.msg, record.args = words, ()
     return True
-
-
-logging.getLogger(LIBRDKAFKA).addFilter(_rewrite)  # also for commands that never call `setup`
 
 
 def hide(client: Mapping[str, object]) -> None:
@@ -200,3 +196,10 @@ def _extra(record: logging.LogRecord) -> dict[str, object]:
         for name, value in vars(record).items()
         if name not in _STANDARD and not name.startswith("_")
     }
+
+
+def _filter_librdkafka() -> None:
+    logging.getLogger(LIBRDKAFKA).filters[:] = [_rewrite, Repeats(_REPEAT_S)]
+
+
+_filter_librdkafka()  # also for commands that never call `setup`

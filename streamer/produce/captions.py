@@ -99,7 +99,8 @@ class Captions:
 
     def _add(self, row: table.Row) -> None:
         cells = row.cells
-        self._seen.update(dict.fromkeys(cells))
+        if not row.trouble:
+            self._seen.update(dict.fromkeys(cells))
         path_column, text, url = _roles(self._columns, tuple(cells))
         self._has_text |= text is not None
         path, trouble = "", row.trouble
@@ -126,11 +127,14 @@ class Captions:
             if named and named not in there:
                 missing = f"there is no column {named!r}"
             elif usual and not named and first(usual, there) is None:
-                missing = f"none of its columns is called {', '.join(usual)}"
+                missing = f"none of its columns with text is called {', '.join(usual)}"
             if missing:
+                only = there[0] if len(there) == 1 else ""
+                cure = f"name one with {option}"
+                if separator := next((s for s in ";|\t" if s in only), ""):
+                    cure = f"its cells are separated by {separator!r}; use commas, or save a .tsv"
                 raise ConfigError(
-                    f"{self.file}: {missing}; name one with {option}. Its columns are: "
-                    f"{listed(there)}"
+                    f"{self.file}: {missing}; {cure}. Its columns are: {listed(there)}"
                 )
 
     def _keys(self, path: Path, root: Path) -> list[str]:

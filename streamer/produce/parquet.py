@@ -19,6 +19,7 @@ from streamer.produce.caption import (
     caption_of,
     decoded,
     first,
+    joined,
 )
 from streamer.produce.captions import listed, no_text
 from streamer.produce.entry import Absent, Columns, Entry, Unsendable, entry, too_big
@@ -66,7 +67,7 @@ def roles_of(path: Path, name: str, columns: Columns) -> Roles | Unsendable:
         with pq.ParquetFile(path) as table:
             schema = table.schema_arrow
     except arrow.damage() as error:
-        return Unsendable(name, f"the Parquet file cannot be read: {error}")
+        return Unsendable(name, f"{path.name} cannot be read: {error}")
     names: list[str] = schema.names
     try:
         arrow.check_names(schema)
@@ -126,7 +127,7 @@ def rows(
                     yield _entry(_Row(path, root, name, number, row), roles, separator, limit)
     except arrow.damage() as error:
         after = f" after row {number}" if number else ""
-        yield Unsendable(name, f"the Parquet file cannot be read{after}: {error}")
+        yield Unsendable(name, f"{path.name} cannot be read{after}: {error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,10 @@ def _entry(row: _Row, roles: Roles, separator: str, limit: int) -> Entry:
 
     def caption() -> Caption:
         used = frozenset(n for n in (roles.image, roles.path, roles.id) if n is not None)
-        return caption_of(row.cells, roles.text, roles.url, separator, used)
+        found = caption_of(row.cells, roles.text, roles.url, separator, used)
+        if data is None or not path:
+            return found
+        return joined([found, Caption(metadata={"path": path})])  # of Hugging Face's Image
 
     return entry(id, path or f"x.{roles.image}", value, caption)
 

@@ -24,6 +24,7 @@ class Report:
         self._tally = Tally()
         self._seconds = 0.0
         self.failed = [(entry.id, entry.reason) for entry in sources.unread_rows()]
+        self._unusable_rows = len(self.failed)
         """(id, reason) of all that should have been sent and was not."""
         self.absent = 0
         """What a source says it does not have."""
@@ -68,8 +69,10 @@ class Report:
             f"{tally.with_metadata} with metadata ({tally.nbytes / 1e6:.1f} MB) to {topic} in "
             f"{self._seconds:.1f} s, {rate:.0f}/s"
         ]
-        if self.failed:
-            parts.append(f"{len(self.failed)} could not be sent")
+        if failed := len(self.failed) - self._unusable_rows:
+            parts.append(f"{failed} could not be sent")
+        if self._unusable_rows:
+            parts.append(f"{counted(self._unusable_rows, 'row')} of captions could not be used")
         if self.absent:
             parts.append(f"{self.absent} skipped because their download had failed")
         return "; ".join(parts)

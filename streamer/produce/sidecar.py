@@ -86,7 +86,8 @@ def json_object(text: str, name: str) -> dict[str, Any]:
             parse_int=_int,
         )
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON: {error}") from None
+        line = f"line {error.lineno}, " if "\n" in text.strip() else ""
+        raise ValueError(f"{name} is not JSON: {error.msg} at {line}column {error.colno}") from None
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     except RecursionError:
@@ -94,6 +95,30 @@ def json_object(text: str, name: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"{name} is not a JSON object")
     return row
+
+
+def clear_cells(text: str) -> dict[str, Any]:
+    """Of a JSON object that `json_object` refuses: the keys that stand once, with values that are
+    UTF-8; empty if it cannot be parsed at all. They may tell which image it is about."""
+    try:
+        row = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError):
+        return {}
+    return {k: v for k, v in row.items() if _is_utf8(v)} if isinstance(row, dict) else {}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    counts = Counter(key for key, _ in pairs)
+    return {key: value for key, value in pairs if counts[key] == 1}
+
+
+def _is_utf8(value: Any) -> bool:
+    try:
+        if isinstance(value, str):
+            value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

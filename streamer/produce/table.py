@@ -10,7 +10,7 @@ from typing import IO, Any, NamedTuple
 
 from streamer.errors import ConfigError
 from streamer.produce.arrow import check_names, damage, readable, rows_of
-from streamer.produce.sidecar import encoding, json_object
+from streamer.produce.sidecar import clear_cells, encoding, json_object
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -91,7 +91,7 @@ def _json_lines(lines: IO[str]) -> Iterator[Row]:
             try:
                 yield Row(where, json_object(_checked(line, number), where), "")
             except ValueError as error:
-                yield Row(where, {}, str(error))
+                yield Row(where, clear_cells(line), str(error))
 
 
 def _parquet(file: Path, named: Collection[str]) -> Iterator[Row]:

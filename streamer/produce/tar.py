@@ -173,4 +173,4 @@ def _entries(
         damage = in_words(error)
     if damage:
         after = f" after {printable(last)}" if last else ""
-        yield Unsendable(name, f"the archive cannot be read{after}: {damage}")
+        yield Unsendable(name, f"{path.name} cannot be read{after}: {damage}")

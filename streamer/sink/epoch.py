@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from streamer.config import Output
@@ -76,7 +77,8 @@ class EpochWriter:
             f"this is a bug: scores {tuple(batch.scores)}, expected {self._score_names}"
         )
         metadata = [None if f.metadata is None else compact(f.metadata) for f in batch.facts]
-        self._table.append(batch, self._shards.append(batch, metadata), metadata)
+        with _removed_by_nobody():
+            self._table.append(batch, self._shards.append(batch, metadata), metadata)
         self._counts.update(d.outcome for d in batch.decisions)
         self.records += len(batch.records)
 
@@ -86,15 +88,11 @@ class EpochWriter:
 
         Raises DependencyError.
         """
-        try:
+        with _removed_by_nobody():
             table = self._table.close()
             files = (*([table] if table else []), *self._shards.close())
             for file in files:
                 self._storage.check_staged(*self._epoch, file)
-        except FileNotFoundError as error:
-            raise DependencyError(
-                f"a staged file is gone: {error}; somebody removed it: leave .staging to its writers"
-            ) from error
         return files
 
     def discard(self) -> None:
@@ -106,3 +104,15 @@ class EpochWriter:
 
     def _create(self, path: str) -> NewFile:
         return self._storage.open_staged(*self._epoch, path)
+
+
+@contextmanager
+def _removed_by_nobody() -> Iterator[None]:
+    """A staged file that is gone is trouble with the storage, or a namesake has taken over: the
+    caller finds out which."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DependencyError(
+            f"a staged file is gone: {error}; somebody removed it: leave .staging to its writers"
+        ) from error

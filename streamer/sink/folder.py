@@ -30,6 +30,8 @@ class Entry(NamedTuple):
 class Folder(ABC):
     uri: str
     """What a person passes to ``streamer dataset verify``; never holds credentials."""
+    setting = "output.path"
+    """The key of the config that names the place, for messages."""
 
     @abstractmethod
     def create(self, path: str) -> NewFile:
@@ -109,7 +111,8 @@ class Folder(ABC):
 
     def refused(self, error: OSError, doing: str, path: str) -> DependencyError:
         kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else DependencyError
-        return kind(f"cannot {doing} {self.place(path)}: {error.strerror or error}{_fix(error)}")
+        fix = _fix(error).replace("output.path", self.setting)
+        return kind(f"cannot {doing} {self.place(path)}: {error.strerror or error}{fix}")
 
 
 _FIXES = {

@@ -15,6 +15,7 @@ from streamer.sink.local import LocalFolder
 from streamer.sink.remote import RemoteFolder
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]*://")
+_HALF_A_URI = re.compile(r"(s3|gs|gcs|abfs|abfss|hdfs|file|https?):/?(?!/)")
 _S3_TEXTS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 _S3_SWITCHES = ("allow_bucket_creation", "anonymous", "force_virtual_addressing")
 _S3_SECONDS = {"connect_timeout": 10.0, "request_timeout": 30.0}
@@ -22,12 +23,23 @@ _S3_SECONDS = {"connect_timeout": 10.0, "request_timeout": 30.0}
 are made."""
 
 
-def open_folder(path: str, *below: str) -> Folder:
+def open_folder(path: str, *below: str, setting: str = "output.path") -> Folder:
     """The folder at ``path``/``below``…, which need not exist. Raises ConfigError for a URI that
-    says nothing we know.
+    says nothing we know; ``setting`` is the key of the config that its message names.
 
     May ask S3 for the bucket's region, and then raise DependencyError.
     """
+    try:
+        folder = _open(path, below)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from None
+    folder.setting = setting
+    return folder
+
+
+def _open(path: str, below: tuple[str, ...]) -> Folder:
+    if half := _HALF_A_URI.match(path):
+        raise ConfigError(f"{path!r} is not a URI; write {half[1]}://… (or ./{path} for a folder)")
     if not _URI.match(path):
         return LocalFolder(Path(path).expanduser().absolute().joinpath(*below))
     parts = urlsplit(path)
@@ -47,7 +59,7 @@ def _any(path: str) -> tuple[Any, str]:
         filesystem, base = fs.FileSystem.from_uri(path)
     except (ValueError, ImportError, OSError) as error:
         raise ConfigError(
-            f"output.path: {path.partition('?')[0]} is no path and no URI that pyarrow can open: {error}"
+            f"{path.partition('?')[0]} is no path and no URI that pyarrow can open: {error}"
         ) from None
     return filesystem, str(base)
 
@@ -60,11 +72,9 @@ def _s3(path: str) -> tuple[Any, str]:
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     known = (*_S3_TEXTS, *_S3_SWITCHES, *_S3_SECONDS)
     if unknown := sorted(given.keys() - set(known)):
-        raise ConfigError(
-            f"output.path: s3:// does not know {unknown[0]!r}; known are {', '.join(known)}"
-        )
+        raise ConfigError(f"s3:// does not know {unknown[0]!r}; known are {', '.join(known)}")
     if not parts.hostname:
-        raise ConfigError("output.path: s3:// needs a bucket, as in s3://bucket/prefix")
+        raise ConfigError("s3:// needs a bucket, as in s3://bucket/prefix")
     options: dict[str, Any] = {name: given[name] for name in _S3_TEXTS if name in given}
     options |= {
         name: given[name].lower() in ("1", "true", "yes") for name in _S3_SWITCHES if name in given
@@ -72,9 +82,7 @@ def _s3(path: str) -> tuple[Any, str]:
     try:
         options |= {name: float(given.get(name, default)) for name, default in _S3_SECONDS.items()}
     except ValueError as error:
-        raise ConfigError(
-            f"output.path: connect_timeout and request_timeout are seconds: {error}"
-        ) from None
+        raise ConfigError(f"connect_timeout and request_timeout are seconds: {error}") from None
     if parts.username:
         options |= {
             "access_key": unquote(parts.username),
@@ -97,5 +105,5 @@ def _s3(path: str) -> tuple[Any, str]:
             background_writes=False, allow_delayed_open=True, retry_strategy=retries, **options
         )
     except ValueError as error:
-        raise ConfigError(f"output.path: s3:// options do not fit together: {error}") from None
+        raise ConfigError(f"s3:// options do not fit together: {error}") from None
     return filesystem, f"{bucket}{unquote(parts.path)}"

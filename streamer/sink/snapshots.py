@@ -21,7 +21,7 @@ from streamer.dedup import snapshot
 from streamer.dedup.meld import State, W
 from streamer.dedup.snapshot import Header, Unusable
 from streamer.dedup.store import WinnerStore
-from streamer.errors import ConfigError, DependencyError
+from streamer.errors import DependencyError
 from streamer.sink.folder import Folder
 from streamer.sink.location import open_folder
 from streamer.wire.claim import DatasetEntry
@@ -216,10 +216,7 @@ def snapshot_folder(config: Config) -> Folder | None:
         return None
     if config.dedup.snapshots == "dataset":
         return open_folder(config.output.path, config.dataset, INDEX)
-    try:
-        return open_folder(config.dedup.snapshots, config.dataset)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("output.path", "dedup.snapshots")) from None
+    return open_folder(config.dedup.snapshots, config.dataset, setting="dedup.snapshots")
 
 
 def open_snapshots(config: Config, dataset: DatasetEntry, topic_id: str) -> Snapshots | None:

@@ -277,5 +277,6 @@ class Fuse:
             last = next((reason for _, _, reason in reversed(self._batches) if reason), "")
             raise DeadLetterFuse(
                 f"{self._invalid} of the last {self._records} records are invalid (the latest: {last}), more than dead_letters.max_ratio = "
-                f"{self._max_ratio:g}. Nothing of this epoch was committed. Look at the records, or raise dead_letters.max_ratio (1 switches the fuse off)."
+                f"{self._max_ratio:g}. Nothing of this epoch was committed. Look at the records in a scratch dataset (`streamer replay run --dataset scratch "
+                "--from count:200 --set dead_letters.max_ratio=1`), or raise dead_letters.max_ratio (1 switches the fuse off)."
             )

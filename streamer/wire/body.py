@@ -31,7 +31,7 @@ class Body:
     """What a JSON value says, not checked any further."""
 
     fields: Mapping[str, Any]
-    """Those of `FIELDS` that are there and not null."""
+    """Those of `FIELDS`, and ``caption``, that are there and not null."""
     image: Any
     """Base64; None where there is none."""
     metadata: Any
@@ -92,10 +92,9 @@ def sort(body: Mapping[str, Any]) -> Body:
             named[lower] = value
         else:
             rest[name] = value
-    if "text" not in named:
-        caption = next((n for n in rest if n.lower() == "caption" and _fits("text", rest[n])), None)
-        if caption is not None:
-            named["text"] = rest.pop(caption)
+    caption = next((n for n in rest if n.lower() == "caption" and _fits("text", rest[n])), None)
+    if caption is not None:
+        named["caption"] = rest.pop(caption)
     image, metadata = named.pop("image", None), named.pop("metadata", {})
     return Body(named, image, {**rest, **metadata} if isinstance(metadata, dict) else metadata)
 

@@ -73,6 +73,7 @@ def parse(
         if value and not (value[0] == 0 and content_type is None and value[4:8] not in _ISO_BOXES):
             if not fields:
                 return Envelope(None, "", None, metadata, value)
+            metadata = caption_as_text(fields, metadata, _decoded)
             text, id, url = _text(fields, "text"), _text(fields, "id"), _text(fields, "url")
             url = url or source_of(_text(fields, "uri"))
             return Envelope(id, text or "", url, metadata, value)
@@ -81,6 +82,7 @@ def parse(
                 "unsupported_encoding",
                 "the value begins like the Confluent wire format, and there is no content-type header",
             )
+        metadata = caption_as_text(fields, metadata, _decoded)
         return _from(_texts(fields), metadata, None, "bad_header", "empty_value")
     if not value:
         raise InvalidRecord("empty_value")
@@ -97,6 +99,7 @@ def parse(
     body = parse_body(value)
     fields_of_both = {**_texts(fields), **body.fields}
     both = {**metadata, **body.metadata} if body.metadata else metadata
+    both = caption_as_text(fields_of_both, both)
     return _from(fields_of_both, both, image_of(body), "bad_json", "no_image")
 
 
@@ -116,8 +119,8 @@ def kind_of(content_type: bytes | str) -> Literal["image", "json", "other"]:
 def fold(
     fields: dict[str, bytes | None], decoded: Callable[[str, bytes], str]
 ) -> Mapping[str, Any]:
-    """Leaves only the plain fields in ``fields``, by their lower-case names, and returns the
-    metadata. ``decoded(name, value)`` makes text of a header."""
+    """Leaves only the plain fields and ``caption`` in ``fields``, by their lower-case names, and
+    returns the metadata. ``decoded(name, value)`` makes text of a header."""
     metadata: dict[str, Any] = {}
     fallback: dict[str, bytes | None] = {}
     for name in [n for n in fields if n not in _PLAIN]:
@@ -130,10 +133,7 @@ def fold(
         elif lower.startswith("meta-"):
             metadata[name[5:]] = decoded(name, raw)
         elif lower == "caption":
-            if fields.get("text") is None and "text" not in fallback:
-                fallback["text"] = raw
-            else:
-                metadata[lower] = decoded(name, raw)
+            fields.setdefault(lower, raw)
         elif lower == "ce_id":
             fallback["id"] = raw
         elif lower == "ce_datacontenttype":
@@ -146,6 +146,22 @@ def fold(
         if fields.get(name) is None:
             fields[name] = raw
     return metadata
+
+
+def caption_as_text(
+    fields: dict[str, Any],
+    metadata: Mapping[str, Any],
+    decoded: Callable[[str, Any], str] = lambda _, text: text,
+) -> Mapping[str, Any]:
+    """The header ``caption`` becomes the text in ``fields`` if there is none, else it becomes
+    metadata, which are returned; a key of the record's JSON wins."""
+    caption = fields.pop("caption", None)
+    if caption is None:
+        return metadata
+    if fields.get("text") is None:
+        fields["text"] = caption
+        return metadata
+    return {"caption": decoded("caption", caption), **metadata}
 
 
 def _decoded(name: str, raw: bytes) -> str:

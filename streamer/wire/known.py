@@ -9,7 +9,7 @@ from typing import Any
 from streamer.errors import InvalidRecord
 from streamer.records import UNREADABLE_HEADERS, Facts, Record
 from streamer.wire.body import Body, load, sort
-from streamer.wire.envelope import fold, kind_of, source_of
+from streamer.wire.envelope import caption_as_text, fold, kind_of, source_of
 
 
 def known(record: Record, default_content_type: str, max_json_bytes: int) -> Facts:
@@ -27,6 +27,7 @@ def known(record: Record, default_content_type: str, max_json_bytes: int) -> Fac
             body = sort(load(value, unique=False))
             fields |= body.fields
             metadata |= _metadata(body)
+    metadata = dict(caption_as_text(fields, metadata))
     url = _text(fields.get("url")) or source_of(_text(fields.get("uri")))
     return Facts(_text(fields.get("id")), _text(fields.get("text")), url, metadata or None)
 

@@ -133,8 +133,10 @@ def test_an_epoch_that_is_committed_and_waits_in_staging(config: Config, path: P
 
 def test_epochs_of_another_life(config: Config, path: Path) -> None:
     manifests = dataset(config)
-    write_log(config, [*manifests[:-1], replace(manifests[-1], uuid="abc")])
-    assert problems(verify("-c", path, expect=1)) == [("epoch_differs", manifests[-1].path)]
+    write_log(config, [*manifests[:-1], replace(manifests[-1], sealed="2026-01-01T00:00:01Z")])
+    report = verify("-c", path, expect=1)
+    assert problems(report) == [("epoch_differs", manifests[-1].path)]
+    assert "sha256" in report["problems"][0]["detail"]
 
 
 def test_an_epoch_that_the_log_does_not_name(config: Config, path: Path) -> None:

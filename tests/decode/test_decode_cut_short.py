@@ -24,7 +24,7 @@ OPTIONS = [
 
 @pytest.fixture(autouse=True)
 def _set_up():
-    set_up()
+    set_up(64_000_000)
 
 
 def scan(data: bytes) -> int:

@@ -98,7 +98,7 @@ SEEDS = [
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_damaged_files_are_decoded_or_invalid(data):
-    set_up()
+    set_up(64_000_000)
     damaged = bytearray(data.draw(st.sampled_from(SEEDS)))
     for _ in range(data.draw(st.integers(0, 8))):
         # half of the flips hit the first 256 bytes, where a file's structure is

@@ -9,9 +9,19 @@ import pytest
 from PIL import Image
 
 from streamer.config import Decode
+from streamer.config.value import KNOWN_FORMATS
 from streamer.decode import jpeg
 from streamer.decode.failure import Undecodable
-from streamer.decode.image import _FORMATS, Header, decode_rgb, read_header, set_up, sniff
+from streamer.decode.image import (
+    _FORMATS,
+    _MAGIC,
+    FORMATS,
+    Header,
+    decode_rgb,
+    read_header,
+    set_up,
+    sniff,
+)
 from streamer.errors import InvalidRecord
 from tests.decode.images import (
     LIMITS,
@@ -29,7 +39,7 @@ from tests.decode.images import (
 
 @pytest.fixture(autouse=True)
 def _set_up():
-    set_up()
+    set_up(64_000_000)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +66,33 @@ def test_formats(format, extension):
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "heic"), (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "avif"), (b"\0\0\0\x18ftypisom\0\0\0\0mp41avc1", None),
         (b"\xff\x0a\xfa", "jxl"), (b"8BPS", "psd"), (b"<svg xmlns='x'>", "svg"), (b"<?xml version='1.0'?>\n<svg>", "svg"), (b"<?xml?><html>", None),
-        (b"BMW is a car, not a picture", None), (b"%PDF-1.7", "pdf"), (b"", None), (b"\xff\xd8", None), (b"RIFF\0\0\0\0WAVE", None), (b"{}", None),
+        (b"BMW is a car, not a picture", None), (b"%PDF-1.7", "pdf"), (b"", None), (b"\xff\xd8", None), (b"RIFF\0\0\0\0WAVE", None), (b"P6\n1 1\n255\n\0\0\0", "ppm"), (b"P9 is no PPM", None), (b"{}", None),
     ],
 )  # fmt: skip
 def test_sniff(data, name):
     assert sniff(data) == name
     if name != "avif":
         assert reason(data) == ("not_an_image" if name is None else "unsupported_image")
+
+
+def test_the_config_knows_every_format():
+    recognised = {name for _, name in _MAGIC} | {"webp", "avif", "heic", "bmp", "svg", "ppm"}
+    assert set(KNOWN_FORMATS) == recognised
+    assert KNOWN_FORMATS[: len(FORMATS)] == FORMATS
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF"])
+def test_a_limit_above_that_of_pillow(format):
+    """179 megapixels."""
+    set_up(200_000_000)
+    options = {"compression": "tiff_deflate"} if format == "TIFF" else {}
+    data = saved(Image.new("1", (13_400, 13_400)), format, **options)
+    limits = Decode(max_pixels=200_000_000)
+    header = read_header(data, limits)
+    assert decode_rgb(data, header, NEVER).size == (13_400, 13_400)
+    with pytest.raises(InvalidRecord) as caught:
+        read_header(data, LIMITS)
+    assert "decode.max_pixels" in caught.value.detail
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
@@ -250,7 +280,7 @@ def test_a_limit_beyond_pillows_own():
     data = bare_png(20_000, 15_000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        set_up()
+        set_up(64_000_000)
         assert read_header(data, limits) == Header("png", 20_000, 15_000, 1)
     assert reason(data) == "too_many_pixels"
 

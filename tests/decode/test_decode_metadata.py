@@ -39,7 +39,7 @@ PICTURE = picture()
 
 @pytest.fixture(autouse=True)
 def _set_up():
-    set_up()
+    set_up(64_000_000)
 
 
 def orientation(data: bytes) -> int:
@@ -172,7 +172,7 @@ def test_application_data_and_comments_of_a_jpeg(marker, content, count):
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_damaged_application_data_of_a_jpeg(data):
-    set_up()
+    set_up(64_000_000)
     original = saved(PICTURE, "JPEG", quality=30)
     marker = data.draw(st.sampled_from([*range(0xE1, 0xEE), 0xEF, 0xFE]))
     start = data.draw(st.sampled_from([c for m, c in SEGMENTS if m == marker] or [b""]))

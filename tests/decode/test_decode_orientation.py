@@ -47,7 +47,7 @@ VALUES = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16:
 
 @pytest.fixture(autouse=True)
 def _set_up():
-    set_up()
+    set_up(64_000_000)
 
 
 def with_profile(kind: bytes, block: bytes) -> bytes:

@@ -30,7 +30,7 @@ RANDOM = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def _set_up():
-    set_up()
+    set_up(64_000_000)
 
 
 def grey(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,15 @@ import pytest
 import yaml
 
 from streamer.testing import create_topic, free_port, jpeg, produce
-from tests.integration.service import SCRIPT, Made, Replica, Service, photographs, streamer
+from tests.integration.service import (
+    SCRIPT,
+    Made,
+    Replica,
+    Service,
+    photographs,
+    streamer,
+    verified,
+)
 
 SLOW = {"type": "tests.plugins.thumbnail:ThumbnailEmbedder", "args": {"delay_ms": 400}}
 SHORT = {"epoch_records": 40, "seal_after": "1s"}
@@ -158,6 +166,38 @@ def test_a_bounded_run_that_is_stopped_early(
     assert again.count("the end is reached: everything up to it is decided and committed") == 1
     assert problems(folder) == []
     assert start().end() == 0, "there is nothing left to do"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_replica_without_a_partition_is_not_done_before_the_others(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, killed: bool
+) -> None:
+    """It stands by: when the one that has the partition is killed, it finishes its work."""
+    create_topic(kafka, topic_name)
+    produce(kafka, topic_name, [(image, {}) for image in photographs(300, seed=7, invalid=0)])
+    quick = {
+        "bootstrap_servers": kafka,
+        "topic": topic_name,
+        "client": {"session.timeout.ms": 6000},
+    }
+    service = make_service(
+        dataset_name,
+        embedder={**SLOW, "args": {"delay_ms": 1000}},
+        kafka=quick,
+        output={**_out(make_service), **SHORT},
+    )
+    one = service.start("--until", "end")
+    one.wait_for("epoch committed", timeout=120)
+    other = service.start("--until", "end", writer="w1")
+    other.wait_for("it stands by for the others", timeout=90)
+    assert other.process.poll() is None
+    if killed:
+        one.kill()
+    else:
+        assert one.end() == 0, one.log
+    assert other.end() == 0, other.log
+    assert ("others have committed everything up to it" in other.log) == (not killed)
+    assert verified(service.output)["records"] == 300
 
 
 def _out(make_service: Made) -> dict[str, Any]:

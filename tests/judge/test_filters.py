@@ -150,14 +150,6 @@ def test_no_score_rule_is_falsy():
     assert Rules([FieldRule(field="a_score", at_least=1)], ["jpg"], ["a"]).score_rules
 
 
-@pytest.mark.parametrize(
-    ("written", "meant"), [("jpeg", "jpg"), ("JPG", "jpg"), (".png", "png"), ("tif", "tiff")]
-)
-def test_a_format_that_could_never_match_is_a_config_error(written, meant):
-    with pytest.raises(ConfigError, match=f"output.formats: '{written}' is written '{meant}'"):
-        Rules([], ["png", written])
-
-
 class Even(Filter):
     def keep(self, row: FilterRow) -> bool | tuple[bool, str]:
         if row.facts.metadata["n"] % 2 == 0:  # type: ignore[index]

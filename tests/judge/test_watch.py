@@ -40,7 +40,7 @@ def test_a_misspelt_key_of_the_metadata(caplog: pytest.LogCaptureFixture) -> Non
     assert warnings(caplog) == []
     check(made, 2 * FIRST, metadata={"license": "cc0"})
     assert warnings(caplog) == [
-        "filters.0 (metadata.lisence): none of the first 100 records has metadata.lisence, so that "
+        "filters.0 (metadata.lisence): none of the first 100 records has metadata.lisence, so "
         "this rule removes them all; metadata has lang, license; did you mean metadata.license?"
     ]
 
@@ -60,7 +60,7 @@ def test_a_misspelt_key_of_the_metadata(caplog: pytest.LogCaptureFixture) -> Non
         (
             {"field": "metadata.lang", "in": ["EN"]},
             {"metadata": {"lang": "en"}},
-            "which removes them; the last one's metadata.lang is 'en'",
+            "and were removed; the last one's metadata.lang is 'en'",
         ),
         ({"field": "text", "matches": "b"}, {"text": "a" * 5000}, f"is '{'a' * 79}"),
         (

@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import subprocess
+import sys
 import time
 import warnings
 
@@ -120,6 +122,17 @@ def test_librdkafka_does_not_repeat_itself(spoken):
         log.error("FAIL [rdkafka#consumer-1] connect to broker:9092 failed (after %dms)", i)
     log.error("ERROR [rdkafka#consumer-1] another thing")
     assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_nor_in_a_command_without_a_log_of_its_own():
+    code = (
+        "import logging; from streamer.ops import logs; log = logging.getLogger(logs.LIBRDKAFKA)\n"
+        "for i in range(20): log.error('FAIL [x] connect failed (after %dms)', i)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [
+        "a Kafka broker is unreachable, retrying: connect failed (after 0ms)"
+    ]
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])

@@ -43,7 +43,7 @@ def test_exit_codes_of_the_process(kafka, topic_name, tmp_path):
     code, out, err = streamer(tmp_path / "bad", *to)
     assert code == 1
     assert out.endswith("; 1 could not be sent\n")
-    assert err == "not sent: a.jpg: a.json is not JSON: Expecting value: line 1 column 1 (char 0)\n"
+    assert err == "not sent: a.jpg: a.json is not JSON: Expecting value at column 1\n"
     for captions, expected, words in (
         ("bad.csv", 2, "bad.csv: row 1 has 3 cells"),
         ("no.csv", 1, "no path in it matches a file"),

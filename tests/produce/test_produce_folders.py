@@ -164,7 +164,7 @@ def test_what_cannot_be_sent_is_named(tmp_path):
         "nul.jpg": r"the metadata key 'k\x00x' contains NUL",
         "long.jpg": "long.txt: 5000 bytes; the topic takes at most 4000 (its max.message.bytes)",
         "twice.jpg": "twice.json: duplicate key 'a'",
-        "no.jpg": "no.json is not JSON: Expecting value: line 1 column 1 (char 0)",
+        "no.jpg": "no.json is not JSON: Expecting value at column 1",
         "dict.jpg": "dict.json: 'text' is an object or a list in a list, not text",
     }
 

@@ -32,7 +32,7 @@ def test_parquet_with_hugging_face_images(tmp_path):
     assert (first.id, first.value) == ("train/0", b"A")
     assert dict(first.headers) == {
         "content-type": b"image/png", "id": b"train/0", "text": b"one",
-        "meta-score": b"0.5", "meta-tags": b'["x"]',
+        "meta-path": b"a.png", "meta-score": b"0.5", "meta-tags": b'["x"]',
     }  # fmt: skip
     assert second == Unsendable("train/1", "row 1 of train.parquet has no image")
     assert third == Unsendable("train/2", "row 2 of train.parquet has no image")
@@ -273,7 +273,7 @@ def test_a_damaged_parquet_is_named(tmp_path):
     pq.write_table(pa.table({"jpg": [b"A" * 1000] * 50}), tmp_path / "t.parquet")
     (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-20])
     (entry,) = read(tmp_path / "t.parquet")
-    assert entry.reason.startswith("the Parquet file cannot be read")
+    assert entry.reason.startswith("t.parquet cannot be read")
 
 
 def test_a_parquet_in_a_folder_costs_only_itself(tmp_path):

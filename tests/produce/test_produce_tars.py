@@ -228,7 +228,7 @@ def test_a_damaged_tar_is_never_taken_for_its_end(tmp_path, damage):
     entries = read(path)
     assert isinstance(entries[-1], Unsendable)
     assert entries[-1].id == "x"
-    assert entries[-1].reason.startswith("the archive cannot be read")
+    assert entries[-1].reason.startswith(f"{path.name} cannot be read")
     assert "\n" not in entries[-1].reason
     assert len([e for e in entries if isinstance(e, Item)]) == (
         0 if damage == "no tar" else 2 if "cut in" in damage else 3
@@ -241,7 +241,7 @@ def test_a_gzip_with_a_wrong_checksum_is_told(tmp_path):
     data[-6] ^= 1
     path.write_bytes(data)
     *_, last = read(path)
-    assert last.reason.startswith("the archive cannot be read after a.jpg: CRC check failed")
+    assert last.reason.startswith("x.tgz cannot be read after a.jpg: CRC check failed")
 
 
 def test_hostile_headers_are_damage(tmp_path):
@@ -256,7 +256,7 @@ def test_hostile_headers_are_damage(tmp_path):
         (tmp_path / "t.tar").write_bytes(image[:2048] + hostile + image[2048:])
         found = read_all(tmp_path / "t.tar")
         assert found.texts().keys() <= {"t/a", "t/b"}
-        assert found.reasons()["t"].startswith("the archive cannot be read after b.jpg: ")
+        assert found.reasons()["t"].startswith("t.tar cannot be read after b.jpg: ")
 
 
 @pytest.mark.parametrize("order", ["beside", "images first"])

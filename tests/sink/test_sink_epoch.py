@@ -76,6 +76,18 @@ def test_discard_leaves_nothing(storage, sealed):
     assert storage.files() == []
 
 
+@pytest.mark.parametrize("sealed", [False, True])
+def test_staged_files_that_somebody_removes_are_trouble_with_the_storage(tmp_path, sealed):
+    storage = Storage(str(tmp_path), "cats")
+    maker = Maker(storage, shard_records=3)
+    writing = maker.open()
+    writing.append(maker.batch(0, 25))
+    storage.discard("w-0", 0, writing.uuid)
+    with pytest.raises(DependencyError):
+        writing.seal() if sealed else writing.append(maker.batch(1, 25))
+    writing.discard()
+
+
 def test_a_write_that_fails_ends_the_epoch_and_leaves_nothing(tmp_path):
     """A real EFBIG in the middle of a tar and of a Parquet file, in a process of its own; warnings
     and late errors would show on stderr."""

@@ -244,6 +244,8 @@ def test_uris():
     [
         ("s3://b/p?regoin=x", "does not know 'regoin'"),
         ("s3:///p", "needs a bucket"),
+        ("s3:/b/p", "write s3://"),
+        ("gs:b/p", "write gs://"),
         ("s3://b/p?region=x&connect_timeout=soon", "are seconds"),
         ("s3://k:s@b/p?region=x&anonymous=true", "anonymous"),
         ("nowhere://x", "no URI that pyarrow can open"),

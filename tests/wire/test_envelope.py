@@ -228,6 +228,8 @@ def test_no_key_of_the_json_is_lost(body, text, metadata):
         ([("caption", b"a")], "a", {}),
         ([("Caption", b"a")], "a", {}),
         ([("caption", b"b"), ("text", b"a")], "a", {"caption": "b"}),
+        ([("caption", b"b"), ("Text", b"a")], "a", {"caption": "b"}),
+        ([("Text", b"a"), ("Caption", b"b")], "a", {"caption": "b"}),
         ([("streamer-topic", b"t"), ("streamer-offset", b"7")], "",
          {"streamer-topic": "t", "streamer-offset": "7"}),
         ([("traceparent", b"00-1")], "", {}),
@@ -236,6 +238,13 @@ def test_no_key_of_the_json_is_lost(body, text, metadata):
 def test_a_caption_and_a_dead_letter_in_headers(headers, text, metadata):
     for found in (of(JPEG, *headers), of_json(*headers, image=IMAGE)):
         assert (found.text, found.metadata) == (text, metadata)
+
+
+def test_a_caption_in_one_place_and_a_text_in_the_other():
+    found = of_json(("text", b"header"), caption="body", image=IMAGE)
+    assert (found.text, found.metadata) == ("header", {"caption": "body"})
+    found = of_json(("Caption", b"header"), text="body", image=IMAGE)
+    assert (found.text, found.metadata) == ("body", {"caption": "header"})
 
 
 def deep(levels: int, kind: str) -> bytes:
