@@ -191,7 +191,7 @@ def test_a_folder_of_another_dataset(config: Config, path: Path, tmp_path: Path)
     write_log(config, dataset(config))
     make_dataset(str(tmp_path), name="dogs")
     told = verify(tmp_path / "dogs", "-c", path, expect=2)
-    assert f"holds the dataset dogs, the config is of {config.dataset}" in told["stderr"]
+    assert f"holds dataset dogs, but the config names {config.dataset}" in told["stderr"]
 
 
 def test_a_log_that_is_none(config: Config, path: Path, tmp_path: Path) -> None:
