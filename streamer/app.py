@@ -28,7 +28,6 @@ from streamer.dedup.index import WinnerIndex
 from streamer.errors import (
     DependencyError,
     Fenced,
-    ProtocolError,
     StreamerError,
     Unfinished,
 )
@@ -36,7 +35,6 @@ from streamer.flow.channel import Channel
 from streamer.flow.item import Chunk, Decided, Fence, Run
 from streamer.flow.worker import Failure, Worker
 from streamer.judge.batcher import Batcher
-from streamer.judge.filters import Rules
 from streamer.judge.judge import Judge
 from streamer.kafka.admin import Admin, TopicInfo
 from streamer.kafka.claims import ClaimStage, NoClaims
@@ -52,6 +50,7 @@ from streamer.ops.watchdog import Watchdog
 from streamer.provenance import fingerprints
 from streamer.range import Range, live_range, replay_range
 from streamer.replica import DRAIN_DEADLINE_S, Bound, Line, Replica
+from streamer.sink.agreement import require_claims
 from streamer.sink.engine import CommitEngine
 from streamer.sink.epoch import EpochWriter
 from streamer.sink.writer import EpochThread
@@ -177,7 +176,7 @@ def put_together(
     )
     stage = NoClaims(decided, fence, failure) if claims is None else claims
 
-    rules = Rules(config.filters, config.output.formats, (head.name for head in config.heads))
+    rules = ground.rules
     at_exit.callback(rules.finish)
     embedder = model.embedder
     decoder = decoder_type(
@@ -267,11 +266,8 @@ def recover(
         engine.claims_position > line.stage.position
     ):  # others went on since; nobody else tails it yet
         state.claim_log.restore(admin, lambda at, end: None)
-    if engine.claims_position > line.stage.position and config.dedup is not None:
-        raise ProtocolError(
-            f"{config.claims_topic}: the claim log ends at position {line.stage.position}, but the commit log knows it up to {engine.claims_position}: it was deleted "
-            "or made again. Restore the topic, or continue with a new dataset name."
-        )
+    if config.dedup is not None:
+        require_claims(line.stage.position, engine.claims_position, config.claims_topic)
     line.fence.run = Run(1, engine.next_epoch)
     replica = Replica(
         source, engine, line, ground.ops.failure, metrics, beat, poll_interval_s(config)

@@ -74,11 +74,11 @@ class Fenced(TemporaryError):
 
 
 class Unfinished(TemporaryError):
-    """A run with an end was stopped before it: at ``committed`` of ``end`` offsets, or before
-    anything was read (``end`` 0)."""
+    """A run with an end was stopped before it: at ``committed`` of ``end`` offsets; 0 if the end was
+    not known yet."""
 
     def __init__(self, committed: int = 0, end: int = 0) -> None:
-        at = f"at {committed} of {end}" if end else "before anything was read"
+        at = f"at {committed} of {end}" if end else "before its end"
         super().__init__(f"stopped {at}, start again to go on")
 
 

@@ -3,6 +3,7 @@ group is never touched."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
 
@@ -10,6 +11,8 @@ from streamer.config import Config, merge, parse
 from streamer.errors import ConfigError
 from streamer.kafka.admin import Admin
 from streamer.units import parse_time
+
+log = logging.getLogger("streamer")
 
 _OFFSETS = re.compile(r"offset:(?:(\d+)|(\d+=\d+(?:,\d+=\d+)*))")
 _COUNT = re.compile(r"count:(\d+)")
@@ -59,6 +62,11 @@ def end_offsets(
         wanted = {p: given.get(p, starts[p]) for p in starts}
     else:
         wanted = admin.offsets_at(topic, list(starts), _milliseconds("--until", text))
+    if beyond := [p for p in sorted(wanted) if wanted[p] > ends[p]]:
+        where = f"partition {beyond[0]} ends at offset {ends[beyond[0]]}"
+        log.warning(
+            f"--until {text} lies beyond the end of {topic}: {where}; the replay ends there"
+        )
     return {p: max(start, min(wanted[p], ends[p])) for p, start in starts.items()}
 
 

@@ -61,7 +61,7 @@ class Progress(NamedTuple):
 
     committed: int
     end: int
-    """0: it was stopped before its end was known."""
+    """0: it is not known yet."""
 
 
 class Bound:

@@ -19,15 +19,19 @@ from streamer.dedup.choose import open_index
 from streamer.dedup.index import WinnerIndex
 from streamer.dedup.meld import Meld
 from streamer.flow.worker import Failure
+from streamer.judge.filters import Rules
 from streamer.kafka.admin import Admin, TopicInfo
 from streamer.kafka.claim_log import ClaimLog
+from streamer.kafka.log import LogReader
 from streamer.kafka.snapshotter import Snapshotter
 from streamer.model.model import Model
 from streamer.ops.health import Health
 from streamer.ops.metrics import Metrics
 from streamer.provenance import binding, describe
+from streamer.sink.agreement import require_claims, require_same
 from streamer.sink.snapshots import open_snapshots
 from streamer.sink.storage import Storage
+from streamer.wire.manifest import decode
 
 log = logging.getLogger("streamer")
 
@@ -51,6 +55,7 @@ class Ground:
     storage: Storage
     has_room: bool
     """False: at the start the disk was full, perhaps of what is deleted when the writer recovers."""
+    rules: Rules
     model: Model
     index: WinnerIndex
     """Empty."""
@@ -79,6 +84,8 @@ def check(
     Blocks while weights are fetched and the model is loaded. Raises ConfigError, DependencyError.
     """
     require_folders(config.fetch)
+    # First of all the filters: what is recorded of the pipeline needs their modules.
+    rules = Rules(config.filters, config.output.formats, (head.name for head in config.heads))
     storage = Storage(config.output.path, config.dataset)
     if not (has_room := storage.has_room(config.writer)):
         log.warning(
@@ -92,10 +99,23 @@ def check(
         extra={"device": str(model.device), "dim": model.dim, "heads": list(model.score_names)},
     )
     index = make_index(config, model)
+    pipeline = describe(config, model)
+    require_logs(config, admin, storage)
     admin.ensure_dataset_topics(config)
-    return Ground(
-        config, admin, topic, storage, has_room, model, index, describe(config, model), ops
-    )
+    return Ground(config, admin, topic, storage, has_room, rules, model, index, pipeline, ops)
+
+
+def require_logs(config: Config, admin: Admin, storage: Storage) -> None:
+    """Neither the commit log nor the claim log is missing while something else tells of them: made
+    again they would be empty. Blocks; raises ProtocolError, DependencyError."""
+    missing = admin.check_dataset_topics(config)
+    if config.commits_topic in missing:
+        require_same([], storage.projected(), storage, config.commits_topic)
+    elif config.claims_topic in missing and config.dedup is not None:
+        with LogReader(config, admin, config.commits_topic) as log:
+            entries = [decode(message.value() or b"") for message in log.read()]
+        needed = max((manifest.claims_position for manifest in entries), default=0)
+        require_claims(0, needed, config.claims_topic)
 
 
 def restore(ground: Ground, at_exit: ExitStack) -> Restored:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from streamer.audit.files import Look
-from streamer.audit.manifests import Epoch, manifest_path, parse_manifest
+from streamer.audit.manifests import NOT_A_MANIFEST, Epoch, manifest_path, parse_manifest
 from streamer.audit.report import Report
 from streamer.audit.tiles import Span
 from streamer.errors import ConfigError, ProtocolError
@@ -63,6 +63,7 @@ class CommitAudit:
             )
         there = {(e.writer, e.epoch): e for e in public}
         staged = {s.uuid for s in look.staged}
+        latest = {writer: (writer, epoch) for writer, epoch in sorted(self._before)}
         for name, epoch in sorted(self._before.items()):
             found = there.get(name)
             if found is not None:
@@ -72,8 +73,9 @@ class CommitAudit:
                         here, there_ = f"sha256 {found.sha256[:12]}", f"{epoch.sha256[:12]}"
                     detail = f"{here} here, {there_} in {self._committed.topic}"
                     self._report.problem("epoch_differs", found.path, detail)
-            elif epoch.uuid in staged:
-                detail = f"{self._committed.topic} names it; it waits in .staging"
+            elif epoch.uuid in staged or (not epoch.files and latest[epoch.writer] == name):
+                # A manifest that founds a dataset has no files, so nothing of it is staged.
+                detail = f"{self._committed.topic} names it; it waits to be projected"
                 self._report.note("unprojected", manifest_path(*name), detail)
             else:
                 records = sum(epoch.counts.values())
@@ -105,7 +107,7 @@ class CommitAudit:
         for data in self._committed.manifests():
             try:
                 epoch = parse_manifest(self._committed.topic, data)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except NOT_A_MANIFEST as error:
                 raise ProtocolError(
                     f"{self._committed.topic}: an entry is no manifest ({type(error).__name__}: "
                     f"{error}): {data[:80]!r}"

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from streamer.audit.manifests import Epoch
 from streamer.audit.report import Report
 from streamer.audit.rows import Duplicates, vectors_of
+from streamer.audit.table import Damaged, open_table
 from streamer.audit.tiles import Tiles
 from streamer.records import F16, origin_of
 from streamer.sink.folder import Folder
@@ -105,11 +106,9 @@ class DuplicateAudit:
         """Reads the winners' files and compares. Raises DependencyError if the storage refuses."""
         for path, wanted in self._pending.items():
             try:
-                with self._folder.explained("read", path), self._folder.open(path) as source:
-                    self._compare(pq.ParquetFile(source), wanted)
-            except (
-                pa.ArrowException
-            ) as error:  # reported as table_unreadable where its rows are read
+                with open_table(self._folder, path) as table:
+                    self._compare(table, wanted)
+            except Damaged as error:  # reported as table_unreadable where its rows are read
                 missing = next(iter(wanted.values()))[0]
                 self._report.problem(
                     "duplicate_target",

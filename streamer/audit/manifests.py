@@ -47,6 +47,12 @@ class Epoch:
         return self.tables + self.tars
 
 
+NOT_A_MANIFEST = (
+    *(ValueError, LookupError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),  # 1e999 bytes, lists in lists without an end
+)
+
+
 def read_manifests(folder: Folder, report: Report, known: set[str]) -> list[Epoch]:
     """Every readable manifest, by writer and epoch, but those at the paths in ``known``, to which
     the ones that were read are added. Raises DependencyError if the storage refuses."""
@@ -58,7 +64,7 @@ def read_manifests(folder: Folder, report: Report, known: set[str]) -> list[Epoc
         try:
             with folder.open(entry.path) as file:
                 epoch = parse_manifest(entry.path, file.read())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except NOT_A_MANIFEST as error:
             report.problem("manifest_unreadable", entry.path, f"{type(error).__name__}: {error}")
             continue
         name = _NAME.fullmatch(entry.path)
@@ -79,7 +85,7 @@ def order(epoch: Epoch) -> tuple[str, int]:
 
 
 def parse_manifest(path: str, data: bytes) -> Epoch:
-    """Raises ValueError, KeyError, TypeError or AttributeError for what is no manifest."""
+    """Raises one of `NOT_A_MANIFEST`."""
     raw: dict[str, Any] = json.loads(data)
     if raw["version"] != 1:
         raise ValueError(f"version {raw['version']!r} is not known")

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from streamer.audit.manifests import Epoch, File
 from streamer.audit.report import Report
+from streamer.audit.table import Damaged, open_table
 from streamer.records import F16, I64, OUTCOMES
 from streamer.sink.folder import Folder
 from streamer.units import counted
@@ -81,8 +81,7 @@ class RowAudit:
         rows = Rows()
         check_sum(self._folder, file, self._report, self._advance)
         try:
-            with self._folder.explained("read", file.path), self._folder.open(file.path) as source:
-                table = pq.ParquetFile(source)
+            with open_table(self._folder, file.path) as table:
                 if missing := sorted(set(COLUMNS) - set(table.schema_arrow.names)):
                     self._report.problem(
                         "table_unreadable", file.path, f"it lacks the columns {', '.join(missing)}"
@@ -94,7 +93,7 @@ class RowAudit:
                 for batch in table.iter_batches(BATCH_ROWS, columns=there):
                     self._check(epoch, file.path, batch, rows)
                     seen.append(pa.table({"p": batch["partition"], "o": batch["offset"]}))
-        except pa.ArrowException as error:
+        except Damaged as error:
             self._report.problem("table_unreadable", file.path, str(error))
             return rows
         self._total(epoch, file, rows, seen)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from streamer.audit.manifests import read_manifests
 from streamer.audit.report import Report
+from streamer.audit.table import Damaged, open_table
 from streamer.errors import DependencyError
 from streamer.records import F32
 from streamer.sink.location import open_folder
@@ -111,13 +111,12 @@ def statistics(
         found.table_bytes += sum(f.bytes for f in epoch.tables)
     for done, (epoch, file) in enumerate(tables, start=1):
         try:
-            with folder.explained("read", file.path), folder.open(file.path) as source:
-                table = pq.ParquetFile(source)
+            with open_table(folder, file.path) as table:
                 scored = [n for n in table.schema_arrow.names if n.endswith(_SUFFIX)]
                 columns = ["outcome", "reason", "flags", "format", "bytes", "partition", *scored]
                 for batch in table.iter_batches(columns=columns):
                     _count(found, epoch.writer, batch, scored, rng)
-        except (pa.ArrowException, FileNotFoundError) as error:
+        except (Damaged, FileNotFoundError) as error:
             raise DependencyError(
                 f"cannot read {folder.place(file.path)}: {error}. Run `streamer dataset verify`."
             ) from error

@@ -40,7 +40,7 @@ class Audit:
             self.report.compared_with = committed.topic
         self._known: set[str] = set()
         self.epochs: list[Epoch] = read_manifests(self.folder, self.report, self._known)
-        if not self.epochs:
+        if not self.epochs and (self._commits is None or self._commits.first is None):
             detail = "there is none; is this the folder OUTPUT/DATASET?"
             self.report.problem("no_dataset", "manifests", detail)
         self.total_bytes = sum(file.bytes for epoch in self.epochs for file in epoch.files)

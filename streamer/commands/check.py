@@ -13,12 +13,13 @@ import yaml
 
 from streamer.commands.options import read_config, with_config
 from streamer.config import HIDDEN, Config, is_secret
-from streamer.errors import EXIT_DONE, StreamerError
+from streamer.errors import EXIT_DONE, ProtocolError, StreamerError
 from streamer.units import counted
 
 if TYPE_CHECKING:
     from streamer.kafka.admin import TopicInfo
     from streamer.model.model import Model
+    from streamer.wire.manifest import Manifest
 
 
 def _print_schema(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -95,6 +96,7 @@ class Probed:
     """What the probes have found so far; None if it is wrong."""
 
     topic: TopicInfo | None = None
+    committed: list[Manifest] | None = None
     model: Model | None = None
 
     def __init__(self, config: Config) -> None:
@@ -164,7 +166,7 @@ def _topics(probed: Probed) -> str:
 def _output(probed: Probed) -> str:
     from streamer.kafka.admin import Admin
     from streamer.kafka.log import LogReader
-    from streamer.sink.engine import require_present
+    from streamer.sink.agreement import require_same
     from streamer.sink.storage import Storage
     from streamer.wire.manifest import decode
 
@@ -173,14 +175,42 @@ def _output(probed: Probed) -> str:
     storage.check_writable()
     if probed.topic is None:
         raise Skipped(
-            f"{storage.root_uri} is writable. Skipped, needs the input topic: whether the dataset's epochs "
-            "are there"
+            f"{storage.root_uri} is writable. Skipped, needs the input topic: whether the dataset's "
+            "epochs are there"
         )
     with LogReader(config, Admin(config.kafka), config.commits_topic) as log:
-        committed = [decode(message.value() or b"") for message in log.read()]
-    require_present(committed, storage.projected(), storage, config.commits_topic)
+        projected = storage.projected()
+        committed = [decode(message.value() or b"") for message in log.read(whole=True)]
+    require_same(committed, projected, storage, config.commits_topic)
+    probed.committed = committed
     epochs = f"; all of {counted(len(committed), 'epoch')} are there" if committed else ""
     return f"{storage.root_uri} is writable{epochs}"
+
+
+def _offsets(probed: Probed) -> str:
+    from streamer.kafka.admin import Admin
+    from streamer.sink.agreement import contradiction
+    from streamer.sink.ledger import Ledger
+
+    config, topic = probed.config, probed.topic
+    if topic is None or probed.committed is None:
+        raise Skipped("skipped: needs the input topic and the output")
+    admin, ledger = Admin(config.kafka), Ledger()
+    for manifest in probed.committed:
+        ledger.apply(manifest)
+    partitions = [p for p in range(topic.partitions) if ledger.end(p) is not None]
+    if not partitions:
+        return "none is committed"
+    committed = admin.committed(config.group, topic.name, partitions)
+    begins = admin.begin_offsets(topic.name, partitions)
+    ends = admin.end_offsets(topic.name, partitions, committed=False)
+    for p in partitions:
+        start = ledger.end(p) or 0
+        offset = committed[p].offset if p in committed else None
+        if why := contradiction(config.dataset, p, start, offset, begins[p], ends[p]):
+            raise ProtocolError(why)
+    behind = sum(ends[p] - (ledger.end(p) or 0) for p in partitions)
+    return f"{counted(len(partitions), 'partition')} committed, {counted(behind, 'offset')} behind"
 
 
 def _model(probed: Probed) -> str:
@@ -220,6 +250,7 @@ def _dataset(probed: Probed) -> str:
     from streamer.kafka.admin import Admin
     from streamer.kafka.claim_log import ClaimLog, bound_to
     from streamer.provenance import binding
+    from streamer.sink.agreement import require_claims
     from streamer.start import threshold_of
 
     config, topic, model = probed.config, probed.topic, probed.model
@@ -230,6 +261,9 @@ def _dataset(probed: Probed) -> str:
         admin.topic(config.claims_topic) is None
         or not admin.end_offsets(config.claims_topic, [0], committed=False)[0]
     ):
+        if config.dedup is not None:
+            needed = max((m.claims_position for m in probed.committed or ()), default=0)
+            require_claims(0, needed, config.claims_topic)
         return f"{config.dataset} is new"
     bound_to(config, admin)
     meld = Meld(model.dim, threshold_of(config), open_index(model.dim, threshold_of(config), "cpu"))
@@ -251,6 +285,7 @@ PROBES: dict[str, Callable[[Probed], str]] = {
     "broker": _broker,
     "topics": _topics,
     "output": _output,
+    "offsets": _offsets,
     "model": _model,
     "index": _index,
     "dataset": _dataset,

@@ -18,7 +18,7 @@ from streamer.decode.prepared import MAX_PARTS, Kept, Prepared, too_many
 from streamer.errors import InvalidRecord
 
 MAX_SCANS = 500
-"""Scans of a progressive JPEG; encoders write about 10. libjpeg-turbo's fuzzers use the same
+"""Scans of a JPEG; encoders write about 10. libjpeg-turbo's fuzzers use the same
 limit."""
 
 _SOS, _DRI, _APP0, _APP1, _APP14, _COM = 0xDA, 0xDD, 0xE0, 0xE1, 0xEE, 0xFE
@@ -28,12 +28,13 @@ _FRAMES = frozenset(
 _TABLES = frozenset((0xC4, 0xCC, 0xDB, _DRI))
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
 _METADATA = frozenset((*range(_APP0, 0xF0), _COM))
-_JUNK = 0x00
+_EOI, _JUNK = 0xD9, 0x00
 _IGNORED = frozenset((_JUNK, 0x01, *range(0xD0, 0xD8)))
 _SINGLE = frozenset((0x01, *range(0xD0, 0xDA)))
 _RESERVED = frozenset((*range(0x02, 0xC0), 0xC8, *range(0xF0, 0xFE)))
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
-_SCAN = re.compile(rb"\xff\xda")
+_SOS_MARKER = b"\xff\xda"
+_SCAN = re.compile(_SOS_MARKER)
 _RESTART = re.compile(rb"\xff+[\xd0-\xd7]")
 _END_OF_SCAN = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
 _FRAME = struct.Struct(">BHHB")
@@ -66,6 +67,7 @@ def prepare(data: bytes) -> Prepared:
             progressive = progressive or marker in _PROGRESSIVE
             frame = _frame(data, begin, end)
         elif marker == _SOS:
+            _check_scans(data, begin)
             size = (frame.width, frame.height) if frame else None
             partial = progressive and not _covers_all(data, _scans(data, begin), frame)
             orientation = orientation_of(b"".join(exif)) if exif else UPRIGHT
@@ -176,10 +178,25 @@ def _frame(data: bytes, begin: int, end: int) -> _Frame | None:
 def _scans(data: bytes, begin: int) -> list[int]:
     """Where scans begin, from the first one on: inside entropy data 0xFF is always followed by 0 or
     a restart marker."""
-    scans = [found.start() for found in islice(_SCAN.finditer(data, begin), MAX_SCANS + 1)]
-    if len(scans) > MAX_SCANS:
-        raise InvalidRecord("unsupported_image", f"more than {MAX_SCANS} scans")
-    return scans
+    return [found.start() for found in islice(_SCAN.finditer(data, begin), MAX_SCANS)]
+
+
+def _check_scans(data: bytes, begin: int) -> None:
+    """Raises InvalidRecord for more than `MAX_SCANS` from ``begin``, the first one, to the end of
+    the image: each costs a decoder a pass over all of its pixels."""
+    if data.count(_SOS_MARKER, begin) <= MAX_SCANS:
+        return
+    scans, at = 0, begin
+    while (found := _MARKER.search(data, at)) is not None:
+        at, marker = found.end(), found[0][-1]
+        if marker == _EOI:
+            return
+        if marker == _SOS:
+            scans += 1
+            if scans > MAX_SCANS:
+                raise InvalidRecord("unsupported_image", f"more than {MAX_SCANS} scans")
+        if marker not in _SINGLE:
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
 
 
 def _covers_all(data: bytes, scans: list[int], frame: _Frame | None) -> bool:

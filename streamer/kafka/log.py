@@ -34,18 +34,24 @@ class LogReader:
     def __exit__(self, *_: object) -> None:
         self._consumer.close()
 
-    def read(self) -> Iterator[Message]:
+    def read(self, whole: bool = False) -> Iterator[Message]:
         """What was committed since the last call, up to the end that the log has now; also what an
         open transaction hides, which is waited for. Nothing where there is no such topic.
 
-        Blocks while entries come. Raises TemporaryError where none comes for `STALL_S`, and
-        DependencyError for what the brokers refuse.
+        Blocks while entries come. Raises TemporaryError where none comes for `STALL_S`,
+        DependencyError for what the brokers refuse, and, if it must be ``whole``, ProtocolError for
+        a log that lost its beginning.
         """
         if self._admin.topic(self.topic) is None:
             return
         if self.begin is None:
             self.begin = self._at = self._admin.begin_offsets(self.topic, [0])[0]
             self._consumer.assign([TopicPartition(self.topic, 0, self._at)])
+        if whole and self.begin > 0:
+            raise ProtocolError(
+                f"{self.topic} begins at offset {self.begin}: its older entries are gone. It must be "
+                "kept for ever (retention.ms=-1, retention.bytes=-1)"
+            )
         target = self._admin.end_offsets(self.topic, [0], committed=False)[0]
         moved = time.monotonic()
         while self._at < target:
@@ -80,13 +86,10 @@ class CommittedState:
     def manifests(self) -> list[bytes]:
         """The commit log's entries since the last call. Blocks and raises like `LogReader.read`;
         DependencyError where there is no such log, ProtocolError where it lost its beginning."""
-        entries = [message.value() or b"" for message in self._log.read()]
+        entries = [message.value() or b"" for message in self._log.read(whole=True)]
         if self._log.begin is None:
-            raise DependencyError(f"there is no topic {self.topic}: no replica has started so far")
-        if self._log.begin > 0:
-            raise ProtocolError(
-                f"{self.topic} begins at offset {self._log.begin}: its older entries are gone. It "
-                "must be kept for ever (retention.ms=-1, retention.bytes=-1)"
+            raise DependencyError(
+                f"there is no topic {self.topic}: no replica has started so far, or it was deleted"
             )
         return entries
 

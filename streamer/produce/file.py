@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -79,6 +78,12 @@ def check_inside(path: Path, root: Path) -> None:
         )
 
 
+def check_regular(path: Path) -> None:
+    """Raises ValueError for anything but a file: a pipe would block whoever opens it."""
+    if path.exists() and not path.is_file():
+        raise ValueError("is not a regular file")
+
+
 def read(path: Path, root: Path | None, limit: int) -> bytes:
     """The bytes of a file inside of ``root``, if one is given.
 
@@ -89,8 +94,7 @@ def read(path: Path, root: Path | None, limit: int) -> bytes:
         if root is not None:
             check_inside(path, root)
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would block
-            raise ValueError("is not a regular file")
+        check_regular(path)
         if status.st_size > limit:
             raise ValueError(too_big(status.st_size, limit))
         return path.read_bytes()

@@ -197,6 +197,7 @@ class Sources:
         """A tar or a Parquet file in a folder: what is wrong with it costs only itself."""
         try:
             file.check_inside(path, root)
+            file.check_regular(path)
             records = self._tar(path, root) if is_tar(path.name) else self._parquet(path, root)
         except (ValueError, ConfigError) as error:
             return iter([Unsendable(id_of(path, root), str(error))])

@@ -10,6 +10,7 @@ from typing import IO, Any, NamedTuple
 
 from streamer.errors import ConfigError
 from streamer.produce.arrow import check_names, damage, readable, rows_of
+from streamer.produce.file import check_regular
 from streamer.produce.sidecar import clear_cells, encoding, json_object
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -32,6 +33,7 @@ def rows(file: Path, named: Collection[str] = ()) -> Iterator[Row]:
     if kind not in KINDS:
         raise ConfigError(f"{file}: captions come as .csv, .tsv, .jsonl or .parquet")
     try:
+        check_regular(file)
         if kind == ".parquet":
             yield from _parquet(file, named)
             return

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
+from typing import Any
 
 from streamer.produce.entry import too_big
 from streamer.produce.name import is_hidden, is_json, is_text, printable
@@ -28,28 +29,50 @@ _MOST_LINKS = 40
 @contextmanager
 def members(path: Path) -> Iterator[Iterator[tuple[int, tarfile.TarInfo, tarfile.TarFile]]]:
     """The members of a tar with their numbers, in the order of the archive; compressed or not.
+    Archives that were joined into one file are read one after the other.
 
     Raises one of `DAMAGE`, also where the archive ends too early.
     """
-    with tarfile.open(path, "r:*") as archive:
-        yield _members(archive)
+    header = _header_of()
+    with tarfile.open(path, "r:*", tarinfo=header, ignore_zeros=True) as archive:
+        yield _members(archive, header)
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tuple[int, tarfile.TarInfo, tarfile.TarFile]]:
+class _Header(tarfile.TarInfo):
+    """tarfile takes a damaged header, and one that is cut, for the end of the archive."""
+
+    ends_well = False
+    """The last block that was read as a header is an end mark."""
+
+
+def _header_of() -> type[_Header]:
+    """A class for one archive: tarfile makes headers by itself, and keeps nothing of the end."""
+
+    class Header(_Header):
+        @classmethod
+        def frombuf(cls, buf: Any, encoding: Any, errors: str) -> Any:
+            if buf:
+                cls.ends_well = not any(buf)
+            try:
+                return super().frombuf(buf, encoding, errors)
+            except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+                raise
+            except tarfile.HeaderError:
+                words = "a header is damaged; what comes after it is lost"
+                raise tarfile.ReadError(words) from None
+
+    return Header
+
+
+def _members(
+    archive: tarfile.TarFile, header: type[_Header]
+) -> Iterator[tuple[int, tarfile.TarInfo, tarfile.TarFile]]:
     for number, member in enumerate(archive):
         # Or tarfile's own index of a big archive fills the memory.
         archive.members.clear()  # type: ignore[attr-defined]
         yield number, member, archive
-    # Python's tarfile takes a damaged header for the end: the block after the last member must be
-    # empty, or the file's end. What is compressed has a checksum, which is checked at its end.
-    assert archive.fileobj is not None, "this is a bug: the archive is open"
-    if isinstance(archive.fileobj, io.BufferedReader):
-        archive.fileobj.seek(archive.offset)
-        if any(archive.fileobj.read(tarfile.BLOCKSIZE)):
-            raise tarfile.ReadError("a header is damaged; what comes after it is lost")
-    else:
-        while archive.fileobj.read(1_000_000):
-            pass
+    if not header.ends_well:
+        raise tarfile.ReadError("it has no end mark: it may have been cut")
 
 
 def content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

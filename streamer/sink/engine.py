@@ -18,9 +18,9 @@ from uuid import uuid4
 
 from streamer.errors import Fenced, ProtocolError, TemporaryError
 from streamer.records import Headers, Term
+from streamer.sink.agreement import Projected, contradiction, require_same
 from streamer.sink.ledger import Ledger
-from streamer.units import counted
-from streamer.wire.manifest import FileEntry, Manifest, epoch_name
+from streamer.wire.manifest import FileEntry, Manifest
 
 OTHERS_GRACE_S = 10.0
 """A committed epoch of another writer is projected for it once it was sealed so long ago."""
@@ -109,16 +109,11 @@ class Transactions(Protocol):
         the process: Fenced, TemporaryError."""
 
 
-class Files(Protocol):
+class Files(Projected, Protocol):
     """The storage port; see `streamer.sink.storage.Storage`."""
 
-    @property
-    def root_uri(self) -> str: ...
     def staged(self) -> Sequence[Staged]: ...
     def projected(self) -> set[tuple[str, int]]: ...
-    def has(self, manifest: Manifest) -> bool:
-        """Whether each of its files is staged or public."""
-
     def project(self, manifest: Manifest) -> None:
         """Nothing is staged of it afterwards."""
 
@@ -193,13 +188,7 @@ class CommitEngine:
         self._kafka.fence()
         projected = self._files.projected()
         manifests = self._read()
-        known = {(m.writer, m.epoch) for m in manifests}
-        if foreign := sorted(projected - known):
-            raise ProtocolError(
-                f"the folder holds {epoch_name(*foreign[0])} and {len(foreign) - 1} more epochs that {self.dataset}.commits does not name: the commit log was "
-                "lost, or the folder belongs to another life of this dataset. Restore the topic, or give the dataset a new name."
-            )
-        require_present(manifests, projected, self._files, f"{self.dataset}.commits")
+        require_same(manifests, projected, self._files, f"{self.dataset}.commits")
         committed = {m.uuid for m in manifests}
         for left in staged:  # first, for it may fill the disk, and a projection needs some room
             if left.uuid not in committed and (
@@ -269,7 +258,7 @@ class CommitEngine:
                 (
                     why
                     for p in starts
-                    if (why := self._contradiction(p, starts[p], committed[p], *bounds[p]))
+                    if (why := contradiction(self.dataset, p, starts[p], committed[p], *bounds[p]))
                 ),
                 "",
             )
@@ -283,27 +272,6 @@ class CommitEngine:
         if tile is not None:
             return tile
         return 0 if offset is None else offset  # a partition that was added later starts at 0
-
-    def _contradiction(self, p: int, start: int, offset: int | None, begin: int, end: int) -> str:
-        """What is wrong with starting there, and what to do about it; empty if nothing is."""
-        if offset is not None and offset != start:
-            return (
-                f"partition {p}: the group streamer.{self.dataset} is committed at offset {offset}, but the manifests end at {start}: somebody moved the "
-                f"group's offsets by hand. Stop all replicas and set it back (kafka-consumer-groups.sh --bootstrap-server … --group streamer.{self.dataset} "
-                f"--reset-offsets --to-offset {start} --topic TOPIC:{p} --execute). Other records are read by replaying them into a new dataset."
-            )
-        if end < start:
-            return (
-                f"partition {p}: the topic ends at offset {end}, before {start} where this dataset continues: the topic was deleted and made again. "
-                "Use a new dataset name for the new topic."
-            )
-        if begin > start:
-            return (
-                f"partition {p}: the offsets {start} to {begin - 1} expired before they were processed (the topic begins at {begin}). Whether they held records, "
-                "or only the end marks of a producer's transactions, cannot be told any more. What they held is lost to this dataset: continue with a new "
-                "dataset name, and give the topic a longer retention."
-            )
-        return ""
 
     def own(self, term: Term) -> None:
         """From now on epochs read under this term may be committed, and those of the partition's
@@ -405,24 +373,6 @@ class CommitEngine:
             )
         self._read()  # ours, and that of a replica that was faster: the first one in the log holds
         self._files.project(manifest)
-
-
-def require_present(
-    manifests: Sequence[Manifest], public: Collection[tuple[str, int]], files: Files, log: str
-) -> None:
-    """Raises ProtocolError unless the folder has the files of every epoch that the commit log
-    ``log`` names and that is not among the ``public`` ones. If they are missing, the folder is the
-    wrong one or somebody removed them, and nothing may be written there. Blocks for the storage.
-    """
-    waiting = [m for m in manifests if (m.writer, m.epoch) not in public]
-    lost = next((m for m in waiting if not files.has(m)), None)
-    if lost is not None:
-        raise ProtocolError(
-            f"{files.root_uri} is missing files of epoch {lost.name}, which {log} has committed; "
-            f"{len(waiting)} of {counted(len(manifests), 'epoch')} are not projected there. Is "
-            "output.path right? If it is, bring the files back (a backup, or a version of the "
-            "bucket), then start again. Nothing was written."
-        )
 
 
 def iso(seconds: float) -> str:

@@ -52,7 +52,7 @@ class Folder(ABC):
 
     @abstractmethod
     def walk(self, path: str) -> Iterator[Entry]:
-        """Every file below ``path``, sorted; nothing if there is no such folder."""
+        """Every regular file below ``path``, sorted; nothing if there is no such folder."""
 
     @abstractmethod
     def folders(self, path: str) -> list[str]:

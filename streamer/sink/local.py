@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,9 +39,10 @@ class LocalFolder(Folder):
     def size(self, path: str) -> int | None:
         with self.explained("look at", path):
             try:
-                return (self.root / path).stat().st_size
+                found = (self.root / path).stat()
             except FileNotFoundError:
                 return None
+            return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def walk(self, path: str) -> Iterator[Entry]:
         for folder, below, names in os.walk(self.root / path):
@@ -48,15 +50,17 @@ class LocalFolder(Folder):
             for name in sorted(names):
                 file = Path(folder) / name
                 try:
-                    stat = file.stat()
-                except FileNotFoundError:  # its owner moved it meanwhile
+                    found = file.stat()
+                except OSError:  # its owner moved it meanwhile, or it is a link that leads nowhere
                     continue
-                yield Entry(file.relative_to(self.root).as_posix(), stat.st_size, stat.st_mtime)
+                if stat.S_ISREG(found.st_mode):
+                    below_root = file.relative_to(self.root).as_posix()
+                    yield Entry(below_root, found.st_size, found.st_mtime)
 
     def folders(self, path: str) -> list[str]:
         try:
             return sorted(p.name for p in (self.root / path).iterdir() if p.is_dir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def changed(self, path: str) -> float | None:
@@ -120,16 +124,18 @@ class LocalFolder(Folder):
                 with self.create(f"{path}/probe") as file:
                     file.write(b"probe")
                 device = (self.root / path).stat().st_dev
-                for public in [
-                    p for p in ("shards", "metadata", "manifests") if (self.root / p).is_dir()
-                ]:
-                    if (self.root / public).stat().st_dev != device:
+                for public in ("shards", "metadata", "manifests"):
+                    folder = self.root / public
+                    if folder.exists() and not folder.is_dir():
+                        wrong = OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+                        raise self.refused(wrong, "write to", public)
+                    if folder.exists() and folder.stat().st_dev != device:
                         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
             finally:
                 self.remove(path)
-                for folder in reversed(made[:-1]):
+                for parent in reversed(made[:-1]):
                     with suppress(OSError):  # somebody else uses it by now
-                        folder.rmdir()
+                        parent.rmdir()
 
 
 class _LocalDrain:

@@ -119,7 +119,7 @@ class Storage:
         Raises ProtocolError when a file is neither staged nor public as the manifest says, or when
         another epoch has its name.
         """
-        if not self._is_public(manifest):
+        if not self.is_projected(manifest):
             staged = staging_path(manifest.writer, manifest.epoch, manifest.uuid)
             for file in manifest.files:
                 self._publish(f"{staged}/{file.path}", file)
@@ -128,7 +128,7 @@ class Storage:
                 update_card(self.folder, manifest.dataset, f"{scratch}.md")
                 self.folder.replace(manifest.path, encode(manifest), f"{scratch}.json")
             except FileNotFoundError:
-                if not self._is_public(
+                if not self.is_projected(
                     manifest
                 ):  # else somebody was faster, and removed the staged folder
                     raise ProtocolError(
@@ -150,8 +150,9 @@ class Storage:
                     "bring the file back (a backup or a version of the bucket), then start again."
                 ) from None
 
-    def _is_public(self, manifest: Manifest) -> bool:
-        """True when the epoch's manifest, which is written last, is there."""
+    def is_projected(self, manifest: Manifest) -> bool:
+        """True when the epoch's manifest, which is written last, is there. Raises ProtocolError if
+        it is of another epoch."""
         try:
             data = self.read(manifest.path)
         except FileNotFoundError:

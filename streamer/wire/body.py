@@ -49,16 +49,14 @@ def parse_body(value: bytes) -> Body:
     return found
 
 
-def load(value: bytes, unique: bool = True) -> dict[str, Any]:
+def load(value: bytes) -> dict[str, Any]:
     """Raises InvalidRecord, bad_json: not a JSON object in UTF-8, -16 or -32, a number that is not
-    finite, nesting deeper than `MAX_DEPTH`, or a duplicate key, unless it need not be ``unique``:
-    then the last one counts."""
+    finite, nesting deeper than `MAX_DEPTH`, or a duplicate key."""
     try:
         # json.loads itself would let half a surrogate pair in UTF-16 and -32 through
         text = value.decode(json.detect_encoding(value))
-        pairs = _unique if unique else None
         body = json.loads(
-            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=pairs
+            text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique
         )
     except (ValueError, RecursionError) as error:
         raise InvalidRecord("bad_json", str(error)) from None
@@ -67,6 +65,20 @@ def load(value: bytes, unique: bool = True) -> dict[str, Any]:
     if text.count("{") + text.count("[") > MAX_DEPTH and _is_deep(body):
         raise InvalidRecord("bad_json", f"nested deeper than {MAX_DEPTH}")
     return body
+
+
+def load_what_can_be(value: bytes) -> dict[str, Any]:
+    """Of what `load` refuses. The last of duplicate keys counts, null stands for numbers that are
+    not finite, and what is nested too deeply is left out. Raises InvalidRecord, bad_json, if there
+    is nothing."""
+    try:
+        text = value.decode(json.detect_encoding(value), "replace")
+        body = json.loads(text, parse_constant=lambda _: None, parse_float=_finite_or_none)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRecord("bad_json", str(error)) from None
+    if not isinstance(body, dict):
+        raise InvalidRecord("bad_json")
+    return {name: item for name, item in body.items() if not _is_deep({name: item})}
 
 
 def image_of(body: Body) -> bytes | None:
@@ -137,6 +149,11 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{text[:40]} is not a finite number")
     return number
+
+
+def _finite_or_none(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _refuse_surrogates(tree: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from streamer.errors import InvalidRecord
 from streamer.records import UNREADABLE_HEADERS, Facts, Record
-from streamer.wire.body import Body, load, sort
+from streamer.wire.body import Body, load_what_can_be, sort
 from streamer.wire.envelope import caption_as_text, fold, kind_of, source_of
 
 
@@ -24,7 +24,7 @@ def known(record: Record, default_content_type: str, max_json_bytes: int) -> Fac
     value = record.value
     if is_json and value is not None and len(value) <= max_json_bytes:
         with suppress(InvalidRecord):
-            body = sort(load(value, unique=False))
+            body = sort(load_what_can_be(value))
             fields |= body.fields
             metadata |= _metadata(body)
     metadata = dict(caption_as_text(fields, metadata))

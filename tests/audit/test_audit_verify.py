@@ -4,6 +4,8 @@ none."""
 import hashlib
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -158,6 +160,20 @@ def a_truncated_table(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+@damage("file_checksum", "table_unreadable", "duplicate_target", "member_unknown")
+def a_table_with_a_damaged_page(folder):
+    path = folder / f"metadata/{FIRST}.parquet"
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + bytes(2000) + data[2004:])
+
+
+@damage("file_checksum", "table_unreadable", "duplicate_target", "member_unknown")
+def a_table_with_a_damaged_footer(folder):
+    path = folder / f"metadata/{FIRST}.parquet"
+    data = path.read_bytes()
+    path.write_bytes(data[:-400] + bytes(300) + data[-100:])
+
+
 @damage("file_checksum")
 def a_flipped_bit_that_no_row_shows(folder):
     path = folder / f"metadata/{FIRST}.parquet"
@@ -225,6 +241,39 @@ def a_manifest_of_another_life(folder):
 @damage("range_gap", "file_unknown", "manifest_unreadable", "duplicate_target")
 def a_manifest_that_is_not_json(folder):
     (folder / f"manifests/{SECOND}.json").write_text("{")
+
+
+@damage("range_gap", "file_unknown", "manifest_unreadable", "duplicate_target")
+def a_manifest_without_a_bottom(folder):
+    (folder / f"manifests/{SECOND}.json").write_text("[" * 100_000)
+
+
+@damage("range_gap", "file_unknown", "manifest_unreadable", "duplicate_target")
+def a_manifest_of_endless_files(folder):
+    path = folder / f"manifests/{SECOND}.json"
+    path.write_text(re.sub(r'"bytes": ?\d+', '"bytes": 1e999', path.read_text()))
+
+
+@damage("file_missing")
+def a_link_that_leads_to_itself(folder):
+    path = folder / shard(folder)
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+@damage("file_missing")
+def a_pipe(folder):
+    path = folder / shard(folder)
+    path.unlink()
+    os.mkfifo(path)
+    os.mkfifo(folder / "manifests/w-9-00000000.json")
+
+
+@damage()
+def a_file_in_place_of_staging(folder):
+    if (folder / ".staging").exists():
+        shutil.rmtree(folder / ".staging")
+    (folder / ".staging").write_text("")
 
 
 @damage("range_gap", "file_unknown", "manifest_unreadable", "duplicate_target")

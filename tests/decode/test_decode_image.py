@@ -346,9 +346,11 @@ def test_sizes_of_jpegs_are_read_as_pillow_reads_them(data_set):
     assert agreed > 0.9 * len(files) > 25
 
 
-def test_endless_scans():
-    data = saved(picture(), "JPEG", progressive=True)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_endless_scans(progressive):
+    data = saved(picture(), "JPEG", progressive=progressive)
     at = data.index(b"\xff\xda")
+    assert read_header(data + data[at:] * 501, LIMITS), "behind the image's end"
     endless = data[:at] + data[at:-2] * 501 + data[-2:]
     assert reason(endless) == "unsupported_image"
     # a stray byte or marker, which decoders skip, is no way around

@@ -212,8 +212,8 @@ def test_a_bounded_run_that_is_stopped_while_it_starts(
     produce(kafka, topic_name, [(jpeg(1), {})])
     service = make_service(dataset_name)
     for arguments, code, said in (
-        (["--until", "end"], 75, "stopped before anything was read, start again to go on"),
-        (["--until", "2099-01-01"], 75, "stopped before anything was read, start again to go on"),
+        (["--until", "end"], 75, "stopped before its end, start again to go on"),
+        (["--until", "2099-01-01"], 75, "stopped before its end, start again to go on"),
         ([], 0, "SIGTERM before anything was read: leaving"),
     ):
         replica = service.start(*arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -205,6 +206,9 @@ def test_members_of_a_tar_with_all_files(tmp_path):
     assert header(by_id(read(path))["x/a"], "text") == "T"
 
 
+FOUR = [(f"{i}.jpg", b"i" * 700) for i in range(4)]
+
+
 @pytest.mark.parametrize(
     "damage", ["cut in a member", "cut in a header", "bad header", "gzip cut", "no tar"]
 )
@@ -233,6 +237,38 @@ def test_a_damaged_tar_is_never_taken_for_its_end(tmp_path, damage):
     assert len([e for e in entries if isinstance(e, Item)]) == (
         0 if damage == "no tar" else 2 if "cut in" in damage else 3
     )
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("damage", ["no end mark", "a block of zeros", "two blocks of zeros"])
+def test_zeros_are_no_end_and_an_end_has_zeros(tmp_path, damage, compressed):
+    data = bytearray(write_tar(tmp_path / "w.tar", FOUR).read_bytes())
+    if damage == "no end mark":
+        data = data[: 4 * 1536]
+    else:
+        data[1536 : 1536 + 512 * (2 if "two" in damage else 1)] = bytes(
+            1024 if "two" in damage else 512
+        )
+    path = tmp_path / ("x.tgz" if compressed else "x.tar")
+    path.write_bytes(gzip.compress(data) if compressed else data)
+    found = read_all(path)
+    if damage == "no end mark":  # nothing in it has a text
+        assert found.texts().keys() == {"x/0", "x/1", "x/2", "x/3"}
+        assert found.reasons().keys() == {"x"}
+    else:  # a text of its one readable image may follow
+        assert found.texts() == {}
+        assert found.reasons().keys() == {"x", "x/0"}
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_archives_that_were_joined(tmp_path, compressed):
+    parts = [
+        write_tar(tmp_path / f"{n}.tar", [(f"{n}.jpg", b"i"), (f"{n}.txt", b"t")]) for n in "ab"
+    ]
+    packed = [gzip.compress(p.read_bytes()) if compressed else p.read_bytes() for p in parts]
+    path = tmp_path / ("x.tgz" if compressed else "x.tar")
+    path.write_bytes(b"".join(packed))
+    assert read_all(path).texts() == {"x/a": "t", "x/b": "t"}
 
 
 def test_a_gzip_with_a_wrong_checksum_is_told(tmp_path):

@@ -210,6 +210,9 @@ class Files:
     def has(self, entry: Manifest) -> bool:
         return entry.uuid not in self.lost
 
+    def is_projected(self, entry: Manifest) -> bool:
+        return entry.name in self.public
+
     def project(self, entry: Manifest) -> None:
         self.public.add(entry.name)
         self.steps.append(f"project {entry.uuid}")
@@ -427,7 +430,7 @@ def test_a_successor_that_committed_under_our_name_ends_this_process() -> None:
         (
             5,
             (8, 100),
-            r"partition 0: the offsets 5 to 7 expired .* \(the topic begins at 8\)\. Whether they held records, .* cannot be told.*a new dataset name.*longer retention",
+            r"partition 0: the offsets 5 to 7 expired .* \(the topic begins at 8\)\. Whether they held records, .* is unknown.*a new dataset name.*longer retention",
         ),
     ],
 )

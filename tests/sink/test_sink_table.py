@@ -108,7 +108,7 @@ def test_every_column_of_the_contract_with_its_value(tmp_path, monkeypatch, fixe
     assert {k for k, v in second.items() if v is not None} == known
     assert second["detail"] == "neither bytes nor a uri"
     assert (third["text"], third["duplicate_of"], third["similarity"]) == (
-        "",
+        None,
         "00004_000000000005",
         0.1 + 0.2,
     )

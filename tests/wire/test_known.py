@@ -61,6 +61,18 @@ def test_the_reference_is_the_url():
     assert (reason, found) == ("bad_json", Facts("7", None, "http://x/1", None))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (b'"x": NaN', {"n": 1}), (b'"x": [1e999, 2]', {"n": 1, "x": [None, 2]}),
+        (b'"x": ' + b"[" * 200 + b"]" * 200, {"n": 1}), (b'"id": "7"', {"n": 1}),
+    ],
+)  # fmt: skip
+def test_a_key_that_nobody_may_send(wrong, found):
+    value = json.dumps({**TOLD, "image": IMAGE}).encode()[:-1] + b", " + wrong + b"}"
+    assert of(value, AS_JSON) == ("bad_json", Facts("7", "a", "http://x", found))
+
+
 def test_half_a_surrogate_pair():
     body = b'{"id": "1", "text": "a\\ud800b", "metadata": {"\\udfff": ["\\ud83d\\ude00"]}}'
     reason, found = of(body, AS_JSON)

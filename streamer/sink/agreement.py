@@ -1,0 +1,97 @@
+"""Whether the places that hold parts of one dataset agree: commit log, folder, claim log, the
+group's offsets, input topic. Pure but for the folder; `streamer check` asks the same as a start."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from streamer.errors import ProtocolError
+from streamer.units import counted
+from streamer.wire.manifest import Manifest, epoch_name
+
+
+class Projected(Protocol):
+    """What is asked of the folder; see `streamer.sink.storage.Storage`."""
+
+    @property
+    def root_uri(self) -> str: ...
+    def has(self, manifest: Manifest) -> bool:
+        """Whether each of its files is staged or projected."""
+
+    def is_projected(self, manifest: Manifest) -> bool:
+        """Raises ProtocolError if another epoch has its name."""
+
+
+def require_same(
+    manifests: Sequence[Manifest],
+    projected: Collection[tuple[str, int]],
+    files: Projected,
+    log: str,
+) -> None:
+    """The folder is that of the commit log ``log``, whose entries are ``manifests``: it holds no
+    other epochs (``projected`` is what it holds, each as writer and number), and the files of all
+    these. Of the projected ones it compares each writer's newest, which chains to the others.
+
+    Raises ProtocolError, before anything is written: the folder is the wrong one, or somebody
+    removed files or topics. Blocks for the storage.
+    """
+    known = {(m.writer, m.epoch): m for m in manifests}
+    if foreign := sorted(set(projected) - known.keys()):
+        more = f" and {counted(len(foreign) - 1, 'epoch')} more" if len(foreign) > 1 else ""
+        raise ProtocolError(
+            f"{files.root_uri} holds {epoch_name(*foreign[0])}{more} that {log} does not name: the "
+            "commit log was lost, or the folder belongs to another life of this dataset. Restore "
+            "the topic, or give the dataset a new name."
+        )
+    for writer, epoch in dict(sorted(projected)).items():
+        files.is_projected(known[writer, epoch])
+    waiting = [m for name, m in known.items() if name not in projected]
+    lost = next((m for m in waiting if not files.has(m)), None)
+    if lost is not None:
+        raise ProtocolError(
+            f"{files.root_uri} is missing files of epoch {lost.name}, which {log} has committed; "
+            f"{len(waiting)} of {counted(len(manifests), 'epoch')} are not projected there. Is "
+            "output.path right? If it is, bring the files back (a backup, or a version of the "
+            "bucket), then start again. Nothing was written."
+        )
+
+
+def require_claims(position: int, needed: int, log: str) -> None:
+    """The claim log ``log``, which ends at ``position``, is at least so long as it was when the last
+    epoch was sealed (``needed``). Raises ProtocolError."""
+    if needed > position:
+        raise ProtocolError(
+            f"{log}: the claim log ends at position {position}, but the commit log knows it up to "
+            f"{needed}: it was deleted or made again. Restore the topic, or continue with a new "
+            "dataset name."
+        )
+
+
+def contradiction(
+    dataset: str, partition: int, start: int, offset: int | None, begin: int, end: int
+) -> str:
+    """What is wrong with going on at ``start``, where the manifests of ``partition`` end, and what
+    to do about it; empty if nothing is. ``offset``: the group's; ``begin``, ``end``: the topic's."""
+    if offset is not None and offset != start:
+        return (
+            f"partition {partition}: the group streamer.{dataset} is committed at offset {offset}, "
+            f"but the manifests end at {start}: somebody moved the group's offsets by hand. Stop "
+            "all replicas and set it back (kafka-consumer-groups.sh --bootstrap-server … --group "
+            f"streamer.{dataset} --reset-offsets --to-offset {start} --topic TOPIC:{partition} "
+            "--execute). Other records are read by replaying them into a new dataset."
+        )
+    if end < start:
+        return (
+            f"partition {partition}: the topic ends at offset {end}, before {start} where this "
+            "dataset continues: the topic was deleted and made again. Use a new dataset name for "
+            "the new topic."
+        )
+    if begin > start:
+        return (
+            f"partition {partition}: the offsets {start} to {begin - 1} expired before they were "
+            f"processed (the topic begins at {begin}). Whether they held records, or only the end "
+            "marks of a producer's transactions, is unknown. What they held is lost to this "
+            "dataset: continue with a new dataset name, and give the topic a longer retention."
+        )
+    return ""
