@@ -103,8 +103,8 @@ def test_a_time_between_two_records(topic: tuple[Admin, str], kafka: str) -> Non
         ("offset:0=1,", ("offset:P=N,P=N",)),
         ("offset:0=-1", ("offset:P=N,P=N",)),
         ("offset:3=0", ("there is no partition 3",)),
-        ("offset:11", ("partition 0", "0 to 10, not 11")),
-        ("offset:5", ("partition 1", "0 to 4, not 5")),
+        ("offset:11", ("partition 0", "ends at 10; 11 is outside")),
+        ("offset:5", ("partition 1", "ends at 4; 5 is outside")),
         ("offset:0=1,0=2", ("a partition is named twice",)),
     ],
 )

@@ -193,19 +193,23 @@ def read_header(data: bytes, limits: Limits) -> Header:
     return Header(name, *(size if orientation <= 4 else size[::-1]), orientation)
 
 
-def decode_rgb(data: bytes, header: Header, draft_size: tuple[int, int]) -> Pil.Image:
+def decode_rgb(
+    data: bytes, header: Header, draft_size: tuple[int, int], whole: bool = True
+) -> Pil.Image:
     """``data``, whose header was read, as an upright 8-bit RGB image. About 2 ms for a JPEG of 640
     × 480; releases the GIL.
 
     A JPEG at least twice ``draft_size`` (width, height) in both directions is decoded at 1/2, 1/4
-    or 1/8 of its size, which stays at least as large; (0, 0) means never. Raises InvalidRecord:
-    truncated, corrupt, unsupported_image.
+    or 1/8 of its size, which stays at least as large; (0, 0) means never. A JPEG that was cut, with
+    an end mark, is truncated only if it must be ``whole``. Raises InvalidRecord: truncated, corrupt,
+    unsupported_image.
     """
     draft = draft_size if header.orientation <= 4 else draft_size[::-1]
     format = _FORMATS[header.format]
     with Undecodable():
         file = format.prepare(data)
-        image = to_rgb(format.load(file, draft), file.samples)
+        load = format.load if whole else _load_by(format.plugin)
+        image = to_rgb(load(file, draft), file.samples)
         method = _TRANSPOSE.get(header.orientation)
         return image if method is None else image.transpose(method)
 

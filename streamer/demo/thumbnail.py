@@ -26,9 +26,9 @@ def thumbnail(data: bytes) -> str:
         header = read_header(data, _LIMITS)
     except InvalidRecord:
         return ""
-    for attempt in (data, data + _JPEG_END):
+    for attempt, whole in ((data, True), (data + _JPEG_END, False)):
         try:
-            return _address(decode_rgb(attempt, header, (SIDE, SIDE)))
+            return _address(decode_rgb(attempt, header, (SIDE, SIDE), whole))
         except InvalidRecord:
             continue
     return ""

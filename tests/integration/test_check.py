@@ -9,6 +9,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
 from streamer.testing import create_topic, free_port, jpeg, produce
 from tests.integration.service import Made, Service, streamer, verified
 
@@ -28,10 +31,10 @@ def test_the_wrong_output_path_of_a_dataset(
     produce(kafka, topic_name, [(jpeg(i), {}) for i in range(5)])
     service = make_service(dataset_name)
     fresh = check(service, 0)
-    assert fresh["topics"][1].startswith(f"a start makes {dataset_name}.claims, ")
+    assert fresh["topics"][1].startswith(f"a start will create {dataset_name}.claims, ")
     service.run("--until", "end")
     right = check(service, 0)
-    assert right["output"] == (True, f"{service.output} can be written; all of 2 epochs are there")
+    assert right["output"] == (True, f"{service.output} is writable; all of 2 epochs are there")
     assert right["topics"][1].startswith(f"{dataset_name}.claims, {dataset_name}.commits, ")
 
     elsewhere = {"path": str(tmp_path / "elsewhere")}
@@ -75,6 +78,74 @@ def test_an_epoch_whose_files_were_removed_before_they_were_public(
     assert verified(service.output)["records"] == 5
 
 
+def test_whatever_ends_a_start_is_wrong(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
+) -> None:
+    """Topics, offsets and folders that are not those of one dataset. Neither `check` nor the start
+    changes anything."""
+    admin = AdminClient({"bootstrap.servers": kafka})
+    create_topic(kafka, topic_name)
+    produce(kafka, topic_name, [(jpeg(i), {}) for i in range(5)])
+    service, other = make_service(dataset_name), make_service(f"{dataset_name}-b")
+    service.run("--until", "end")
+    other.run("--until", "end")
+    produce(kafka, topic_name, [(jpeg(i), {}) for i in range(5, 9)])
+    assert check(service, 0)["offsets"] == (True, "1 partition committed, 4 offsets behind")
+    before = contents(tmp_path)
+
+    def refused(name: str, words: str, start: bool = True) -> None:
+        ok, detail = check(service, 1)[name]
+        assert (ok, words in detail) == (False, True), detail
+        if start:
+            assert words in service.run("--until", "end", expect=1).lines[-1]
+        assert contents(tmp_path) == before
+
+    def commit(offset: int) -> None:
+        consumer = Consumer({"bootstrap.servers": kafka, "group.id": f"streamer.{dataset_name}"})
+        consumer.commit(offsets=[TopicPartition(topic_name, 0, offset)], asynchronous=False)
+        consumer.close()
+
+    commit(3)
+    refused("offsets", "is committed at offset 3, but the manifests end at 5")
+    commit(5)
+    swap(service.output, other.output, tmp_path)
+    before = contents(tmp_path)
+    refused("output", "is of another epoch")
+    swap(service.output, other.output, tmp_path)
+    service.output.rename(tmp_path / "away")
+    service.output.mkdir()
+    (service.output / "metadata").write_text("")
+    before = contents(tmp_path)
+    refused("output", "a file is in the way", start=False)
+    shutil.rmtree(service.output)
+    (tmp_path / "away").rename(service.output)
+
+    before = contents(tmp_path)
+    for future in admin.delete_records([TopicPartition(topic_name, 0, 7)]).values():
+        future.result(30)
+    refused("offsets", "the offsets 5 to 6 expired before they were processed")
+    for log, name, words in (
+        ("claims", "dataset", "it was deleted or made again"),
+        ("commits", "output", "does not name: the commit log was lost"),
+    ):
+        topic = f"{dataset_name}.{log}"
+        admin.delete_topics([topic])[topic].result(30)
+        refused(name, words)
+        assert topic not in admin.list_topics(timeout=30).topics
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file of the datasets below ``folder``, snapshots aside."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".yaml"]
+    return {path: path.read_bytes() for path in files}
+
+
+def swap(one: Path, other: Path, scratch: Path) -> None:
+    one.rename(scratch / "swapped")
+    other.rename(one)
+    (scratch / "swapped").rename(other)
+
+
 def test_what_it_does_not_look_at(
     kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
 ) -> None:
@@ -100,7 +171,7 @@ def test_the_port(kafka: str, topic_name: str, dataset_name: str, make_service: 
         http = {"host": "127.0.0.1", "port": port}
         ok, detail = check(service, 0, http=http)["http"]
         assert ok is None
-        assert f"127.0.0.1:{port} is in use: by this replica, if it runs" in detail
+        assert f"127.0.0.1:{port} is in use. If this replica is not running" in detail
     assert check(service, 0, http=http)["http"] == (True, f"127.0.0.1:{port} is free")
     assert check(service, 1, http={"host": "192.0.2.1", "port": port})["http"][0] is False
 

@@ -271,7 +271,7 @@ def test_every_kind_of_record(
         row = rows[name]
         members = output.members[row["key"]]
         assert members[row["format"]] == data
-        assert members["txt"].decode() == row["text"]
+        assert members["txt"].decode() == (row["text"] or "")
         assert row["shard"] == output.shard_of[row["key"]]
         assert row["shard"].startswith(f"shards/{row['format']}/")
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import pyarrow.dataset as pads
 import pytest
 import torch
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 from safetensors.torch import save_file
 
 from streamer.testing import create_topic, jpeg, produce
@@ -227,6 +229,38 @@ def test_a_head_that_is_added_later_and_one_whose_weights_are_replaced(
     assert sorted("scores" in sample for sample in samples) == [False] * 4 + [True] * 8
 
 
+FILTER = """
+from streamer import Filter
+class Wide(Filter):
+    def keep(self, row):
+        return row.facts.width > {width}
+"""
+
+
+def test_the_code_of_a_filter_is_recorded(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
+) -> None:
+    create_topic(kafka, topic_name)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    service = make_service(dataset_name, filters=[{"type": "wide_filter:Wide", "name": "wide"}])
+    missing = service.start("--until", "end", env={"PYTHONPATH": path})
+    assert missing.end() == 2, missing.log
+    topics = AdminClient({"bootstrap.servers": kafka}).list_topics(timeout=30).topics
+    assert [name for name in topics if name.startswith(dataset_name)] == [], "nothing was begun"
+    pipelines = []
+    for n, width in enumerate((1, 2)):
+        (tmp_path / "wide_filter.py").write_text(FILTER.format(width=width))
+        produce(kafka, topic_name, [(jpeg(n), {})])
+        replica = service.start("--until", "end", env={"PYTHONPATH": path})
+        assert replica.end() == 0, replica.log
+        newest = max((service.output / "manifests").iterdir())
+        pipelines.append(json.loads(newest.read_text())["pipeline"])
+    first, second = (p["plugins"]["wide_filter:Wide"] for p in pipelines)
+    assert first.keys() == second.keys() == {"wide_filter"}
+    assert first != second
+    assert pipelines[0]["config"] != pipelines[1]["config"]
+
+
 def test_a_misspelt_rule_is_told(
     kafka: str, topic_name: str, dataset_name: str, make_service: Made
 ) -> None:
@@ -237,7 +271,7 @@ def test_a_misspelt_rule_is_told(
     replica = service.run("--until", "end")
     [line] = [json.loads(line) for line in replica.lines if '"warning"' in line]
     assert line["message"] == (
-        "filters.0 (metadata.lisence): none of the first 20 records has metadata.lisence, so that "
+        "filters.0 (metadata.lisence): none of the first 20 records has metadata.lisence, so "
         "this rule removes them all; metadata has license; did you mean metadata.license?"
     )
     replica = make_service(
