@@ -2,7 +2,7 @@
 """Every task of this repository, on any machine with Python 3.10 or newer and nothing else.
 
     python3 tasks.py demo [ARGS]     the whole line on this machine, with real photographs (arguments go to `streamer demo`)
-    python3 tasks.py test [ARGS]     the tests (arguments go to pytest)
+    python3 tasks.py test [ARGS]     the tests, on up to four cores; with ARGS, which go to pytest, on one
 
     python3 tasks.py check           everything that must pass before a change lands: lint, types, imports, test
     python3 tasks.py lint            format and lint rules, without changing a file
@@ -47,6 +47,9 @@ CACHES = (
     "streamer.egg-info",
 )
 OLDEST = (3, 10)
+IN_PARALLEL = ("--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
+"""Much of a test's time is waiting for a broker. Each process has a broker of its own, and needs
+about 3 GB."""
 
 
 class Failed(Exception):
@@ -226,7 +229,7 @@ def demo(args: list[str]) -> int:
 
 def test(args: list[str]) -> int:
     os.chdir(str(ROOT))  # where pytest finds its settings; the demo's paths are the caller's
-    become(str(PYTHON), "-m", "pytest", *args)
+    become(str(PYTHON), "-m", "pytest", *(args or IN_PARALLEL))
 
 
 def lint(args: list[str]) -> int:
@@ -270,7 +273,7 @@ def check(args: list[str]) -> int:
         "lint": lambda: lint([]),
         "types": lambda: types([]),
         "imports": lambda: imports([]),
-        "test": lambda: module("pytest", *args),
+        "test": lambda: module("pytest", *IN_PARALLEL, *args),
     }
     failed = []
     for name, step in steps.items():
