@@ -170,7 +170,12 @@ def test_a_bounded_run_that_is_stopped_early(
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_replica_without_a_partition_is_not_done_before_the_others(
-    kafka: str, topic_name: str, dataset_name: str, make_service: Made, killed: bool
+    kafka: str,
+    topic_name: str,
+    dataset_name: str,
+    make_service: Made,
+    tmp_path: Path,
+    killed: bool,
 ) -> None:
     """It stands by: when the one that has the partition is killed, it finishes its work."""
     create_topic(kafka, topic_name)
@@ -180,23 +185,56 @@ def test_a_replica_without_a_partition_is_not_done_before_the_others(
         "topic": topic_name,
         "client": {"session.timeout.ms": 6000},
     }
+    hold = tmp_path / "hold"
     service = make_service(
         dataset_name,
-        embedder={**SLOW, "args": {"delay_ms": 1000}},
+        embedder={**SLOW, "args": {"delay_ms": 400, "hold": str(hold)}},
         kafka=quick,
         output={**_out(make_service), **SHORT},
     )
     one = service.start("--until", "end")
     one.wait_for("epoch committed", timeout=120)
+    hold.write_text(str(one.process.pid))
     other = service.start("--until", "end", writer="w1")
     other.wait_for("it stands by for the others", timeout=90)
     assert other.process.poll() is None
     if killed:
         one.kill()
-    else:
-        assert one.end() == 0, one.log
+    hold.unlink()
+    assert killed or one.end() == 0, one.log
     assert other.end() == 0, other.log
-    assert ("others have committed everything up to it" in other.log) == (not killed)
+    assert ("epoch committed" in other.log) == killed
+    assert verified(service.output)["records"] == 300
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_replicas_of_a_bounded_run_that_start_one_after_the_other_share_it(
+    kafka: str,
+    topic_name: str,
+    dataset_name: str,
+    make_service: Made,
+    tmp_path: Path,
+    drained: bool,
+) -> None:
+    """A group hands over in two steps: a new member has no partition at first. The first one has
+    read everything up to the end by then, and must read again what it keeps."""
+    create_topic(kafka, topic_name, partitions=4)
+    produce(kafka, topic_name, [(image, {}) for image in photographs(300, seed=7, invalid=0)])
+    hold = tmp_path / "hold"
+    service = make_service(
+        dataset_name,
+        embedder={**SLOW, "args": {"delay_ms": 400, "hold": str(hold)}},
+        output={**_out(make_service), **SHORT},
+    )
+    one = service.start("--until", "end")
+    one.wait_for("epoch committed", timeout=120)
+    hold.write_text(str(one.process.pid))
+    other = service.start("--until", "end", writer="w1")
+    other.wait_for("it stands by" if drained else "partitions assigned", timeout=90)
+    hold.unlink()
+    assert (one.end(), other.end()) == (0, 0)
+    assert one.count("uncommitted work is dropped") == (not drained)
+    assert "epoch committed" in other.log
     assert verified(service.output)["records"] == 300
 
 

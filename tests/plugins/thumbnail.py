@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,23 +16,30 @@ from streamer import Filter, ImageEmbedder
 
 
 class ThumbnailEmbedder(ImageEmbedder):
-    """`delay_ms` makes each batch slower, so that a process can be met at work."""
+    """So that a process can be met at work, `delay_ms` makes each batch slower, and each batch
+    of the process whose id stands in the file `hold` waits while the file is there."""
 
-    def __init__(self, delay_ms: float = 0.0) -> None:
+    def __init__(self, delay_ms: float = 0.0, hold: str = "") -> None:
         self.dim = 256
         self.normalized = True
         self.family = "thumbnail"
         self.fingerprint = "thumbnail-16x16-v1"
         self.draft_size = (16, 16)
         self._delay_s = delay_ms / 1000
+        self._hold = Path(hold)
 
     def transform(self, image: Image.Image) -> np.ndarray:
         return np.asarray(image.resize((16, 16), Image.Resampling.BOX))
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         time.sleep(self._delay_s)
+        while self._is_held():
+            time.sleep(0.02)
         grey = pixels.float().mean(dim=3).flatten(1)
         return torch.nn.functional.normalize(grey - grey.mean(dim=1, keepdim=True), dim=1)
+
+    def _is_held(self) -> bool:
+        return self._hold.is_file() and self._hold.read_text() == str(os.getpid())
 
 
 class Moody(Filter):
