@@ -241,7 +241,7 @@ def recover(
     health.enter("recovering what an earlier process left")
     watchdog = Watchdog()
     beat = health.heartbeat("kafka", HEARTBEAT_S)
-    source = Source(config)
+    source = Source(config, admin)
     transactions = KafkaTransactions(
         config, admin, source.consumer, admin.message_limit(config.dead_topic), span.starts, beat
     )

@@ -78,28 +78,30 @@ class Bound:
         self._not_before = not_before
         self._partitions = partitions
         self._ends: dict[int, int] = {}
-        self._ends_of_all: Mapping[int, int] = {}
 
     def fix(self, source: Source, partitions: Collection[int]) -> None:
-        """Fixes the targets of partitions that are new; before ``not_before`` (UTC seconds) there
-        is nothing to fix yet."""
-        new = set(partitions) - self._ends.keys()
-        if self._targets is not None and new and time.time() >= self._not_before:
-            ends = self._targets(new)
-            source.stop_at(ends)
-            self._ends.update(ends)
+        """Has the source stop at the ends of partitions; before ``not_before`` (UTC seconds) there
+        are none yet."""
+        if self._targets is not None and time.time() >= self._not_before:
+            source.stop_at(self._ends_of(partitions))
+
+    def _ends_of(self, partitions: Collection[int]) -> dict[int, int]:
+        """As they were when they were asked for first."""
+        assert self._targets is not None
+        if new := set(partitions) - self._ends.keys():
+            self._ends.update(self._targets(new))
+        return {p: self._ends[p] for p in partitions}
 
     def is_reached(self, source: Source) -> bool:
         return self._targets is not None and time.time() >= self._not_before and source.is_done()
 
     def is_committed(self, ledger: Ledger) -> bool:
-        """Whether the dataset is committed up to the end of every partition, whoever owns it; the
-        ends are those of the first call. Once `is_reached`."""
+        """Whether the dataset is committed up to the end of every partition, whoever owns it. Once
+        `is_reached`."""
         if not ledger.tiles or self._targets is None:
             return False
-        if not self._ends_of_all:
-            self._ends_of_all = self._targets(self._partitions)
-        return all((ledger.end(p) or 0) >= end for p, end in self._ends_of_all.items())
+        ends = self._ends_of(self._partitions)
+        return all((ledger.end(p) or 0) >= end for p, end in ends.items())
 
     def missing(self, partitions: Collection[int], ledger: Ledger, joined: bool) -> Progress | None:
         """How far a run came that was stopped while it owned ``partitions``; None: up to its end.
@@ -144,7 +146,9 @@ class Replica:
         self._uncommitted: deque[tuple[int, dict[int, int]]] = deque()
         self._lag_shown_at = 0.0
         self._bound = Bound(None)
-        self._followed_at: float | None = None
+        self._ended: Run | None = None
+        """The run whose last epoch is committed."""
+        self._looked_at = float("-inf")
         self._dropped = ""
 
     # The loop
@@ -158,12 +162,7 @@ class Replica:
             self._failure.raise_if_any()
             self._beat()
             if self._commit_finished():
-                partitions = sorted(self._source.owned)
-                log.info(
-                    "the end is reached: everything up to it is decided and committed",
-                    extra={"partitions": partitions},
-                )
-                return None
+                self._ended = self._line.fence.run
             self._check_superseded()
             if self._rewind:
                 self._reopen()
@@ -171,12 +170,9 @@ class Replica:
             if time.monotonic() - self._lag_shown_at >= LAG_S:
                 self._show_lag()
             self._feed()
-            if bound.is_reached(self._source):
-                if self._source.owned:
-                    self._flush()
-                elif self._others_are_done(bound):
-                    log.info("the end is reached: others have committed everything up to it")
-                    return None
+            if not self._rewind and bound.is_reached(self._source) and self._is_over(bound):
+                owned = self._source.owned
+                return bound.missing(owned, self._engine.ledger, True) if owned else None
         log.info("draining: what is on the device is decided, sealed and committed")
         self._dropped = ""
         owned, joined = set(self._source.owned), self._source.joined
@@ -192,9 +188,20 @@ class Replica:
             f"the open epoch was dropped while the line was drained ({self._dropped}). Nothing is lost: whoever owns its partitions next reads it again."
         )
 
+    def _is_over(self, bound: Bound) -> bool:
+        """The bound is reached: commits what was read, and looks every `STANDBY_S` whether the run
+        is over. Blocks on the group's coordinator or the commit log."""
+        if self._source.owned and self._ended is not self._line.fence.run:
+            self._flush()
+            return False
+        if time.monotonic() - self._looked_at < STANDBY_S:
+            return False
+        over = self._is_settled() if self._source.owned else self._others_are_done(bound)
+        self._looked_at = time.monotonic()
+        return over
+
     def _flush(self) -> None:
-        """The bound is reached: asks, once a run and behind everything that was polled, for the
-        last epoch."""
+        """Asks, once a run and behind everything that was polled, for the last epoch."""
         run = self._line.fence.run
         if self._flushed is not run:
             empty: Future[list[Decoded]] = Future()
@@ -204,16 +211,27 @@ class Replica:
                 self._flushed = run
                 log.info("everything up to the end is read; it is decided and committed now")
 
+    def _is_settled(self) -> bool:
+        """Whether no partition is on its way to us. If it were, and all replicas ended, nobody
+        would read it."""
+        if not self._source.is_settled():
+            return False
+        log.info(
+            "the end is reached: everything up to it is decided and committed",
+            extra={"partitions": sorted(self._source.owned)},
+        )
+        return True
+
     def _others_are_done(self, bound: Bound) -> bool:
         """A replica without partitions stands by until those who have them have reached the end: it
-        may be needed when one of them goes. Blocks on the commit log once every `STANDBY_S`."""
-        if self._followed_at is None:
+        may be needed when one of them goes."""
+        if self._looked_at == float("-inf"):
             log.info("no partition is assigned to this replica: it stands by for the others")
-        elif time.monotonic() - self._followed_at < STANDBY_S:
-            return False
-        self._followed_at = time.monotonic()
         self._engine.assign(())  # reads what others have committed
-        return bound.is_committed(self._engine.ledger)
+        if not bound.is_committed(self._engine.ledger):
+            return False
+        log.info("the end is reached: others have committed everything up to it")
+        return True
 
     def _feed(self) -> None:
         """One step: hands on what is in hand if the line has room, polls for more if the hand has."""
@@ -249,7 +267,7 @@ class Replica:
         return (
             finished is not None
             and self._commit(finished, self._serve_once)
-            and bool(finished.flush)
+            and finished.flush == self._flushes
             and self._flushed is finished.run
         )
 
@@ -354,7 +372,9 @@ class Replica:
         self._bound.fix(
             self._source, partitions
         )  # before the first record: the same poll may already bring some
-        self._flushed = None  # a last epoch that was asked for is not the last one any more
+        # A last epoch that was asked for is not the last one any more
+        self._flushed = self._ended = None
+        self._looked_at = float("-inf")
         self._metrics.rebalanced("assigned", len(partitions), len(self._terms))
         log.info("partitions assigned", extra={"partitions": sorted(partitions), "starts": starts})
         return starts

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from confluent_kafka import (
+    ConsumerGroupState,
     ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
@@ -267,6 +268,26 @@ class Admin:
             ask,
             f"describing the group {group}",
             {KafkaError.GROUP_ID_NOT_FOUND: GroupState("dead", 0)},
+        )
+
+    def assigned(self, group: str, member: str, topic: str) -> frozenset[int] | None:
+        """The topic's partitions that the group has assigned to a member. None while the group
+        rebalances, and for a member that it does not know."""
+
+        def ask(left: float) -> frozenset[int] | None:
+            described = self._client.describe_consumer_groups([group], request_timeout=left)[
+                group
+            ].result()
+            if described.state != ConsumerGroupState.STABLE:
+                return None
+            for found in described.members:
+                if found.member_id == member:
+                    partitions = found.assignment.topic_partitions
+                    return frozenset(tp.partition for tp in partitions if tp.topic == topic)
+            return None
+
+        return self._ask(
+            ask, f"describing the group {group}", {KafkaError.GROUP_ID_NOT_FOUND: None}
         )
 
     # Inside

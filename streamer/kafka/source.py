@@ -10,7 +10,8 @@ from typing import Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streamer.config import Config
-from streamer.errors import ProtocolError
+from streamer.errors import DependencyError, ProtocolError, TemporaryError
+from streamer.kafka.admin import Admin
 from streamer.kafka.client import consumer_config, explain, is_final, timestamp_ms
 from streamer.records import UNREADABLE_HEADERS, Headers, Record
 
@@ -43,8 +44,10 @@ class Source:
     away): while the line is full the caller keeps the last chunk in hand and calls `serve` now and
     then, which keeps the membership alive."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, admin: Admin) -> None:
         """Connects to nothing until `subscribe`."""
+        self._admin = admin
+        self._group = config.group
         self.consumer = Consumer(
             consumer_config(config, config.group, group_instance_id=config.group_instance_id)
         )
@@ -104,6 +107,20 @@ class Source:
         except KafkaException:
             return False
         return True
+
+    def is_settled(self) -> bool:
+        """Whether the group has no partition for us that we do not own yet. An assignment may be
+        under way: between brokers and client, or behind messages in the client's queue. False too
+        while the brokers do not say. Blocks on the coordinator, and calls the listener."""
+        try:
+            assigned = self._admin.assigned(self._group, self.consumer.memberid(), self._topic)
+        except (DependencyError, TemporaryError):
+            return False
+        message = self._poll(0)
+        while message is not None:
+            self._accept(message)
+            message = self._poll(0)
+        return self.joined and self.owned == assigned
 
     # Polling
 

@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient
 
 from streamer.config import Config, parse
 from streamer.errors import DependencyError, Fenced, InvalidRecord, ProtocolError
+from streamer.kafka.admin import Admin
 from streamer.kafka.source import CHUNK_BYTES, CHUNK_RECORDS, Source
 from streamer.records import Record
 from streamer.testing import create_topic, produce
@@ -56,9 +57,10 @@ class Group:
         self.closed: list[Source] = []
 
     def source(self, listener: Listener | None = None, **kafka: object) -> Source:
-        made = Source(
-            self.config.model_copy(update={"kafka": self.config.kafka.model_copy(update=kafka)})
+        config = self.config.model_copy(
+            update={"kafka": self.config.kafka.model_copy(update=kafka)}
         )
+        made = Source(config, Admin(config.kafka))
         made.subscribe(listener or Listener())
         self.sources.append(made)
         return made
@@ -188,7 +190,10 @@ def test_a_full_line_holds_back_and_keeps_its_membership_and_its_order(
     kept, forgetful = Listener(), Listener()
     patient, idle = (
         group.source(kept),
-        Source(group.config.model_copy(update={"dataset": f"{group.config.dataset}-2"})),
+        Source(
+            group.config.model_copy(update={"dataset": f"{group.config.dataset}-2"}),
+            Admin(group.config.kafka),
+        ),
     )
     idle.subscribe(forgetful)
     group.sources.append(idle)
@@ -505,3 +510,33 @@ def _produce_with_header_name(servers: str, topic: str, name: bytes) -> None:
     assert lib.rd_kafka_producev(client, *arguments) == 0
     assert lib.rd_kafka_flush(client, 20_000) == 0
     lib.rd_kafka_destroy(client)
+
+
+def test_a_source_is_settled_once_it_owns_what_the_group_gave_it(
+    group: Group, kafka: str, topic_name: str
+) -> None:
+    create_topic(kafka, topic_name, partitions=2)
+    first = group.source()
+    assert not first.is_settled(), "it has not joined"
+    until(lambda: first.owned == {0, 1}, first)
+    assert first.is_settled()
+    second = group.source()
+    assert not second.is_settled(), "it has not joined"
+    until(lambda: len(first.owned) == 1, first, second)
+    assert not second.owned
+    given = Admin(group.config.kafka)
+    until(
+        lambda: bool(given.assigned(group.config.group, second.consumer.memberid(), topic_name)),
+        first,
+    )
+    assert second.owned == set(), "nobody has polled it since"
+    assert second.is_settled(), "the assignment waited to be served"
+    assert len(second.owned) == len(first.owned) == 1
+    assert first.is_settled()
+
+
+def test_a_source_is_not_settled_while_no_broker_answers(group: Group) -> None:
+    nowhere = group.config.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:9"})
+    source = group.source()
+    source._admin = Admin(nowhere, timeout_s=0.5)
+    assert not source.is_settled()

@@ -78,7 +78,7 @@ class Dataset:
 class Writer:
     def __init__(self, config: Config, admin: Admin, dead_letter_limit: int) -> None:
         self.config = config
-        self.source = Source(config)
+        self.source = Source(config, admin)
         self.refreshed = 0
         self.asked: list[list[int]] = []
         self.port = KafkaTransactions(
@@ -490,7 +490,7 @@ def test_nothing_is_asked_of_an_unreachable_broker_for_ever(
         update={"bootstrap_servers": "127.0.0.1:9", "client": {}}
     )
     config = dataset.config.model_copy(update={"kafka": nowhere})
-    source = Source(config)
+    source = Source(config, dataset.admin)
     port = KafkaTransactions(
         config, dataset.admin, source.consumer, 1_000_000, lambda partitions: {}, lambda: None
     )

@@ -119,6 +119,9 @@ class SimConsumer:
             else Membership(self._member.id, self._member.generation)
         )
 
+    def memberid(self) -> str:
+        return str(self.membership().member)
+
     def commit(self, offsets: list[TopicPartition], asynchronous: bool) -> None:
         assert not asynchronous
         self._step("commit offsets")
@@ -218,6 +221,18 @@ class SimConsumer:
                 self._ended[partition] = at
                 return SimMessage(partition, at, KafkaError(KafkaError._PARTITION_EOF))
         return None
+
+
+class SimAdmin:
+    """What `Source` uses of `streamer.kafka.admin.Admin`."""
+
+    def __init__(self, broker: Broker, step: Step) -> None:
+        self._broker = broker
+        self._step = step
+
+    def assigned(self, _group: str, member: str, _topic: str) -> frozenset[int] | None:
+        self._step("describe the group")
+        return self._broker.group.assigned(int(member))
 
 
 class SimTransactions:

@@ -241,3 +241,28 @@ MUTATIONS = [
         ('and self._drain(self._revoke_deadline_s, lambda: None, "revoked")', "and True"),
     ),
 ]
+
+_TRUSTING: Changes = (
+    (
+        "                return bound.missing(owned, self._engine.ledger, True) if owned else None\n",
+        "                return None\n",
+    ),
+)
+"""A replica that reports an end without asking the ledger."""
+
+BOUNDED_MUTATIONS = [
+    _replica(
+        "what is to be rewound counts as read",
+        ("if not self._rewind and bound.is_reached", "if bound.is_reached"),
+        *_TRUSTING,
+    ),
+    _replica(
+        "the last epoch before an assignment counts as the last one after it",
+        (
+            "            and finished.flush == self._flushes\n",
+            "            and bool(finished.flush)\n",
+        ),
+        *_TRUSTING,
+    ),
+]
+"""Ways to end a bounded run too early."""

@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 from sim_broker import Abortable
-from sim_client import SimConsumer
+from sim_client import SimAdmin, SimConsumer
 from sim_line import NOTHING, OUTCOMES, SimChannel, SimDecoder, SimFence, SimMetrics, SimStage
 from sim_schedule import Killed, Owner, Schedule
 from sim_storage import Disk, SimEpoch, SimFolder, storage_on
@@ -77,6 +77,8 @@ class Process(Owner):
         self.producer_epoch: Callable[[], int] = lambda: -1
         self.targets: dict[int, int] = {}
         """Where a bounded run is to end."""
+        self.owned: set[int] = set()
+        """Its partitions when its run ended."""
         self.opened: dict[str, float] = {}
         """Every epoch it ever opened: uuid → when."""
         self._static = static
@@ -173,7 +175,8 @@ class Process(Owner):
         )
         self.producer_epoch = lambda: transactions.epoch
         with mock.patch.object(streamer.kafka.source, "Consumer", return_value=consumer):
-            source = streamer.kafka.source.Source(CONFIG)
+            admin: Any = SimAdmin(broker, self.step)
+            source = streamer.kafka.source.Source(CONFIG, admin)
         storage = storage_on(self.folder)
         engine: CommitEngine = world.parts.engine.CommitEngine(
             "d",
@@ -213,8 +216,12 @@ class Process(Owner):
         self._spawn("line", lambda: self._pass_on(batcher, decided, fence, failure), failure)
         source.subscribe(replica)
         stopped = replica.run(
-            lambda: self.stopping, world.parts.replica.Bound(self._ends if self._bounded else None)
+            lambda: self.stopping,
+            world.parts.replica.Bound(
+                self._ends if self._bounded else None, partitions=range(len(broker.input))
+            ),
         )
+        self.owned = set(source.owned)
         failure.stop.set()
         source.close()
         if stopped is not None:

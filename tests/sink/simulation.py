@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,7 +49,7 @@ class Setting:
     """Storage that copies instead of renaming."""
     latest: bool = False
     bounded: bool = False
-    """Processes run with ``--until end``; what they report as done must be done. One writer only."""
+    """Processes run with ``--until end``; what they report as done must be done."""
     hasty: bool = False
     """The consumer joins again in the background, before it tells that its partitions were lost."""
     patient: bool = False
@@ -100,6 +100,8 @@ class World:
         self._next_trouble = plan[0][0] if plan else -1
         self.calm = not plan
         self._restarts = True
+        self._reached: dict[str, dict[int, int]] = {}
+        """Writer → where its bounded run went, which ended well for good."""
         self._produced = 0
         self._dice = random.Random(setting.jitter) if setting.jitter else None
         if self._dice is not None:
@@ -173,6 +175,10 @@ class World:
             process.stopping = process.stopping or not self.setting.bounded
         last = list(self.living.values())
         self._restarts = self.setting.bounded
+        if self.setting.bounded:
+            writers = self.setting.writers
+            self._until(lambda: len(self._reached) == writers, "every run ends well", CALM_S)
+            self._bounded_are_done()
         self._until(lambda: not self.living, "every process ends", 60)
         if bad := [
             p
@@ -259,16 +265,32 @@ class World:
         if self.living.get(process.writer) is process:
             del self.living[process.writer]
             done = process.exit_code == 0 and self.setting.bounded and self.calm
+            if done:
+                self._reached[process.writer] = process.targets
             if self._restarts and not done and process.writer not in self.gone:
                 self.schedule.at(1.0, lambda: self._restart(process.writer))
 
     def _undone(self, process: Process) -> dict[int, int]:
-        """Where a bounded run that says it is done had to go, and did not. It is alone, so every
-        partition is its own."""
-        due = {p: process.targets.get(p, -1) for p in range(len(self.broker.input))}
+        """Where a bounded run that says it is done had to go, and did not: the ends of its own
+        partitions, or of all if it has none."""
+        due = process.owned or range(len(self.broker.input))
+        return self._short_of({p: process.targets.get(p, -1) for p in due})
+
+    def _short_of(self, ends: Mapping[int, int]) -> dict[int, int]:
         return {
-            p: end for p, end in due.items() if not 0 <= end <= self.oracle.tiles.get(p, (0, -1))[1]
+            p: end
+            for p, end in ends.items()
+            if not 0 <= end <= self.oracle.tiles.get(p, (0, -1))[1]
         }
+
+    def _bounded_are_done(self) -> None:
+        """All of them together: no partition may be left to nobody."""
+        due = {
+            p: min((t[p] for t in self._reached.values() if p in t), default=-1)
+            for p in range(len(self.broker.input))
+        }
+        if undone := self._short_of(due):
+            raise Violation(f"all replicas ended well, and nobody went on to {undone}")
 
     def _restart(self, writer: str) -> None:
         if writer not in self.living and writer not in self.gone and self._restarts:

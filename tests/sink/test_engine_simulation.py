@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sim_mutation import MUTATIONS, SLOPPY, Mutation
+from sim_mutation import BOUNDED_MUTATIONS, MUTATIONS, SLOPPY, Mutation
 from sim_oracle import Violation
 from sim_trouble import TROUBLES
 from simulation import Setting, Trouble, simulate
@@ -45,9 +46,16 @@ worlds = st.builds(
     patient=st.booleans(),
     jitter=jitter,
 )
-lone_worlds = st.builds(
-    Setting, writers=st.just(1), partitions=st.integers(1, 3), records=st.sampled_from((6, 20, 60)), hasty=st.booleans(), bounded=st.just(True), jitter=jitter
-)  # fmt: skip
+bounded_worlds = st.builds(
+    Setting,
+    writers=st.integers(1, 3),
+    partitions=st.integers(1, 3),
+    records=st.sampled_from((6, 20, 60)),
+    static=st.booleans(),
+    hasty=st.booleans(),
+    bounded=st.just(True),
+    jitter=jitter,
+)
 
 
 @WORLDS
@@ -61,7 +69,7 @@ def test_every_record_is_committed_once_whatever_happens(
 
 
 @settings(WORLDS, max_examples=WORLDS.max_examples // 3)
-@given(lone_worlds, plans)
+@given(bounded_worlds, plans)
 def test_a_bounded_run_that_ends_well_has_done_everything(
     setting: Setting, plan: list[Trouble]
 ) -> None:
@@ -121,11 +129,50 @@ def test_the_engine_alone_keeps_the_invariants_for_a_caller_that_looks_at_nothin
         simulate(*dice(seed), parts)
 
 
-def finds_a_violation(mutation: Mutation) -> bool:
+def bounded_dice(seed: int) -> tuple[Setting, list[Trouble]]:
+    """A world where partitions change hands again and again while the end is near."""
+    roll = random.Random(seed)
+    setting = Setting(
+        writers=roll.choice((2, 3)),
+        partitions=roll.choice((2, 3)),
+        records=roll.choice((6, 20)),
+        hasty=roll.random() < 0.4,
+        bounded=True,
+        jitter=roll.choice((0, roll.randrange(1, 1 << 16))),
+    )
+    kinds = [name for name, _ in TROUBLES]
+    plan = [
+        (
+            roll.randint(1, 10),
+            kinds.index(roll.choice(("turn", "turn", "turn", "delay", "abort"))),
+            roll.randrange(9),
+        )
+        for _ in range(roll.choice((60, 120)))
+    ]
+    return setting, plan
+
+
+@pytest.mark.parametrize(
+    ("mutation", "first"),
+    [
+        pytest.param(mutation, first, id=mutation.name)
+        for mutation, first in zip(BOUNDED_MUTATIONS, (650, 0), strict=True)
+    ],
+)
+def test_a_bounded_run_that_ends_too_early_is_noticed(mutation: Mutation, first: int) -> None:
+    """One world in some hundred shows it; ``first`` is where a short search begins."""
+    assert finds_a_violation(mutation, bounded_dice, 0 if LONG else first)
+
+
+def finds_a_violation(
+    mutation: Mutation,
+    world: Callable[[int], tuple[Setting, list[Trouble]]] = dice,
+    first: int = 0,
+) -> bool:
     parts = mutation.parts()
-    for seed in range(5000 if LONG else 150):
+    for seed in range(first, first + (5000 if LONG else 150)):
         try:
-            simulate(*dice(seed), parts)
+            simulate(*world(seed), parts)
         except Violation:
             return True
     return False
