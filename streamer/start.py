@@ -28,7 +28,7 @@ from streamer.model.model import Model
 from streamer.ops.health import Health
 from streamer.ops.metrics import Metrics
 from streamer.provenance import binding, describe
-from streamer.sink.agreement import require_claims, require_same
+from streamer.sink.agreement import Comparison, require_claims
 from streamer.sink.snapshots import open_snapshots
 from streamer.sink.storage import Storage
 from streamer.wire.manifest import decode
@@ -110,11 +110,11 @@ def require_logs(config: Config, admin: Admin, storage: Storage) -> None:
     again they would be empty. Blocks; raises ProtocolError, DependencyError."""
     missing = admin.check_dataset_topics(config)
     if config.commits_topic in missing:
-        require_same([], storage.projected(), storage, config.commits_topic)
+        Comparison(config.commits_topic, storage, storage.projected()).require_same()
     elif config.claims_topic in missing and config.dedup is not None:
         with LogReader(config, admin, config.commits_topic) as log:
-            entries = [decode(message.value() or b"") for message in log.read()]
-        needed = max((manifest.claims_position for manifest in entries), default=0)
+            entries = (decode(message.value() or b"") for message in log.read())
+            needed = max((manifest.claims_position for manifest in entries), default=0)
         require_claims(0, needed, config.claims_topic)
 
 

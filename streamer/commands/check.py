@@ -19,7 +19,7 @@ from streamer.units import counted
 if TYPE_CHECKING:
     from streamer.kafka.admin import TopicInfo
     from streamer.model.model import Model
-    from streamer.wire.manifest import Manifest
+    from streamer.sink.ledger import Ledger
 
 
 def _print_schema(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -96,7 +96,8 @@ class Probed:
     """What the probes have found so far; None if it is wrong."""
 
     topic: TopicInfo | None = None
-    committed: list[Manifest] | None = None
+    committed: Ledger | None = None
+    claims_position: int = 0
     model: Model | None = None
 
     def __init__(self, config: Config) -> None:
@@ -166,7 +167,8 @@ def _topics(probed: Probed) -> str:
 def _output(probed: Probed) -> str:
     from streamer.kafka.admin import Admin
     from streamer.kafka.log import LogReader
-    from streamer.sink.agreement import require_same
+    from streamer.sink.agreement import Comparison
+    from streamer.sink.ledger import Ledger
     from streamer.sink.storage import Storage
     from streamer.wire.manifest import decode
 
@@ -179,25 +181,28 @@ def _output(probed: Probed) -> str:
             "epochs are there"
         )
     with LogReader(config, Admin(config.kafka), config.commits_topic) as log:
-        projected = storage.projected()
-        committed = [decode(message.value() or b"") for message in log.read(whole=True)]
-    require_same(committed, projected, storage, config.commits_topic)
-    probed.committed = committed
-    epochs = f"; all of {counted(len(committed), 'epoch')} are there" if committed else ""
+        comparison = Comparison(config.commits_topic, storage, storage.projected())
+        ledger, count = Ledger(), 0
+        for message in log.read(whole=True):
+            manifest = decode(message.value() or b"")
+            comparison.add(manifest)
+            ledger.apply(manifest)
+            probed.claims_position = max(probed.claims_position, manifest.claims_position)
+            count += 1
+    comparison.require_same()
+    probed.committed = ledger
+    epochs = f"; all of {counted(count, 'epoch')} are there" if count else ""
     return f"{storage.root_uri} is writable{epochs}"
 
 
 def _offsets(probed: Probed) -> str:
     from streamer.kafka.admin import Admin
     from streamer.sink.agreement import contradiction
-    from streamer.sink.ledger import Ledger
 
     config, topic = probed.config, probed.topic
     if topic is None or probed.committed is None:
         raise Skipped("skipped: needs the input topic and the output")
-    admin, ledger = Admin(config.kafka), Ledger()
-    for manifest in probed.committed:
-        ledger.apply(manifest)
+    admin, ledger = Admin(config.kafka), probed.committed
     partitions = [p for p in range(topic.partitions) if ledger.end(p) is not None]
     if not partitions:
         return "none is committed"
@@ -262,8 +267,7 @@ def _dataset(probed: Probed) -> str:
         or not admin.end_offsets(config.claims_topic, [0], committed=False)[0]
     ):
         if config.dedup is not None:
-            needed = max((m.claims_position for m in probed.committed or ()), default=0)
-            require_claims(0, needed, config.claims_topic)
+            require_claims(0, probed.claims_position, config.claims_topic)
         return f"{config.dataset} is new"
     bound_to(config, admin)
     meld = Meld(model.dim, threshold_of(config), open_index(model.dim, threshold_of(config), "cpu"))

@@ -8,7 +8,7 @@ is ended by the watchdog.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
@@ -96,7 +96,22 @@ class KafkaTransactions:
 
     # The commit log
 
-    def read(self) -> Sequence[Manifest]:
+    @property
+    def log_id(self) -> str:
+        return self._admin.topic_id(self._config.commits_topic)
+
+    def resume(self, offset: int) -> None:
+        topic = self._config.commits_topic
+        end = self._admin.end_offsets(topic, [0], committed=False)[0]
+        if end <= offset:
+            raise ProtocolError(
+                f"{topic}: ends at offset {end}, but a checkpoint knows its entry at {offset}: the "
+                "log lost entries. Restore the topic, or continue with a new dataset name."
+            )
+        self._log_at = offset
+        self._log.assign([TopicPartition(topic, 0, offset)])
+
+    def read(self, patience_s: float | None = None) -> Iterator[tuple[int, Manifest]]:
         topic = self._config.commits_topic
         begin = self._admin.begin_offsets(topic, [0])[0]
         if begin > 0:
@@ -109,12 +124,12 @@ class KafkaTransactions:
             raise ProtocolError(
                 f"{topic}: ends at offset {target}, but was read up to {self._log_at}: the commit log was deleted and made again."
             )
-        manifests: list[Manifest] = []
-        deadline = time.monotonic() + READ_DEADLINE_S
+        patience_s = READ_DEADLINE_S if patience_s is None else patience_s
+        moved = time.monotonic()
         while self._log_at < target:
-            if time.monotonic() > deadline:
+            if time.monotonic() - moved > patience_s:
                 raise TemporaryError(
-                    f"{topic}: cannot be read past offset {self._log_at} of {target} within {READ_DEADLINE_S:.0f} s: another writer's transaction is still "
+                    f"{topic}: nothing came after offset {self._log_at} of {target} for {patience_s:.0f} s: another writer's transaction is still "
                     f"open, or the broker is slow. Start again. If it stays so, the transaction hangs: {self._find_hanging(topic)}"
                 )
             message = self._log.poll(0.2)
@@ -123,13 +138,15 @@ class KafkaTransactions:
                 continue
             error = message.error()
             if error is None:
-                manifests.append(_manifest(message))
                 self._log_at = message.offset() + 1
+                yield message.offset(), _manifest(message)
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._log_at = max(self._log_at, message.offset())  # past the control records
             elif is_final(error):
                 raise explain(error, f"reading {topic}")
-        return manifests
+            else:
+                continue
+            moved = time.monotonic()
 
     def _find_hanging(self, topic: str) -> str:
         return (

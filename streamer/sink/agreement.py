@@ -3,10 +3,10 @@ group's offsets, input topic. Pure but for the folder; `streamer check` asks the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from streamer.errors import ProtocolError
+from streamer.sink.epoch_set import EpochSet
 from streamer.units import counted
 from streamer.wire.manifest import Manifest, epoch_name
 
@@ -23,38 +23,59 @@ class Projected(Protocol):
         """Raises ProtocolError if another epoch has its name."""
 
 
-def require_same(
-    manifests: Sequence[Manifest],
-    projected: Collection[tuple[str, int]],
-    files: Projected,
-    log: str,
-) -> None:
-    """The folder is that of the commit log ``log``, whose entries are ``manifests``: it holds no
-    other epochs (``projected`` is what it holds, each as writer and number), and the files of all
-    these. Of the projected ones it compares each writer's newest, which chains to the others.
+class Comparison:
+    """Whether the folder is that of the commit log, entry by entry: it holds no other epochs, and
+    the files of all these. Blocks for the storage."""
 
-    Raises ProtocolError, before anything is written: the folder is the wrong one, or somebody
-    removed files or topics. Blocks for the storage.
-    """
-    known = {(m.writer, m.epoch): m for m in manifests}
-    if foreign := sorted(set(projected) - known.keys()):
-        more = f" and {counted(len(foreign) - 1, 'epoch')} more" if len(foreign) > 1 else ""
-        raise ProtocolError(
-            f"{files.root_uri} holds {epoch_name(*foreign[0])}{more} that {log} does not name: the "
-            "commit log was lost, or the folder belongs to another life of this dataset. Restore "
-            "the topic, or give the dataset a new name."
-        )
-    for writer, epoch in dict(sorted(projected)).items():
-        files.is_projected(known[writer, epoch])
-    waiting = [m for name, m in known.items() if name not in projected]
-    lost = next((m for m in waiting if not files.has(m)), None)
-    if lost is not None:
-        raise ProtocolError(
-            f"{files.root_uri} is missing files of epoch {lost.name}, which {log} has committed; "
-            f"{len(waiting)} of {counted(len(manifests), 'epoch')} are not projected there. Is "
-            "output.path right? If it is, bring the files back (a backup, or a version of the "
-            "bucket), then start again. Nothing was written."
-        )
+    def __init__(self, log: str, files: Projected, projected: EpochSet | None) -> None:
+        """``projected``: every epoch that the folder holds. None: it is asked for each entry, where
+        the entries are only the log's last ones."""
+        self._log = log
+        self._files = files
+        self._others = projected
+        """Those that no entry has named so far."""
+        self._newest: dict[str, Manifest] = {}
+        self._lost: Manifest | None = None
+        self._entries = 0
+        self._missing = 0
+
+    def add(self, manifest: Manifest) -> bool:
+        """The log's next entry. Whether it is projected."""
+        self._entries += 1
+        if self._others is None:
+            found = self._files.is_projected(manifest)
+        elif found := self._others.discard(manifest.writer, manifest.epoch):
+            self._newest[manifest.writer] = manifest
+        if not found:
+            self._missing += 1
+            if self._lost is None and not self._files.has(manifest):
+                self._lost = manifest
+        return found
+
+    def require_same(self) -> None:
+        """After the last entry. Of the projected ones it compares each writer's newest, which
+        chains to the others.
+
+        Raises ProtocolError, before anything is written: the folder is the wrong one, or somebody
+        removed files or topics.
+        """
+        if self._others and (foreign := self._others.first()):
+            count = len(self._others) - 1
+            more = f" and {counted(count, 'epoch')} more" if count else ""
+            raise ProtocolError(
+                f"{self._files.root_uri} holds {epoch_name(*foreign)}{more} that {self._log} does "
+                "not name: the commit log was lost, or the folder belongs to another life of this "
+                "dataset. Restore the topic, or give the dataset a new name."
+            )
+        for manifest in self._newest.values():
+            self._files.is_projected(manifest)
+        if self._lost is not None:
+            raise ProtocolError(
+                f"{self._files.root_uri} is missing files of epoch {self._lost.name}, which "
+                f"{self._log} has committed; {self._missing} of {counted(self._entries, 'epoch')} "
+                "are not projected there. Is output.path right? If it is, bring the files back (a "
+                "backup, or a version of the bucket), then start again. Nothing was written."
+            )
 
 
 def require_claims(position: int, needed: int, log: str) -> None:

@@ -9,22 +9,34 @@ ports do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import chain
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from streamer.errors import Fenced, ProtocolError, TemporaryError
+from streamer.errors import DependencyError, Fenced, ProtocolError, TemporaryError
 from streamer.records import Headers, Term
-from streamer.sink.agreement import Projected, contradiction, require_same
+from streamer.sink.agreement import Comparison, Projected, contradiction
+from streamer.sink.epoch_set import EpochSet
 from streamer.sink.ledger import Ledger
+from streamer.wire.checkpoint import Checkpoint, Unusable
+from streamer.wire.checkpoint import decode as decode_checkpoint
+from streamer.wire.checkpoint import encode as encode_checkpoint
 from streamer.wire.manifest import FileEntry, Manifest
+
+log = logging.getLogger("streamer")
 
 OTHERS_GRACE_S = 10.0
 """A committed epoch of another writer is projected for it once it was sealed so long ago."""
 COMMIT_ATTEMPTS = 5
+CHECKPOINT_EPOCHS = 256
+"""A writer's epochs between two checkpoints of the commit log: some hours of them, read back within
+a second."""
+CHECKPOINT_PATIENCE_S = 5.0
 Fallen = Literal["stale", "aborted"]
 """Why an epoch must be dropped: its terms or first offsets are not the current ones, or every
 attempt of its transaction was aborted."""
@@ -81,9 +93,18 @@ class Transactions(Protocol):
         """Fences any predecessor with this writer's name and resolves its in-doubt transaction.
         Raises Fenced."""
 
-    def read(self) -> Sequence[Manifest]:
-        """Manifests committed since the last call, complete past the read_uncommitted end at the
-        call. Raises TemporaryError when another writer's open transaction outlasts the deadline."""
+    @property
+    def log_id(self) -> str:
+        """Kafka's id of the commit log's topic."""
+
+    def resume(self, offset: int) -> None:
+        """The next `read` begins at this offset of the commit log. Raises ProtocolError where the
+        log ends before it."""
+
+    def read(self, patience_s: float | None = None) -> Iterator[tuple[int, Manifest]]:
+        """Manifests committed since the last call, with their offsets in the log, complete past the
+        read_uncommitted end at the call. Raises TemporaryError when none comes for ``patience_s``
+        (None: longer than another writer's open transaction can hide them)."""
 
     def committed(self, partitions: Collection[int]) -> Mapping[int, int | None]:
         """The group's stable offsets; None: there is none. Unknown is never None: it raises
@@ -113,7 +134,13 @@ class Files(Projected, Protocol):
     """The storage port; see `streamer.sink.storage.Storage`."""
 
     def staged(self) -> Sequence[Staged]: ...
-    def projected(self) -> set[tuple[str, int]]: ...
+    def projected(self) -> EpochSet: ...
+    def checkpoints(self) -> Iterable[tuple[str, bytes]]:
+        """The newest first."""
+
+    def write_checkpoint(self, writer: str, data: bytes) -> None:
+        """Raises DependencyError."""
+
     def project(self, manifest: Manifest) -> None:
         """Nothing is staged of it afterwards."""
 
@@ -171,6 +198,8 @@ class CommitEngine:
         """The claim log was at least so long when the last epoch was sealed."""
         self._unseen: dict[str, Manifest] = {}
         """Other writer → its last manifest, which nobody has been seen to project."""
+        self._last_entry: tuple[int, str] | None = None
+        """Of the commit log, as far as it was read: offset and uuid."""
 
     @property
     def next_epoch(self) -> int:
@@ -186,40 +215,119 @@ class CommitEngine:
         # more from the fence on, while a successor stages nothing before it has fenced us.
         staged = list(self._files.staged())
         self._kafka.fence()
-        projected = self._files.projected()
-        manifests = self._read()
-        require_same(manifests, projected, self._files, f"{self.dataset}.commits")
-        committed = {m.uuid for m in manifests}
+        named = {s.uuid for s in staged}
+        committed: set[str] = set()
+        doubtful: list[Manifest] = []
+        checkpoint = self._resume()
+        projected = self._files.projected() if checkpoint is None else None
+        comparison = Comparison(f"{self.dataset}.commits", self._files, projected)
+        known = () if checkpoint is None else checkpoint.waiting
+        entries = 0
+        for manifest in chain(known, self._entries()):
+            entries += 1
+            is_projected = comparison.add(manifest)
+            if manifest.uuid in named:
+                committed.add(manifest.uuid)
+            if not is_projected or manifest.uuid in named:
+                doubtful.append(manifest)
+        comparison.require_same()
         for left in staged:  # first, for it may fill the disk, and a projection needs some room
             if left.uuid not in committed and (
                 left.writer == self.writer or left.age_s > 2 * self._stale_after_s
             ):
                 self._files.discard(left.writer, left.epoch, left.uuid)
-        named = {s.uuid for s in staged}
         waiting: list[Manifest] = []
-        for manifest in manifests:
-            if (manifest.writer, manifest.epoch) in projected and manifest.uuid not in named:
-                continue
+        for manifest in doubtful:
             if manifest.writer == self.writer or self._is_settled(manifest):
                 self._files.project(manifest)
             else:
                 waiting.append(manifest)
         self._unseen = {m.writer: m for m in waiting}
+        if entries >= CHECKPOINT_EPOCHS:
+            self._write_checkpoint()
 
-    def _read(self) -> list[Manifest]:
-        """What is new in the commit log, applied. What this process committed itself is not new."""
-        new: list[Manifest] = []
-        for manifest in self._kafka.read():
+    # Checkpoints of the commit log
+
+    def _resume(self) -> Checkpoint | None:
+        """Takes the newest good one for what was read. Raises ProtocolError where the log's entry
+        that it ends with is another one now."""
+        for path, data in self._files.checkpoints():
+            try:
+                found = decode_checkpoint(data)
+                if (found.dataset, found.log_id) != (self.dataset, self._kafka.log_id):
+                    raise Unusable("it is of another commit log")
+            except Unusable as error:
+                log.warning("a checkpoint of the commit log is not used: %s: %s", path, error)
+                continue
+            self._kafka.resume(found.offset)
+            first = next(iter(self._kafka.read()), None)
+            if first is None or (first[0], first[1].uuid) != (found.offset, found.uuid):
+                raise ProtocolError(
+                    f"{self.dataset}.commits: offset {found.offset} is not the epoch {found.uuid} "
+                    f"that was committed there and that {self._files.root_uri}/{path} names: the "
+                    "log lost entries. Restore the topic. If the log is right, remove that file."
+                )
+            self.ledger = Ledger.restored(found)
+            self.claims_position = found.claims_position
+            self._last_entry = found.offset, found.uuid
+            return found
+        return None
+
+    def _checkpoint(self) -> None:
+        """Reads what others have committed, and writes down what all of it says. Does without
+        where somebody's transaction is open for long."""
+        try:
+            self._require_own(self._entries(CHECKPOINT_PATIENCE_S))
+        except TemporaryError as error:
+            log.info("no checkpoint of the commit log is written now: %s", error)
+            return
+        self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        if self._last_entry is None or not self.ledger.is_as_read:
+            return
+        offset, uuid = self._last_entry
+        checkpoint = Checkpoint(
+            dataset=self.dataset,
+            log_id=self._kafka.log_id,
+            offset=offset,
+            uuid=uuid,
+            tiles=self.ledger.tiles,
+            last=self.ledger.last,
+            ends=self.ledger.ends,
+            claims_position=self.claims_position,
+            waiting=tuple(self._unseen.values()),
+        )
+        try:
+            self._files.write_checkpoint(self.writer, encode_checkpoint(checkpoint))
+        except DependencyError as error:
+            log.warning("a checkpoint of the commit log cannot be written: %s", error)
+
+    # The commit log
+
+    def _entries(self, patience_s: float | None = None) -> Iterator[Manifest]:
+        """What is new in the commit log, each applied when it is asked for. What this process
+        committed itself is not new."""
+        for offset, manifest in self._kafka.read(patience_s):
             if manifest.dataset != self.dataset:
                 raise ProtocolError(
                     f"{self.dataset}.commits: holds a manifest of the dataset {manifest.dataset}: something else writes to this topic"
                 )
-            if self.ledger.apply(manifest):
-                new.append(manifest)
+            is_new = self.ledger.apply(manifest)
+            self._last_entry = offset, manifest.uuid
             self.claims_position = max(self.claims_position, manifest.claims_position)
             if manifest.writer != self.writer:
                 self._unseen[manifest.writer] = manifest
-        return new
+            if is_new:
+                yield manifest
+
+    def _require_own(self, entries: Iterable[Manifest]) -> None:
+        """Raises Fenced if one of them is a successor's under our name: what we read could never
+        be committed."""
+        if any(manifest.writer == self.writer for manifest in list(entries)):
+            raise Fenced(
+                f"another process runs under the writer name {self.writer!r} and has committed: give every replica its own name (config: writer)"
+            )
 
     def _is_settled(self, manifest: Manifest) -> bool:
         """True once its own writer had time enough to project it."""
@@ -246,10 +354,7 @@ class CommitEngine:
         """
         for attempt in range(COMMIT_ATTEMPTS):
             committed = self._kafka.committed(partitions)
-            if any(manifest.writer == self.writer for manifest in self._read()):
-                raise Fenced(
-                    f"another process runs under the writer name {self.writer!r} and has committed: give every replica its own name (config: writer)"
-                )
+            self._require_own(self._entries())
             if not self.ledger.tiles and any(committed[p] is None for p in partitions):
                 self._found()
             starts = {p: self._start(p, committed[p]) for p in sorted(partitions)}
@@ -309,6 +414,8 @@ class CommitEngine:
                 self.ledger.commit(manifest)
                 self._project(manifest)
                 self._project_for_others()
+                if (sealed.epoch + 1) % CHECKPOINT_EPOCHS == 0:
+                    self._checkpoint()
                 return manifest
             self._clock.sleep(0.1 * 2**attempt)
         return "aborted"
@@ -371,7 +478,8 @@ class CommitEngine:
             raise TemporaryError(
                 f"{self.dataset}.commits: the dataset's first manifest was aborted {COMMIT_ATTEMPTS} times. Start again."
             )
-        self._read()  # ours, and that of a replica that was faster: the first one in the log holds
+        # Ours, and that of a replica that was faster: the first one in the log holds
+        list(self._entries())
         self._files.project(manifest)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from streamer.errors import ConfigError, ProtocolError
+from streamer.wire.checkpoint import Checkpoint
 from streamer.wire.manifest import Manifest
 
 
@@ -19,6 +20,20 @@ class Ledger:
         """A replay's fixed ends, from the first manifest; empty for a live dataset."""
         self._early: set[str] = set()
         """Applied by `commit`, and not read from the log yet."""
+
+    @classmethod
+    def restored(cls, checkpoint: Checkpoint) -> Ledger:
+        """As it was at a checkpoint; the log's entries after it follow."""
+        ledger = cls()
+        ledger.tiles = dict(checkpoint.tiles)
+        ledger.last = dict(checkpoint.last)
+        ledger.ends = dict(checkpoint.ends)
+        return ledger
+
+    @property
+    def is_as_read(self) -> bool:
+        """Whether it holds what was read from the log, and nothing else."""
+        return not self._early
 
     def commit(self, manifest: Manifest) -> None:
         """Applies our own manifest, whose transaction is committed, before the log gives it back.

@@ -8,19 +8,26 @@ processes may do it at once.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 from uuid import uuid4
 
-from streamer.errors import DiskFull, ProtocolError
+from streamer.errors import DependencyError, DiskFull, ProtocolError
 from streamer.sink.card import update_card
+from streamer.sink.epoch_set import EpochSet
 from streamer.sink.folder import Entry, NewFile
 from streamer.sink.location import open_folder
 from streamer.wire.manifest import FileEntry, Manifest, decode, encode
 
+log = logging.getLogger("streamer")
+
 STAGING = ".staging"
+CHECKPOINTS = ".checkpoints"
+"""Of the commit log: two files of each writer."""
 _STAGED = re.compile(r"(\d{8,})-([0-9a-f-]+)")
 _MANIFEST = re.compile(r"([a-z0-9-]+)-(\d{8,})\.json")
 
@@ -98,10 +105,10 @@ class Storage:
 
     # Projection
 
-    def projected(self) -> set[tuple[str, int]]:
-        """(writer, epoch) of every public manifest."""
+    def projected(self) -> EpochSet:
+        """The epochs of all public manifests. Lists them all."""
         names = (e.path.rpartition("/")[2] for e in self.folder.walk("manifests"))
-        return {(m[1], int(m[2])) for m in map(_MANIFEST.fullmatch, names) if m}
+        return EpochSet((m[1], int(m[2])) for m in map(_MANIFEST.fullmatch, names) if m)
 
     def has(self, manifest: Manifest) -> bool:
         """Whether each of its files is staged or public, by its length. Staging is looked at first:
@@ -163,6 +170,28 @@ class Storage:
                 "the folder belongs to another life of this dataset. Give the dataset a new name or the output a new path."
             )
         return True
+
+    # Checkpoints of the commit log
+
+    def checkpoints(self) -> Iterator[tuple[str, bytes]]:
+        """Everybody's, the newest first: path and bytes. Raises DependencyError for a folder that
+        cannot be listed; passes over a file that cannot be read."""
+        found = [e for e in self.folder.walk(CHECKPOINTS) if e.path.endswith(".json")]
+        for entry in sorted(found, key=lambda e: e.mtime, reverse=True):
+            try:
+                yield entry.path, self.read(entry.path)
+            except (OSError, DependencyError) as error:
+                log.warning("a checkpoint cannot be read: %s", error)
+
+    def write_checkpoint(self, writer: str, data: bytes) -> None:
+        """Replaces the older one of the writer's two. Raises DependencyError."""
+        mtimes = {e.path: e.mtime for e in self.folder.walk(CHECKPOINTS)}
+        paths = (f"{CHECKPOINTS}/{writer}.{n}.json" for n in (0, 1))
+        oldest = min(paths, key=lambda path: mtimes.get(path, 0.0))
+        try:
+            self.folder.replace(oldest, data, f"{CHECKPOINTS}/{writer}.new")
+        except FileNotFoundError as error:
+            raise self.folder.refused(error, "write", oldest) from error
 
     def check_writable(self) -> None:
         """Writes, reads, and removes a small file. Raises DependencyError (DiskFull); leaves

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -270,16 +270,27 @@ class SimTransactions:
         missed."""
         self.epoch = self._broker.identities.setdefault(self._name, Identity()).epoch
 
-    def read(self) -> Sequence[Manifest]:
+    @property
+    def log_id(self) -> str:
+        return "log"
+
+    def resume(self, offset: int) -> None:
+        self._step("resume")
+        assert offset < len(self._broker.log)
+        self._at = offset
+
+    def read(self, patience_s: float | None = None) -> Iterator[tuple[int, Manifest]]:
         self._step("read")
         target = len(self._broker.log)
-        deadline = self._schedule.now + READ_DEADLINE_S
+        deadline = self._schedule.now + (READ_DEADLINE_S if patience_s is None else patience_s)
         while self._broker.stable_end < target:
             self._wait_more(deadline)
-        first, self._at = self._at, self._broker.stable_end
-        found = [t.manifest for t in self._broker.log[first : self._at] if t.state == "committed"]
+        end = self._broker.stable_end
+        while self._at < end:
+            at, self._at = self._at, self._at + 1
+            if self._broker.log[at].state == "committed":
+                yield at, self._broker.log[at].manifest
         self._step("have read")
-        return found
 
     def committed(self, partitions: Collection[int]) -> Mapping[int, int | None]:
         self._step("ask offsets")

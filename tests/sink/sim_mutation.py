@@ -108,8 +108,8 @@ MUTATIONS = [
     _engine(
         "the log is not read at an assignment",
         (
-            "            if any(manifest.writer == self.writer for manifest in self._read()):\n",
-            "            if False:\n",
+            "            self._require_own(self._entries())\n            if not",
+            "            if not",
         ),
         quick=True,
     ),
@@ -128,8 +128,8 @@ MUTATIONS = [
     _engine(
         "epochs of a successor under the same name are taken for granted",
         (
-            "            if any(manifest.writer == self.writer for manifest in self._read()):\n",
-            "            if not self._read() and False:\n",
+            "            self._require_own(self._entries())\n            if not",
+            "            list(self._entries())\n            if not",
         ),
     ),
     _engine(
@@ -140,8 +140,8 @@ MUTATIONS = [
     _engine(
         "own staging is deleted before the log is read",
         (
-            "        projected = self._files.projected()\n",
-            "        projected = self._files.projected()\n        for left in staged:\n            if left.writer == self.writer:\n                self._files.discard(left.writer, left.epoch, left.uuid)\n",
+            "        checkpoint = self._resume()\n",
+            "        checkpoint = self._resume()\n        for left in staged:\n            if left.writer == self.writer:\n                self._files.discard(left.writer, left.epoch, left.uuid)\n",
         ),
         quick=True,
     ),
@@ -191,7 +191,7 @@ MUTATIONS = [
     ),
     _engine(
         "the dataset is founded without reading the log again",
-        ("        self._read()  # ours", "        self.ledger.commit(manifest)  # ours"),
+        ("        list(self._entries())\n        self._files", "        self.ledger.commit(manifest)\n        self._files"),
     ),
     _engine(
         "a founding that was aborted is projected",
@@ -200,6 +200,18 @@ MUTATIONS = [
             "                f\"{self.dataset}.commits: the dataset's first manifest was aborted",
             "str(\n"
             "                f\"{self.dataset}.commits: the dataset's first manifest was aborted",
+        ),
+    ),
+    _engine(
+        "a checkpoint forgets what nobody has projected",
+        ("waiting=tuple(self._unseen.values()),", "waiting=(),"),
+    ),
+    _engine(
+        "a checkpoint knows epochs of ours that the log gives back",
+        (" or not self.ledger.is_as_read", ""),
+        (
+            "            self._require_own(self._entries(CHECKPOINT_PATIENCE_S))\n",
+            "            pass\n",
         ),
     ),
     _client(

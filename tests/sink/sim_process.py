@@ -356,7 +356,9 @@ def simulated(world: Any) -> Iterator[None]:
             uuid4=_Name,
             update_card=lambda *_a: None,
         ),
-        mock.patch.multiple(world.parts.engine, uuid4=_Name, OTHERS_GRACE_S=GRACE_S),
+        mock.patch.multiple(
+            world.parts.engine, uuid4=_Name, OTHERS_GRACE_S=GRACE_S, CHECKPOINT_EPOCHS=3
+        ),
         mock.patch.multiple(streamer.judge.batcher, time=clock),
         mock.patch.multiple(
             streamer.kafka.source, CHUNK_RECORDS=3, consumer_config=lambda *_a, **_k: {}

@@ -14,6 +14,7 @@ from streamer.app import COMMIT_LIMIT_S, limit_s
 from streamer.errors import ConfigError, Fenced, ProtocolError, TemporaryError
 from streamer.records import Term
 from streamer.sink.engine import COMMIT_ATTEMPTS, OTHERS_GRACE_S, CommitEngine, Sealed, iso
+from streamer.sink.epoch_set import EpochSet
 from streamer.sink.ledger import Ledger
 from streamer.sink.storage import Staged
 from streamer.wire.manifest import FileEntry, Manifest
@@ -151,9 +152,16 @@ class Kafka:
     def fence(self) -> None:
         pass
 
-    def read(self) -> Sequence[Manifest]:
-        fresh, self.at = self.log[self.at :], len(self.log)
-        return fresh
+    log_id: str = "L1"
+
+    def resume(self, offset: int) -> None:
+        self.at = offset
+
+    def read(self, patience_s: float | None = None) -> Iterator[tuple[int, Manifest]]:
+        end = len(self.log)
+        while self.at < end:
+            self.at += 1
+            yield self.at - 1, self.log[self.at - 1]
 
     def committed(self, partitions: Collection[int]) -> Mapping[int, int | None]:
         answer = {p: self.offsets.get(p) for p in partitions}
@@ -199,13 +207,23 @@ class Files:
     steps: list[str] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
     """uuids of epochs whose files somebody removed."""
+    kept: list[tuple[str, bytes]] = field(default_factory=list)
+    """Checkpoints."""
+    listings: int = 0
     root_uri: str = "/out/cats"
 
     def staged(self) -> list[Staged]:
         return list(self.left)
 
-    def projected(self) -> set[tuple[str, int]]:
-        return {(name[:3], int(name[4:])) for name in self.public}
+    def projected(self) -> EpochSet:
+        self.listings += 1
+        return EpochSet((name[:3], int(name[4:])) for name in self.public)
+
+    def checkpoints(self) -> Iterator[tuple[str, bytes]]:
+        yield from reversed(self.kept)
+
+    def write_checkpoint(self, writer: str, data: bytes) -> None:
+        self.kept.append((f".checkpoints/{writer}.json", data))
 
     def has(self, entry: Manifest) -> bool:
         return entry.uuid not in self.lost
