@@ -59,8 +59,8 @@ class Comparison:
         Raises ProtocolError, before anything is written: the folder is the wrong one, or somebody
         removed files or topics.
         """
-        if self._others and (foreign := self._others.first()):
-            count = len(self._others) - 1
+        if self._others:
+            foreign, count = next(iter(self._others)), len(self._others) - 1
             more = f" and {counted(count, 'epoch')} more" if count else ""
             raise ProtocolError(
                 f"{self._files.root_uri} holds {epoch_name(*foreign)}{more} that {self._log} does "

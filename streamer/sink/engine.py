@@ -37,6 +37,7 @@ CHECKPOINT_EPOCHS = 256
 """A writer's epochs between two checkpoints of the commit log: some hours of them, read back within
 a second."""
 CHECKPOINT_PATIENCE_S = 5.0
+PROGRESS_EPOCHS = 100_000
 Fallen = Literal["stale", "aborted"]
 """Why an epoch must be dropped: its terms or first offsets are not the current ones, or every
 attempt of its transaction was aborted."""
@@ -225,12 +226,21 @@ class CommitEngine:
         entries = 0
         for manifest in chain(known, self._entries()):
             entries += 1
+            if entries % PROGRESS_EPOCHS == 0:
+                log.info("reading the commit log", extra={"epochs": entries})
             is_projected = comparison.add(manifest)
             if manifest.uuid in named:
                 committed.add(manifest.uuid)
             if not is_projected or manifest.uuid in named:
                 doubtful.append(manifest)
         comparison.require_same()
+        log.info(
+            "the commit log is read",
+            extra={
+                "epochs": entries,
+                "checkpoint": -1 if checkpoint is None else checkpoint.offset,
+            },
+        )
         for left in staged:  # first, for it may fill the disk, and a projection needs some room
             if left.uuid not in committed and (
                 left.writer == self.writer or left.age_s > 2 * self._stale_after_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 Name = tuple[str, int]
 """Writer and epoch."""
@@ -42,10 +42,10 @@ class EpochSet:
         self._count -= 1
         return True
 
-    def first(self) -> Name | None:
-        """The lowest of the first writer, by name; None if there is none."""
+    def __iter__(self) -> Iterator[Name]:
+        """In order."""
         for writer, bits in sorted(self._bits.items()):
             for at, byte in enumerate(bits):
-                if byte:
-                    return writer, at * 8 + (byte & -byte).bit_length() - 1
-        return None
+                for bit in range(8):
+                    if byte & 1 << bit:
+                        yield writer, at * 8 + bit

@@ -191,7 +191,10 @@ MUTATIONS = [
     ),
     _engine(
         "the dataset is founded without reading the log again",
-        ("        list(self._entries())\n        self._files", "        self.ledger.commit(manifest)\n        self._files"),
+        (
+            "        list(self._entries())\n        self._files",
+            "        self.ledger.commit(manifest)\n        self._files",
+        ),
     ),
     _engine(
         "a founding that was aborted is projected",

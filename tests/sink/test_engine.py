@@ -13,10 +13,18 @@ import pytest
 from streamer.app import COMMIT_LIMIT_S, limit_s
 from streamer.errors import ConfigError, Fenced, ProtocolError, TemporaryError
 from streamer.records import Term
-from streamer.sink.engine import COMMIT_ATTEMPTS, OTHERS_GRACE_S, CommitEngine, Sealed, iso
+from streamer.sink.engine import (
+    CHECKPOINT_EPOCHS,
+    COMMIT_ATTEMPTS,
+    OTHERS_GRACE_S,
+    CommitEngine,
+    Sealed,
+    iso,
+)
 from streamer.sink.epoch_set import EpochSet
 from streamer.sink.ledger import Ledger
 from streamer.sink.storage import Staged
+from streamer.wire.checkpoint import decode, encode
 from streamer.wire.manifest import FileEntry, Manifest
 
 NOW = 1_750_000_000.0
@@ -369,6 +377,87 @@ def test_the_last_epoch_of_a_writer_whose_partition_came_to_us_is_projected_with
     bench.own(0, 12)
     assert isinstance(bench.engine.commit(bench.sealed(12, 15), lambda: True), Manifest)
     assert "w-2-00000001" in bench.files.public
+
+
+# Checkpoints of the commit log
+
+
+def aged(epochs: int = CHECKPOINT_EPOCHS) -> Bench:
+    """A log so long that its reader writes a checkpoint; all is projected."""
+    log = [FOUNDED, *(manifest("w-2", n, {1: (n, n + 1)}) for n in range(epochs))]
+    bench = Bench(Kafka(log=log), Files(public={m.name for m in log}))
+    bench.engine.recover()
+    return bench
+
+
+def test_a_start_reads_what_came_after_the_newest_checkpoint() -> None:
+    bench = aged()
+    assert len(bench.files.kept) == 1
+    late = manifest("w-2", CHECKPOINT_EPOCHS, {1: (CHECKPOINT_EPOCHS, 900)}, sealed=iso(NOW - 50))
+    after = Bench(Kafka(log=[*bench.kafka.log, late]), replace(bench.files, listings=0))
+    read: list[int] = []
+    plain = after.kafka.read
+    after.kafka.read = lambda patience_s=None: (read.append(e[0]) or e for e in plain(patience_s))  # type: ignore[method-assign,func-returns-value]
+    after.engine.recover()
+    assert read == [CHECKPOINT_EPOCHS, CHECKPOINT_EPOCHS + 1], "its last entry, and the new one"
+    assert after.files.listings == 0, "10 million names are not listed"
+    assert late.name in after.files.public
+    assert after.engine.ledger.tiles == {0: (5, 5), 1: (0, 900)}
+    assert after.engine.ledger.last == {"w-9": (0, "90"), "w-2": (late.epoch, late.uuid)}
+
+
+def test_a_writer_leaves_a_checkpoint_from_time_to_time() -> None:
+    bench = founded()
+    bench.own(0, 5)
+    for n in range(CHECKPOINT_EPOCHS):
+        assert isinstance(bench.engine.commit(bench.sealed(5 + n, 6 + n), lambda: True), Manifest)
+        bench.kafka.log.append(manifest("w-2", n, {1: (n, n + 1)}))
+    (kept,) = bench.files.kept
+    found = decode(kept[1])
+    assert found.tiles == {0: (5, 5 + CHECKPOINT_EPOCHS), 1: (0, CHECKPOINT_EPOCHS - 1)}
+    assert [m.uuid for m in found.waiting] == [f"2{CHECKPOINT_EPOCHS - 2}"], "its owner is at it"
+
+
+def test_no_checkpoint_is_waited_for_where_a_transaction_stays_open() -> None:
+    bench = founded()
+    bench.own(0, 5)
+    read = bench.kafka.read
+
+    def hanging(patience_s: float | None = None) -> Iterator[tuple[int, Manifest]]:
+        if patience_s is not None:
+            raise TemporaryError("open")
+        return read()
+
+    bench.kafka.read = hanging  # type: ignore[method-assign]
+    for n in range(CHECKPOINT_EPOCHS):
+        assert isinstance(bench.engine.commit(bench.sealed(5 + n, 6 + n), lambda: True), Manifest)
+    assert bench.files.kept == []
+
+
+@pytest.mark.parametrize("wrong", ["damaged", "foreign", "made again"])
+def test_a_checkpoint_that_is_not_this_logs_is_passed_over(
+    wrong: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = aged()
+    path, data = bench.files.kept[0]
+    other = replace(decode(data), dataset="dogs")
+    bench.files.kept = [(path, data[:-9] if wrong == "damaged" else encode(other))]
+    if wrong == "made again":
+        bench.files.kept = [(path, data)]
+    after = Bench(Kafka(log=bench.kafka.log), bench.files)
+    after.kafka.log_id = "L2" if wrong == "made again" else "L1"
+    after.engine.recover()
+    assert after.engine.ledger.tiles == bench.engine.ledger.tiles
+    assert "a checkpoint of the commit log is not used" in caplog.text
+
+
+def test_a_log_that_lost_entries_ends_the_start() -> None:
+    bench = aged()
+    log = [*bench.kafka.log[:-1], replace(bench.kafka.log[-1], uuid="ee")]
+    after = Bench(Kafka(log=log), replace(bench.files, steps=[]))
+    with pytest.raises(ProtocolError, match=r"offset 256 is not the epoch 2255 .* lost entries"):
+        after.engine.recover()
+    assert after.files.steps == []
 
 
 # Assign

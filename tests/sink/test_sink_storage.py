@@ -36,7 +36,7 @@ def test_nothing_is_public_before_projection_and_all_of_it_after(storage):
     maker = Maker(storage, shard_records=4)
     manifest = maker.seal()
     assert snapshot(storage) == {}
-    assert storage.projected() == set()
+    assert set(storage.projected()) == set()
     [staged] = storage.staged()
     assert (staged.writer, staged.epoch, staged.uuid) == ("w-0", 0, manifest.uuid)
     assert 0 <= staged.age_s < 60
@@ -47,7 +47,7 @@ def test_nothing_is_public_before_projection_and_all_of_it_after(storage):
     assert all(len(public[f.path]) == f.bytes for f in manifest.files)
     assert storage.staged() == []
     assert leftovers(storage) == []
-    assert storage.projected() == {("w-0", 0)}
+    assert set(storage.projected()) == {("w-0", 0)}
 
 
 def test_paths_of_the_contract(storage):
@@ -100,7 +100,7 @@ def test_the_same_on_s3(s3_output, done):
         storage.folder.publish(f"{staged}/{file.path}", file.path, file.bytes)
     storage.project(manifest)
     storage.project(manifest)
-    assert storage.projected() == {("w-0", 0)}
+    assert set(storage.projected()) == {("w-0", 0)}
     assert leftovers(storage) == []
     for file in manifest.files:
         storage.folder.check(file.path, file.bytes, file.sha256)
@@ -196,7 +196,7 @@ def test_two_processes_project_the_same_epochs(tmp_path):
         pool.starmap(
             _project, [(str(tmp_path), encode(m)) for m in manifests for _ in range(3)], chunksize=1
         )
-    assert storage.projected() == {("w-0", e) for e in range(4)}
+    assert set(storage.projected()) == {("w-0", e) for e in range(4)}
     assert leftovers(storage) == []
     for file in (f for m in manifests for f in m.files):
         storage.folder.check(file.path, file.bytes, file.sha256)
@@ -219,8 +219,22 @@ def test_many_threads_project_the_same_epoch_on_every_storage(storage):
         thread.join()
     assert errors == []
     storage.project(manifest)
-    assert storage.projected() == {("w-0", 0)}
+    assert set(storage.projected()) == {("w-0", 0)}
     assert leftovers(storage) == []
+
+
+def test_of_a_writers_checkpoints_the_older_one_is_replaced(storage):
+    assert list(storage.checkpoints()) == []
+    for n in range(4):
+        storage.write_checkpoint("w-0", b"%d" % n)
+        time.sleep(1.05)  # the clocks of object stores count seconds
+    storage.write_checkpoint("w-1", b"9")
+    assert [data for _, data in storage.checkpoints()] == [b"9", b"3", b"2"]
+    assert {path for path, _ in storage.checkpoints()} == {
+        ".checkpoints/w-0.0.json",
+        ".checkpoints/w-0.1.json",
+        ".checkpoints/w-1.0.json",
+    }
 
 
 def test_check_writable_leaves_nothing_behind(tmp_path, s3_output):
