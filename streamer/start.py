@@ -110,7 +110,7 @@ def require_logs(config: Config, admin: Admin, storage: Storage) -> None:
     again they would be empty. Blocks; raises ProtocolError, DependencyError."""
     missing = admin.check_dataset_topics(config)
     if config.commits_topic in missing:
-        Comparison(config.commits_topic, storage, storage.projected()).require_same()
+        Comparison(config.commits_topic, storage, storage.projected()).unprojected()
     elif config.claims_topic in missing and config.dedup is not None:
         with LogReader(config, admin, config.commits_topic) as log:
             entries = (decode(message.value() or b"") for message in log.read())

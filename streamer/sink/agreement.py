@@ -3,6 +3,7 @@ group's offsets, input topic. Pure but for the folder; `streamer check` asks the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from streamer.errors import ProtocolError
@@ -28,33 +29,35 @@ class Comparison:
     the files of all these. Blocks for the storage."""
 
     def __init__(self, log: str, files: Projected, projected: EpochSet | None) -> None:
-        """``projected``: every epoch that the folder holds. None: it is asked for each entry, where
-        the entries are only the log's last ones."""
+        """``projected``: every epoch that the folder holds. None, where the entries are only the
+        log's last ones: of each writer all but the newest are projected, as a writer projects an
+        epoch before it commits the next one."""
         self._log = log
         self._files = files
         self._others = projected
         """Those that no entry has named so far."""
         self._newest: dict[str, Manifest] = {}
-        self._lost: Manifest | None = None
+        """Of each writer, of what is projected."""
         self._entries = 0
-        self._missing = 0
+        self._missing: list[Manifest] = []
+        self._lost: Manifest | None = None
 
-    def add(self, manifest: Manifest) -> bool:
-        """The log's next entry. Whether it is projected."""
+    def add(self, manifest: Manifest) -> None:
+        """The log's next entry."""
         self._entries += 1
-        if self._others is None:
-            found = self._files.is_projected(manifest)
-        elif found := self._others.discard(manifest.writer, manifest.epoch):
+        if self._others is None or self._others.discard(manifest.writer, manifest.epoch):
             self._newest[manifest.writer] = manifest
-        if not found:
-            self._missing += 1
-            if self._lost is None and not self._files.has(manifest):
-                self._lost = manifest
-        return found
+        else:
+            self._miss(manifest)
 
-    def require_same(self) -> None:
-        """After the last entry. Of the projected ones it compares each writer's newest, which
-        chains to the others.
+    def _miss(self, manifest: Manifest) -> None:
+        self._missing.append(manifest)
+        if self._lost is None and not self._files.has(manifest):
+            self._lost = manifest
+
+    def unprojected(self) -> Sequence[Manifest]:
+        """After the last entry: the epochs that are not projected; their files are there. Of the
+        projected ones it compares each writer's newest, which chains to the others.
 
         Raises ProtocolError, before anything is written: the folder is the wrong one, or somebody
         removed files or topics.
@@ -68,14 +71,17 @@ class Comparison:
                 "dataset. Restore the topic, or give the dataset a new name."
             )
         for manifest in self._newest.values():
-            self._files.is_projected(manifest)
+            if not self._files.is_projected(manifest):
+                self._miss(manifest)
         if self._lost is not None:
             raise ProtocolError(
                 f"{self._files.root_uri} is missing files of epoch {self._lost.name}, which "
-                f"{self._log} has committed; {self._missing} of {counted(self._entries, 'epoch')} "
-                "are not projected there. Is output.path right? If it is, bring the files back (a "
-                "backup, or a version of the bucket), then start again. Nothing was written."
+                f"{self._log} has committed; {len(self._missing)} of "
+                f"{counted(self._entries, 'epoch')} are not projected there. Is output.path right? "
+                "If it is, bring the files back (a backup, or a version of the bucket), then start "
+                "again. Nothing was written."
             )
+        return self._missing
 
 
 def require_claims(position: int, needed: int, log: str) -> None:

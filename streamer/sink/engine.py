@@ -217,23 +217,21 @@ class CommitEngine:
         staged = list(self._files.staged())
         self._kafka.fence()
         named = {s.uuid for s in staged}
-        committed: set[str] = set()
-        doubtful: list[Manifest] = []
         checkpoint = self._resume()
         projected = self._files.projected() if checkpoint is None else None
         comparison = Comparison(f"{self.dataset}.commits", self._files, projected)
         known = () if checkpoint is None else checkpoint.waiting
+        committed: dict[str, Manifest] = {}
+        """Of what is staged; some of it may be projected."""
         entries = 0
         for manifest in chain(known, self._entries()):
             entries += 1
             if entries % PROGRESS_EPOCHS == 0:
                 log.info("reading the commit log", extra={"epochs": entries})
-            is_projected = comparison.add(manifest)
+            comparison.add(manifest)
             if manifest.uuid in named:
-                committed.add(manifest.uuid)
-            if not is_projected or manifest.uuid in named:
-                doubtful.append(manifest)
-        comparison.require_same()
+                committed[manifest.uuid] = manifest
+        doubtful = committed | {m.uuid: m for m in comparison.unprojected()}
         log.info(
             "the commit log is read",
             extra={
@@ -247,7 +245,7 @@ class CommitEngine:
             ):
                 self._files.discard(left.writer, left.epoch, left.uuid)
         waiting: list[Manifest] = []
-        for manifest in doubtful:
+        for manifest in doubtful.values():
             if manifest.writer == self.writer or self._is_settled(manifest):
                 self._files.project(manifest)
             else:

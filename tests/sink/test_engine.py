@@ -311,9 +311,8 @@ def test_a_start_projects_what_is_committed_and_deletes_what_is_not() -> None:
     bench = Bench(Kafka(log=[FOUNDED, manifest("w-1", 0, {0: (5, 9)})]), files)
     bench.engine.recover()
     assert {"w-1-00000000", "w-9-00000000"} <= files.public
-    assert files.steps == ["discard dead", "project 90", "project 10"], (
-        "what is not committed may fill the disk"
-    )
+    assert files.steps[0] == "discard dead", "what is not committed may fill the disk"
+    assert sorted(files.steps[1:]) == ["project 10", "project 90"]
     assert bench.engine.next_epoch == 1
 
 
