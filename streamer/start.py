@@ -28,7 +28,7 @@ from streamer.model.model import Model
 from streamer.ops.health import Health
 from streamer.ops.metrics import Metrics
 from streamer.provenance import binding, describe
-from streamer.sink.agreement import Comparison, require_claims
+from streamer.sink.agreement import Comparison, require_claims, require_no_offsets
 from streamer.sink.snapshots import open_snapshots
 from streamer.sink.storage import Storage
 from streamer.wire.manifest import decode
@@ -100,17 +100,19 @@ def check(
     )
     index = make_index(config, model)
     pipeline = describe(config, model)
-    require_logs(config, admin, storage)
+    require_logs(config, admin, topic, storage)
     admin.ensure_dataset_topics(config)
     return Ground(config, admin, topic, storage, has_room, rules, model, index, pipeline, ops)
 
 
-def require_logs(config: Config, admin: Admin, storage: Storage) -> None:
+def require_logs(config: Config, admin: Admin, topic: TopicInfo, storage: Storage) -> None:
     """Neither the commit log nor the claim log is missing while something else tells of them: made
     again they would be empty. Blocks; raises ProtocolError, DependencyError."""
     missing = admin.check_dataset_topics(config)
     if config.commits_topic in missing:
         Comparison(config.commits_topic, storage, storage.projected()).unprojected()
+        committed = admin.committed(config.group, topic.name, range(topic.partitions))
+        require_no_offsets(config.dataset, {p: found.offset for p, found in committed.items()})
     elif config.claims_topic in missing and config.dedup is not None:
         with LogReader(config, admin, config.commits_topic) as log:
             entries = (decode(message.value() or b"") for message in log.read())

@@ -197,16 +197,17 @@ def _output(probed: Probed) -> str:
 
 def _offsets(probed: Probed) -> str:
     from streamer.kafka.admin import Admin
-    from streamer.sink.agreement import contradiction
+    from streamer.sink.agreement import contradiction, require_no_offsets
 
     config, topic = probed.config, probed.topic
     if topic is None or probed.committed is None:
         raise Skipped("skipped: needs the input topic and the output")
     admin, ledger = Admin(config.kafka), probed.committed
+    committed = admin.committed(config.group, topic.name, range(topic.partitions))
     partitions = [p for p in range(topic.partitions) if ledger.end(p) is not None]
     if not partitions:
+        require_no_offsets(config.dataset, {p: found.offset for p, found in committed.items()})
         return "none is committed"
-    committed = admin.committed(config.group, topic.name, partitions)
     begins = admin.begin_offsets(topic.name, partitions)
     ends = admin.end_offsets(topic.name, partitions, committed=False)
     for p in partitions:

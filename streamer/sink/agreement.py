@@ -3,7 +3,7 @@ group's offsets, input topic. Pure but for the folder; `streamer check` asks the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from streamer.errors import ProtocolError
@@ -92,6 +92,20 @@ def require_claims(position: int, needed: int, log: str) -> None:
             f"{log}: the claim log ends at position {position}, but the commit log knows it up to "
             f"{needed}: it was deleted or made again. Restore the topic, or continue with a new "
             "dataset name."
+        )
+
+
+def require_no_offsets(dataset: str, offsets: Mapping[int, int | None]) -> None:
+    """The group of a dataset that has no manifest has no committed offset either: only a manifest's
+    transaction commits one. Raises ProtocolError."""
+    if some := {p: offset for p, offset in offsets.items() if offset is not None}:
+        partition, offset = min(some.items())
+        raise ProtocolError(
+            f"partition {partition}: the group streamer.{dataset} is committed at offset {offset}, "
+            f"but {dataset}.commits holds no epoch: the commit log was deleted or made again, and "
+            "what lies before is nowhere. Restore the topic, or give the dataset a new name. If "
+            "the offsets were set by hand, delete them (kafka-consumer-groups.sh "
+            f"--bootstrap-server … --group streamer.{dataset} --delete) and set kafka.start."
         )
 
 

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from streamer.errors import DependencyError, Fenced, ProtocolError, TemporaryError
 from streamer.records import Headers, Term
-from streamer.sink.agreement import Comparison, Projected, contradiction
+from streamer.sink.agreement import Comparison, Projected, contradiction, require_no_offsets
 from streamer.sink.epoch_set import EpochSet
 from streamer.sink.ledger import Ledger
 from streamer.wire.checkpoint import Checkpoint, Unusable
@@ -363,7 +363,8 @@ class CommitEngine:
         for attempt in range(COMMIT_ATTEMPTS):
             committed = self._kafka.committed(partitions)
             self._require_own(self._entries())
-            if not self.ledger.tiles and any(committed[p] is None for p in partitions):
+            if not self.ledger.tiles and partitions:
+                require_no_offsets(self.dataset, committed)
                 self._found()
             starts = {p: self._start(p, committed[p]) for p in sorted(partitions)}
             bounds = self._kafka.bounds(partitions)

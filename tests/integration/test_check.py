@@ -132,6 +132,12 @@ def test_whatever_ends_a_start_is_wrong(
         admin.delete_topics([topic])[topic].result(30)
         refused(name, words)
         assert topic not in admin.list_topics(timeout=30).topics
+    shutil.rmtree(service.output)
+    before = contents(tmp_path)
+    refused("offsets", f"is committed at offset 5, but {dataset_name}.commits holds no epoch")
+    assert not {f"{dataset_name}.{log}" for log in ("claims", "commits")} & set(
+        admin.list_topics(timeout=30).topics
+    )
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

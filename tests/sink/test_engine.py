@@ -486,6 +486,17 @@ def test_the_first_replica_founds_the_dataset() -> None:
     assert len(bench.kafka.log) == 1
 
 
+def test_offsets_without_a_commit_log_end_the_process() -> None:
+    """The log was deleted: what those offsets stand for is nowhere."""
+    bench = Bench(Kafka(offsets={1: 30}))
+    bench.engine.recover()
+    with pytest.raises(
+        ProtocolError, match=r"partition 1: .* committed at offset 30, but cats.commits holds no"
+    ):
+        bench.engine.assign([0, 1])
+    assert bench.kafka.log == []
+
+
 def test_of_two_foundings_the_first_in_the_log_holds() -> None:
     bench = Bench()
     bench.engine.recover()
