@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from confluent_kafka import (
+    Consumer,
     ConsumerGroupState,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -72,6 +72,7 @@ class Admin:
     def __init__(self, kafka: Kafka, timeout_s: float = 10.0) -> None:
         """Connects to nothing yet. Raises ConfigError for a property of ``kafka.client`` that is
         refused or wrong."""
+        self._kafka = kafka
         self._servers = kafka.bootstrap_servers
         self._timeout_s = timeout_s
         self._troubles: list[str] = []
@@ -232,30 +233,35 @@ class Admin:
         """
         if not partitions:
             return {}
-        request = ConsumerGroupTopicPartitions(
-            group, [TopicPartition(topic, p) for p in partitions]
-        )
+        doing = f"reading the committed offsets of the group {group}"
+        fixed = {"group.id": group, "isolation.level": "read_committed", "log_level": 0}
 
-        def ask(left: float) -> dict[int, CommittedOffset]:
-            futures = self._client.list_consumer_group_offsets(
-                [request], require_stable=True, request_timeout=left
-            )
-            answer = futures[group].result().topic_partitions
+        def ask(left: float) -> list[TopicPartition]:
+            answer = consumer.committed([TopicPartition(topic, p) for p in partitions], left)
             for tp in answer:
                 if tp.error is not None:
                     raise KafkaException(tp.error)
-            return {
-                tp.partition: CommittedOffset(tp.offset, tp.metadata or "")
-                for tp in answer
-                if tp.offset >= 0
-            }
+            return answer
 
-        nothing: dict[int, CommittedOffset] = {}
-        return self._ask(
-            ask,
-            f"reading the committed offsets of the group {group}",
-            {KafkaError.GROUP_ID_NOT_FOUND: nothing},
-        )
+        # A consumer that joins nothing: the admin client's own request ends the process with a
+        # segmentation fault where the group's coordinator is another broker by now
+        # (rd_kafka_handle_OffsetFetch).
+        consumer = Consumer(client_config(self._kafka, {}, fixed))
+        try:
+            answer = self._ask(ask, doing)
+        except DependencyError:
+            self.topic(topic)  # raises the same if no broker answers
+            raise TemporaryError(
+                f"{doing}: not within {self._timeout_s:.0f} s: an open transaction hides them, or "
+                "the group has no coordinator. Try again."
+            ) from None
+        finally:
+            consumer.close()
+        return {
+            tp.partition: CommittedOffset(tp.offset, tp.metadata or "")
+            for tp in answer
+            if tp.offset >= 0
+        }
 
     def group_state(self, group: str) -> GroupState:
         def ask(left: float) -> GroupState:
