@@ -109,7 +109,7 @@ def _why_no_host(entry: str) -> str:
             return f"must be written as it stands in a URL: {entry.encode('idna').decode()}"
         except UnicodeError:
             return "is not a host name"
-    if re.fullmatch(r"[0-9a-fA-F.:]+/\d+", entry):
+    if re.fullmatch(r"[0-9a-fA-F.:]+/\d+(:\d+)?", entry):
         return "is not a network"
     name = entry.partition("://")[2] or entry
     name = re.sub(r"^[^/]*@|[/?#].*$|\s", "", name).rstrip(".")
