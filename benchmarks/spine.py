@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -70,6 +71,12 @@ class SeededDecoder:
             )  # fmt: skip
             rows.append(Sample(record, facts, np.frombuffer(data, np.uint8, SEED_BYTES), [], prior))
         return rows
+
+    def held(self) -> Counter[str]:
+        return Counter()
+
+    def forget(self) -> None:
+        pass
 
     def close(self) -> None:
         self._threads.shutdown()

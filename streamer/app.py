@@ -184,6 +184,8 @@ def put_together(
         lambda: metrics.stage("decode"), metrics.fetch_failed, metrics.fetch_seconds.observe, model.pixels_shape,
     )  # fmt: skip
     at_exit.callback(decoder.close)
+    metrics.watch_held(decoder.held)
+    health.watch_held(decoder.held)
     judge = Judge(
         Batcher(chunks, config.batch.size, config.batch.linger, fence), model, rules, None if dedup is None else state.meld, stage,
         dedup is not None and dedup.action == "flag", failure, metrics, health.heartbeat("device", HEARTBEAT_S),

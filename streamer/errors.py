@@ -89,9 +89,10 @@ INVALID_REASONS: dict[str, str] = {
     "bad_header": "a header that must be UTF-8 text is not, or the header sha256 or length is malformed",
     "bad_base64": "the field image is not base64",
     "no_image": "the JSON has neither image nor uri",
-    "uri_not_allowed": "the reference's scheme or host is not on the allow-list (fetch.schemes, fetch.hosts), or its address is private",
+    "uri_not_allowed": "the reference's scheme, host or port is not on the allow-list (fetch.schemes, fetch.hosts), its address is private, or it is no URI",
     "not_found": "the reference leads to nothing (404, 410, no such file or key)",
     "fetch_refused": "the server refused the reference for good (another 4xx, too many redirects, bad certificate)",
+    "unreachable": "the reference failed for fetch.give_up_after (time-outs, 5xx, 429, no connection), while its server answered others or never answered",
     "length_mismatch": "the fetched bytes are not as many as the record says",
     "sha256_mismatch": "the fetched bytes are not the ones the record names",
     "too_many_bytes": "more bytes than decode.max_bytes or fetch.max_bytes",
@@ -108,6 +109,8 @@ INVALID_REASONS: dict[str, str] = {
     "withdrawn": "its claim was won earlier, but its image can no longer be had (see the claim log's withdraw entries)",
 }
 """The closed list of reasons of ``outcome = invalid``; docs/reference.md is checked against it."""
+DEAD_LINKS = frozenset(("not_found", "unreachable"))
+"""Reasons that say nothing about us: some references are dead wherever they come from."""
 
 
 DETAIL_CHARACTERS = 300

@@ -361,6 +361,7 @@ class Replica:
         line = self._line
         line.fence.run = Run(line.fence.run.number + 1, self._engine.next_epoch)
         line.stage.reset()
+        line.decoder.forget()
         self._committing = None
         self._uncommitted.clear()
         self._rewind = True

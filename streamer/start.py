@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamer.config import Config
-from streamer.decode.fetch import require_folders
+from streamer.decode.reader import require_folders
 from streamer.dedup.choose import open_index
 from streamer.dedup.index import WinnerIndex
 from streamer.dedup.meld import Meld

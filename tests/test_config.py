@@ -263,6 +263,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "files without a folder": (
         changed(fetch={"schemes": ["file"], "hosts": ["a.example"]}), "fetch.hosts", ("to file; add the folders",),
     ),
+    "s3 with a port": (changed(fetch={"schemes": ["s3"], "hosts": ["a:80"]}), "fetch.hosts", ("to s3; add the buckets",)),
     "s3 without a bucket": (changed(fetch={"schemes": ["s3"], "hosts": ["10.0.0.0/8"]}), "fetch.hosts", ("to s3; add the buckets",)),
     "http with folders": (changed(fetch={"schemes": ["http"], "hosts": ["/mnt"]}), "fetch.hosts", ("host names, addresses",)),
     "dataset name with a slash": (changed(dataset="a/b"), "dataset", ("'a/b'",)),
@@ -586,6 +587,7 @@ def test_check_prints_no_secret_of_the_client(tmp_path: Path) -> None:
     [
         ("Fetch", "max_bytes"),
         ("Fetch", "timeout"),
+        ("Fetch", "give_up_after"),
         ("Output", "shard_bytes"),
         ("BatchConfig", "linger"),
     ],
@@ -670,7 +672,8 @@ def test_the_digest_is_about_what_decides_an_outcome() -> None:
     "entry",
     [
         "a", "images.example.com", "*.example.com", "my_bucket", "My-Bucket.1", "localhost", "10.1.2.3", "10.0.0.0/8",
-        "10.1.2.3/8", "::1", "fd00::/8", "/mnt/images", "/", "xn--bcher-kva.example",
+        "10.1.2.3/8", "::1", "fd00::/8", "/mnt/images", "/", "/mnt:80", "xn--bcher-kva.example", "images.example.com:8080",
+        "*.example.com:8080", "localhost:1", "10.1.2.3:65535", "10.0.0.0/8:8080", "[::1]:8080", "[fd00::/8]:8080",
     ],
 )  # fmt: skip
 def test_what_an_allow_list_may_hold(entry: str) -> None:
@@ -681,16 +684,22 @@ def test_what_an_allow_list_may_hold(entry: str) -> None:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ("http://127.0.0.1:8765/", "write 127.0.0.1"),
+        ("http://127.0.0.1:8765/", "write 127.0.0.1:8765"),
         ("https://images.example.com", "write images.example.com"),
         ("http://user:word@images.example.com/a/b?c#d", "write images.example.com"),
-        ("images.example.com:8765", "write images.example.com"),
+        ("https://images.example.com:8765/cats", "write images.example.com:8765"),
+        ("images.example.com:", "write images.example.com"),
+        ("images.example.com:http", "is not a host name"),
+        ("images.example.com:0", "write images.example.com"),
+        ("images.example.com:65536", "write images.example.com"),
+        ("[images.example.com]:80", "write images.example.com"),
+        ("10.0.0.0/33:80", "is not"),
         ("images.example.com/cats", "write images.example.com"),
         ("images.example.com.", "write images.example.com"),
         (" images.example.com", "write images.example.com"),
         ("s3://bucket/prefix", "write bucket"),
         ("[::1]", "write ::1"),
-        ("[::1]:80", "write ::1"),
+        ("http://[::1]:80/", "write [::1]:80"),
         ("http://x.com/", "write x.com"),
         ("*", "write *.example.com"),
         ("a.*.example.com", "write *.example.com"),

@@ -47,7 +47,10 @@ def test_a_replica_that_lost_its_partitions_shows_no_lag_and_owns_none() -> None
         ledger=SimpleNamespace(end=lambda p: 4), next_epoch=0, disown=nothing
     )
     stage = SimpleNamespace(close=nothing, reset=nothing)
-    line: Any = SimpleNamespace(fence=Fence(Run(1, 0)), stage=stage)
+    runs: list[int] = []
+    fence = Fence(Run(1, 0))
+    decoder = SimpleNamespace(forget=lambda: runs.append(fence.run.number))
+    line: Any = SimpleNamespace(fence=fence, stage=stage, decoder=decoder)
     replica = Replica(source, engine, line, Failure(), metrics, nothing, 300.0)  # type: ignore[arg-type]
     replica._uncommitted.append((1_000, {0: 9}))
     replica._show_lag()
@@ -62,6 +65,7 @@ def test_a_replica_that_lost_its_partitions_shows_no_lag_and_owns_none() -> None
     assert metrics.registry.get_sample_value("streamer_lag_seconds") == 0
     assert metrics.registry.get_sample_value("streamer_partitions_assigned") == 0
     assert metrics.registry.get_sample_value("streamer_rebalances_total", {"event": "lost"}) == 2
+    assert runs == [2], "what the decoder holds of the old run is wanted no more"
 
 
 class Draining:
@@ -78,7 +82,10 @@ class Draining:
         )
         stage = SimpleNamespace(close=nothing, reset=nothing)
         line: Any = SimpleNamespace(
-            fence=self.fence, stage=stage, epochs=SimpleNamespace(take=self.take)
+            fence=self.fence,
+            stage=stage,
+            decoder=SimpleNamespace(forget=nothing),
+            epochs=SimpleNamespace(take=self.take),
         )
         source: Any = SimpleNamespace(owned={0, 1}, joined=True, ends=dict, serve=self.serve)
         self.replica = Replica(source, engine, line, Failure(), Metrics(), nothing, 300.0)

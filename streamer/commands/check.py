@@ -121,7 +121,7 @@ def _filters(probed: Probed) -> str:
 
 
 def _fetch(probed: Probed) -> str:
-    from streamer.decode.fetch import require_folders
+    from streamer.decode.reader import require_folders
 
     fetch = probed.config.fetch
     require_folders(fetch)

@@ -39,15 +39,18 @@ class Kafka(Section):
 class Fetch(Section):
     """References (``uri``). Nothing is fetched unless its scheme *and* its host are listed.
 
-    ``hosts``: for http and https host names, ``*.example.com``, addresses and networks (CIDR);
-    bucket names for s3; for file the allowed folders (they begin with "/"). A name that leads to a
-    private address is refused unless that address or network is listed, too.
+    ``hosts``: for http and https host names, ``*.example.com``, addresses and networks (CIDR), each
+    for the ports 80 and 443, or for the one that follows it (``HOST:PORT``, ``[::1]:PORT``); bucket
+    names for s3; for file the allowed folders (they begin with "/"). A name that leads to a private
+    address is refused unless that address or network is listed, too.
     """
 
     schemes: tuple[Literal["file", "http", "https", "s3"], ...] = ()
     hosts: tuple[Host, ...] = ()
     max_bytes: Size = 20_000_000
     timeout: Seconds = 10.0
+    give_up_after: Seconds = 600.0
+    """A reference that fails for so long, while its server answers others, is invalid."""
     concurrency: int = Field(16, ge=1, le=1024)
 
     def unreachable(self) -> str:
@@ -58,7 +61,7 @@ class Fetch(Section):
             )
         folders = [host for host in self.hosts if host.startswith("/")]
         names = [host for host in self.hosts if host not in folders]
-        buckets = [name for name in names if not (is_network(name) or name.startswith("*."))]
+        buckets = [n for n in names if not (is_network(n) or n.startswith("*.") or ":" in n)]
         for scheme in self.schemes:
             wanted, listed = {
                 "file": ("the folders that may be read; they begin with /", folders),

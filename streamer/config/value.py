@@ -72,11 +72,27 @@ def _in_a_zone(value: str | datetime) -> str | datetime:
 _NAME = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
+_WITH_PORT = re.compile(r"(?:\[([0-9a-fA-F:.]+(?:/\d+)?)\]|([^:\[\]]+)):(\d{1,9})")
+
+
+def split_port(entry: str) -> tuple[str, int | None]:
+    """``HOST:PORT``, an entry of ``fetch.hosts`` for http → both; ``[::1]:PORT`` without its
+    brackets. The port is None where the entry names none."""
+    match = _WITH_PORT.fullmatch(entry)
+    return (match[1] or match[2], int(match[3])) if match else (entry, None)
+
+
 def _host(entry: str) -> str:
     """As it is, unless no reference could ever match it."""
-    if entry.startswith("/") or is_network(entry) or _NAME.fullmatch(entry):
+    if entry.startswith("/") or _is_host(entry):
         return entry
     raise ValueError(f"{entry!r} {_why_no_host(entry)}")
+
+
+def _is_host(entry: str) -> bool:
+    name, port = split_port(entry)
+    fits = is_network(name) or _NAME.fullmatch(name) is not None
+    return fits and (port is None or 0 < port < 65_536)
 
 
 def is_network(entry: str) -> bool:
@@ -93,13 +109,14 @@ def _why_no_host(entry: str) -> str:
             return f"must be written as it stands in a URL: {entry.encode('idna').decode()}"
         except UnicodeError:
             return "is not a host name"
-    if re.fullmatch(r"[0-9a-fA-F.:]+/\d+", entry):
+    if re.fullmatch(r"[0-9a-fA-F.:]+/\d+(:\d+)?", entry):
         return "is not a network"
     name = entry.partition("://")[2] or entry
-    name = re.sub(r"^[^/]*@|[/?#].*$|\s", "", name)
+    name = re.sub(r"^[^/]*@|[/?#].*$|\s", "", name).rstrip(".")
     plain = re.sub(r"^\[(.*)\](:\d+)?$|:\d*$", r"\1", name).rstrip(".")
-    if plain and plain != entry and (is_network(plain) or _NAME.fullmatch(plain)):
-        return f"contains more than a host name; write {plain}"
+    for better in (name, plain):
+        if better != entry and _is_host(better):
+            return f"contains more than a host name and a port; write {better}"
     if "*" in entry:
         return "matches nothing: write *.example.com for every name below that one"
     return "is not a host name, an address, a network, a bucket or a folder (which begins with /)"

@@ -11,6 +11,10 @@ one's own network (SSRF).
 * ``localhost`` (and ``*.localhost``), which also allow the loopback addresses that these names
   stand for (RFC 6761).
 
+Each of them is for the ports 80 and 443, or for the one port that follows it (``HOST:PORT``,
+``[::1]:PORT``). An address or network that allows what a name resolves to is for the ports of that
+name, unless it has one of its own.
+
 A name is resolved once per connection, and the connection goes to the very address that was
 checked.
 """
@@ -21,11 +25,14 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 
+from streamer.config.value import split_port
 from streamer.errors import InvalidRecord
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+PORTS = frozenset((80, 443))
+"""Of an entry that names none."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -33,17 +40,14 @@ class Hosts:
     """The allow-list, compiled. Any thread."""
 
     def __init__(self, entries: Iterable[str]) -> None:
-        self._networks: list[Network] = []
-        self._names: set[str] = set()
-        self._suffixes: tuple[str, ...] = ()
+        self._networks: list[tuple[Network, int | None]] = []
+        self._names: list[tuple[str, int | None]] = []
         for entry in entries:
+            name, port = split_port(entry)
             try:
-                self._networks.append(ipaddress.ip_network(entry, strict=False))
+                self._networks.append((ipaddress.ip_network(name, strict=False), port))
             except ValueError:
-                if entry.startswith("*."):
-                    self._suffixes += (entry[1:].lower(),)
-                else:
-                    self._names.add(entry.lower())
+                self._names.append((name.lower(), port))
 
     def resolve(self, host: str, port: int) -> list[str]:
         """The addresses, best first, that ``host`` leads to, all of them allowed. Blocks for as
@@ -54,16 +58,12 @@ class Hosts:
         """
         literal = _literal(host)
         if literal is not None:
-            if not self._lists(literal):
-                raise InvalidRecord(
-                    "uri_not_allowed", f"the address {host} is not listed in fetch.hosts"
-                )
+            if not any(_holds(port, p) for p in self._ports_of(literal)):
+                raise _not_listed(f"the address {host}", port)
             return [str(literal)]
         name = host.lower().rstrip(".")
-        if name not in self._names and not name.endswith(self._suffixes):
-            raise InvalidRecord(
-                "uri_not_allowed", f"the host {host!r} is not listed in fetch.hosts"
-            )
+        if not any(_holds(port, p) and _matches(name, n) for n, p in self._names):
+            raise _not_listed(f"the host {host!r}", port)
         try:
             found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
@@ -77,7 +77,7 @@ class Hosts:
             address = ipaddress.ip_address(text.partition("%")[0])
             if not (
                 is_public(address)
-                or self._lists(address)
+                or any(p in (None, port) for p in self._ports_of(address))
                 or (_is_localhost(name) and address.is_loopback)
             ):
                 raise InvalidRecord(
@@ -86,14 +86,30 @@ class Hosts:
                 )
         return addresses
 
-    def _lists(self, address: Address) -> bool:
+    def _ports_of(self, address: Address) -> list[int | None]:
+        """The ports of the entries that hold the address; None: the entry names none."""
         inner = _embedded(address)
-        return any(
-            a in network
-            for network in self._networks
+        return [
+            port
+            for network, port in self._networks
             for a in (address, inner)
-            if a is not None and a.version == network.version
-        )
+            if a is not None and a.version == network.version and a in network
+        ]
+
+
+def _holds(port: int, listed: int | None) -> bool:
+    return port in PORTS if listed is None else port == listed
+
+
+def _matches(name: str, listed: str) -> bool:
+    return name.endswith(listed[1:]) if listed.startswith("*.") else name == listed
+
+
+def _not_listed(what: str, port: int) -> InvalidRecord:
+    hint = "" if port in PORTS else ". An entry without a port is for 80 and 443"
+    return InvalidRecord(
+        "uri_not_allowed", f"{what}, port {port}, is not listed in fetch.hosts{hint}"
+    )
 
 
 def is_public(address: Address) -> bool:
@@ -120,9 +136,9 @@ def _is_localhost(name: str) -> bool:
 
 def _literal(host: str) -> Address | None:
     """The address that ``host`` spells, as the system's resolver would read it: also 127.1,
-    0x7f000001 and 2130706433."""
+    0x7f000001 and 2130706433; not one with a zone (fe80::1%eth0), which means nothing elsewhere."""
     try:
-        return ipaddress.ip_address(host)
+        return None if "%" in host else ipaddress.ip_address(host)
     except ValueError:
         pass
     try:

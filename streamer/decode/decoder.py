@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
@@ -97,8 +98,8 @@ class Decoder:
         threads, like the rules and the embedder's functions.
 
         ``busy`` wraps the work on each chunk, for its time; ``fetch_failed`` and ``fetched`` are
-        `Fetcher`'s ``failed`` and ``fetched``. What is no single record's fault (a fetch past its
-        deadline, a bug) is reported to ``failure`` and raised from the chunk's future.
+        `Fetcher`'s ``failed`` and ``fetched``. What is no single record's fault (a bug) is reported
+        to ``failure`` and raised from the chunk's future.
         ``pixels_shape``: (H, W, 3) that every image must have in the end; None: any.
         """
         set_up(config.decode.max_pixels)
@@ -117,6 +118,7 @@ class Decoder:
         self._fetcher = Fetcher(config.fetch, fetch_failed, fetched)
         self._threads = ThreadPoolExecutor(config.decode.threads, thread_name_prefix="decode")
         self._unfinished: set[Future[list[Decoded]]] = set()
+        """What somebody still waits for."""
 
     def submit(self, records: list[Record]) -> Future[list[Decoded]]:
         """One answer for each record, in their order. Does not block; take the futures in the order
@@ -132,6 +134,15 @@ class Decoder:
         self._threads.submit(self._start, records, result)
         return result
 
+    def forget(self) -> None:
+        """Nobody waits any more for what was submitted before: its futures are never done. Does not
+        block."""
+        self._unfinished.clear()
+
+    def held(self) -> Counter[str]:
+        """Server → records that wait for it because it answers nobody. Any thread."""
+        return self._fetcher.held()
+
     def close(self) -> None:
         """Forgets what has not begun and waits for the images being decoded, seconds at most.
         Futures left over raise CancelledError."""
@@ -141,9 +152,14 @@ class Decoder:
             result.set_exception(CancelledError("the decoder was closed"))
 
     def _start(self, records: list[Record], result: Future[list[Decoded]]) -> None:
+        def wanted() -> bool:
+            return result in self._unfinished
+
+        if not wanted():
+            return
         with _Carry(result, self._failure):
             with self._busy():
-                opened = [self._open(record) for record in records]
+                opened = [self._open(record, wanted) for record in records]
             fetches = [
                 row.image
                 for row in opened
@@ -170,7 +186,7 @@ class Decoder:
                 decoded = [row if isinstance(row, Settled) else self._decode(row) for row in opened]
             result.set_result(decoded)
 
-    def _open(self, record: Record) -> _Opened | Settled:
+    def _open(self, record: Record, wanted: Callable[[], bool]) -> _Opened | Settled:
         prior = self._prior(record.partition, record.offset)
         try:
             envelope = parse(record, self._content_type, self._max_json_bytes)
@@ -183,7 +199,7 @@ class Decoder:
             record,
             prior,
             facts,
-            self._fetcher.submit(image) if isinstance(image, Reference) else image,
+            self._fetcher.submit(image, wanted) if isinstance(image, Reference) else image,
         )
 
     def _decode(self, row: _Opened) -> Decoded:

@@ -28,6 +28,9 @@ _IDLE_S = 20.0
 """Most servers close an idle connection after 5 s (Node) to 75 s (nginx); one that is found closed
 costs nothing but a retry."""
 _READ_BYTES = 65_536
+_FRAME_BYTES = 1_000_000
+"""Headers and the frames of chunks, beside the body: http.client takes a chunk of -1 bytes for
+everything that comes."""
 _SAFE = "!#$%&'()*+,/:;=?@[]~"
 """What RFC 3986 lets stand in a URL besides letters, digits and -._; the rest (spaces, UTF-8) is
 percent-encoded."""
@@ -57,7 +60,8 @@ def parse_url(url: str) -> Target:
     """Raises ValueError for what is no http(s) URL, and for user names in it, which only ever serve
     to mislead."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    default_port = {"http": 80, "https": 443}.get(parts.scheme)
+    if default_port is None or not parts.hostname:
         raise ValueError("not a URL with a host")
     if parts.username is not None or parts.password is not None:
         raise ValueError("a user name in the URL")
@@ -67,7 +71,7 @@ def parse_url(url: str) -> Target:
     path = quote(parts.path or "/", safe=_SAFE) + (
         f"?{quote(parts.query, safe=_SAFE)}" if parts.query else ""
     )
-    return Target(parts.scheme, host, parts.port or (443 if parts.scheme == "https" else 80), path)
+    return Target(parts.scheme, host, default_port if parts.port is None else parts.port, path)
 
 
 class HttpClient:
@@ -83,7 +87,8 @@ class HttpClient:
         """``resolve`` gives the addresses to try, and is asked only if a new connection is needed.
 
         Blocks for at most ``timeout_s`` (and what ``resolve`` takes). Raises OSError (TimeoutError,
-        ssl.SSLError), http.client.HTTPException and whatever ``resolve`` raises.
+        ssl.SSLError), http.client.HTTPException for what is no HTTP, and whatever ``resolve``
+        raises.
         """
         deadline = time.monotonic() + timeout_s
         idle = self._take(target)
@@ -106,6 +111,7 @@ class HttpClient:
         keep = False
         try:
             connection.deadline = deadline
+            connection.left_bytes = 2 * max_bytes + _FRAME_BYTES
             connection.request(
                 "GET",
                 target.path,
@@ -123,6 +129,10 @@ class HttpClient:
                 else 0.0
             )
             return Response(answer.status, location, seconds, body)
+        except OSError:  # a certificate's is a ValueError, too
+            raise
+        except ValueError as error:  # of numbers in what came: http.client checks some of them
+            raise http.client.HTTPException(f"not HTTP: {error}") from None
         finally:
             if keep:
                 self._give_back(connection)
@@ -164,9 +174,10 @@ def _read(answer: http.client.HTTPResponse, max_bytes: int) -> bytes | None:
 
 class _Connection(http.client.HTTPConnection):
     """Goes to one of the given addresses, whatever the name resolves to now; every wait ends at
-    ``deadline`` (monotonic seconds)."""
+    ``deadline`` (monotonic seconds), and nothing is read once ``left_bytes`` are used up."""
 
     deadline: float
+    left_bytes: int
 
     def __init__(self, target: Target, addresses: list[str]) -> None:
         super().__init__(target.host, target.port)
@@ -240,7 +251,11 @@ class _DeadlineStream(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         self._raw.settimeout(_left(self._connection.deadline))
-        return self._raw.recv_into(buffer)
+        count = self._raw.recv_into(buffer)
+        self._connection.left_bytes -= count
+        if self._connection.left_bytes < 0:
+            raise http.client.HTTPException("more bytes than headers and an image can have")
+        return count
 
 
 @functools.cache

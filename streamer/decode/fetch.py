@@ -1,72 +1,63 @@
-"""Images by reference: ``uri`` → bytes, from listed places only, bounded in bytes, time and number
-(section 4.1).
+"""Images by reference: ``uri`` → bytes, tried until it is clear whose fault it is that they do not
+come (section 4.1).
 
-============  ===========================================================================================================
-http, https   hosts as in `streamer.decode.address`; at most 3 redirects, each checked like the first URL; no proxies
-file          absolute paths below the folders among ``fetch.hosts`` (they begin with "/"), links resolved
-s3            ``s3://BUCKET/KEY``, buckets listed in ``fetch.hosts``; credentials, region and endpoint from the usual environment
-              (AWS_ACCESS_KEY_ID …, AWS_REGION, AWS_ENDPOINT_URL)
-============  ===========================================================================================================
+What another try cannot change is an outcome at once (`streamer.decode.reader`), and so are bytes
+that are not the ones that the record names. What it can change is tried again, with pauses of 0.2 s
+doubling to 10 s (or what Retry-After says), until ``fetch.give_up_after`` is over. Then the server
+is asked again for what it answered last:
 
-What cannot change is an outcome: not listed, not found (404, 410), refused (other 4xx), too long,
-not the bytes that the record names. What can change is tried again, with pauses of 0.2 s doubling
-to 5 s (or what Retry-After says): time-outs, lost connections, 408, 425, 429 and 5xx. After
-`PATIENCE` time-outs' worth the process stops with exit 75, so that nothing temporary becomes a
-decision.
+* it answers: the record is at fault, and becomes ``invalid``, reason ``unreachable``;
+* it does not: an incident, which is waited out. The record is *held*, and the line behind it, until
+  the server answers; only from then on its time counts again;
+* it never answered: it is taken to be down where several references fail, else the record is at
+  fault.
+
+Nothing waits on a thread: a reference that pauses leaves its thread to the others.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import http.client
-import os
+import logging
 import random
-import ssl
-import stat
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 
 from streamer.config import Fetch
-from streamer.decode.address import Hosts
-from streamer.decode.download import HttpClient, Response, parse_url
-from streamer.errors import DependencyError, InvalidRecord, TemporaryError
+from streamer.decode.reader import Later, Reader
+from streamer.decode.server import Server, Servers
+from streamer.errors import InvalidRecord
+from streamer.flow.alarm import Alarm
 from streamer.records import Reference
+from streamer.units import counted
 
-PATIENCE = 6
-"""A reference is tried for ``PATIENCE × fetch.timeout`` before the process stops: 60 s by default."""
-MAX_REDIRECTS = 3
+log = logging.getLogger("streamer")
+
 _FIRST_PAUSE_S = 0.2
-_LONGEST_PAUSE_S = 5.0
-_REDIRECTS = (301, 302, 303, 307, 308)
-_TEMPORARY_4XX = (408, 425, 429)
+_LONGEST_PAUSE_S = 10.0
+_SAY_EVERY_S = 30.0
+"""A reference that failed for so long is worth a line in the log, and so often its server."""
 
 
-def require_folders(config: Fetch) -> None:
-    """Raises DependencyError for an allowed folder that is not there: it may not be mounted yet, and
-    every record that refers into it would be invalid for good."""
-    for host in config.hosts:
-        if host.startswith("/") and "file" in config.schemes and not Path(host).is_dir():
-            raise DependencyError(
-                f"fetch.hosts: folder {host} does not exist. Mount it or correct the path."
-            )
-
-
-class Later(Exception):
-    """Not now, perhaps soon. Never leaves this module."""
-
-    def __init__(self, why: str, after_s: float = 0.0) -> None:
-        super().__init__(why)
-        self.after_s = after_s
+@dataclass(slots=True, eq=False)
+class _Fetch:
+    reference: Reference
+    wanted: Callable[[], bool]
+    pause_s: float
+    result: Future[bytes] = field(default_factory=Future)
+    server: Server | None = None
+    began: float = 0.0
+    """Its first try; monotonic seconds."""
+    tries: int = 0
 
 
 class Fetcher:
-    """At most ``config.concurrency`` fetches at a time, on threads of its own that start with the
+    """At most ``config.concurrency`` tries at a time, on threads of its own that start with the
     first one."""
 
     def __init__(
@@ -81,224 +72,170 @@ class Fetcher:
         ``fetched`` is told the seconds of every fetch that brought its bytes, all its tries
         included.
         """
-        self._config = config
+        self._patience_s = config.give_up_after
         self._failed = failed
         self._fetched = fetched
-        self._folders = tuple(
-            os.path.realpath(host) for host in config.hosts if host.startswith("/")
-        )
-        self._hosts = Hosts(host for host in config.hosts if not host.startswith("/"))
-        self._client = HttpClient()
-        self._closing = threading.Event()
-        self._s3: Any = None
-        self._s3_lock = threading.Lock()
+        self._reader = Reader(config)
+        self._servers = Servers()
+        self._open: set[_Fetch] = set()
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="fetch")
-        self._get: dict[str, Callable[[str], bytes]] = {
-            "http": self._http,
-            "https": self._http,
-            "file": self._file,
-            "s3": self._object,
-        }
+        self._pauses = Alarm("fetch-pauses")
 
-    def submit(self, reference: Reference) -> Future[bytes]:
-        """`fetch` on one of the fetch threads. Does not block."""
-        return self._threads.submit(self.fetch, reference)
+    def submit(
+        self, reference: Reference, wanted: Callable[[], bool] = lambda: True
+    ) -> Future[bytes]:
+        """The bytes, verified against ``length`` and ``sha256`` where the record gives them. Does
+        not block.
 
-    def fetch(self, reference: Reference) -> bytes:
-        """The bytes, verified against ``length`` and ``sha256`` where the record gives them.
-
-        Blocks, up to ``PATIENCE × fetch.timeout`` and one more time-out. Raises TemporaryError
-        after that, and InvalidRecord: uri_not_allowed, not_found, fetch_refused, too_many_bytes,
+        Once ``wanted()`` is false no further try is made, and the future is never done. It may
+        raise InvalidRecord: uri_not_allowed, not_found, fetch_refused, unreachable, too_many_bytes,
         length_mismatch, sha256_mismatch.
         """
-        began = time.monotonic()
-        try:
-            data = self._fetch(reference)
-        except InvalidRecord as error:
-            self._failed(error.reason)
-            raise
-        self._fetched(time.monotonic() - began)
-        return data
+        fetch = _Fetch(reference, wanted, _FIRST_PAUSE_S)
+        self._open.add(fetch)
+        self._begin(fetch)
+        return fetch.result
+
+    def held(self) -> Counter[str]:
+        """Server → references that wait for it because it answers nobody. Any thread."""
+        return Counter(
+            f.server.name for f in list(self._open) if f.server and f.server.is_down and f.wanted()
+        )
 
     def close(self) -> None:
-        """Ends the pauses between tries, forgets what has not begun. Returns at once; a try on its
-        way ends by its own time limit."""
-        self._closing.set()
+        """Makes no further try; futures that are not done stay so. Returns at once; a try on its way
+        ends by its own time limit."""
+        self._open.clear()
+        self._pauses.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
+        self._reader.close()
 
-    def _fetch(self, reference: Reference) -> bytes:
+    def _begin(self, fetch: _Fetch) -> None:
+        with suppress(RuntimeError):  # closed meanwhile
+            self._threads.submit(self._turn, fetch).add_done_callback(partial(self._end, fetch))
+
+    def _end(self, fetch: _Fetch, turn: Future[bytes | None]) -> None:
+        """Settles the fetch, unless there will be another try."""
+        if fetch not in self._open or turn.cancelled():
+            return
+        error = turn.exception()
+        data = None if error is not None else turn.result()
+        if error is None and data is None:
+            return
+        self._open.discard(fetch)
+        if fetch.server is not None:
+            fetch.server.forget(fetch.reference.uri)
+        if data is not None:
+            self._fetched(time.monotonic() - fetch.began)
+            fetch.result.set_result(data)
+        else:
+            if isinstance(error, InvalidRecord):
+                self._failed(error.reason)
+            fetch.result.set_exception(error)
+
+    def _turn(self, fetch: _Fetch) -> bytes | None:
+        """One try, on a fetch thread. None: there will be another one, or nobody wants it."""
+        reference = fetch.reference
         if reference.length is not None:
-            self._check_length(reference.length)
-        data = self._patiently(reference.uri)
-        if reference.length is not None and len(data) != reference.length:
-            raise InvalidRecord(
-                "length_mismatch", f"{len(data)} bytes, the record says {reference.length}"
-            )
-        if (
-            reference.sha256 is not None
-            and (found := hashlib.sha256(data).hexdigest()) != reference.sha256
-        ):
-            raise InvalidRecord(
-                "sha256_mismatch", f"sha256 is {found}, the record says {reference.sha256}"
-            )
+            self._reader.check_length(reference.length)
+        if fetch.server is None:
+            fetch.server = self._servers.get(self._reader.server(reference.uri))
+        server = fetch.server
+        if not fetch.wanted():
+            self._open.discard(fetch)
+            server.forget(reference.uri)
+            return None
+        if not server.enter():
+            self._pause(fetch, 0.0)
+            return None
+        try:
+            fetch.began = fetch.began or time.monotonic()
+            fetch.tries += 1
+            data = self._ask(server, reference.uri)
+        except Later as later:
+            self._failed("temporary")
+            server.fail(reference.uri)
+            self._go_on(fetch, server, later)
+            return None
+        finally:
+            server.leave()
+        _verify(data, reference)
         return data
 
-    def _patiently(self, uri: str) -> bytes:
-        scheme = uri.partition(":")[0].lower()
-        if scheme not in self._config.schemes:
-            raise InvalidRecord(
-                "uri_not_allowed", f"the scheme {scheme[:40]!r} is not listed in fetch.schemes"
-            )
-        patience_s = PATIENCE * self._config.timeout
-        deadline = time.monotonic() + patience_s
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                return self._get[scheme](uri)
-            except Later as later:
-                self._failed("temporary")
-                left_s = deadline - time.monotonic()
-                wait_s = max(min(pause_s * random.uniform(0.5, 1.0), left_s), later.after_s)
-                if left_s <= 0 or wait_s > left_s or self._closing.wait(wait_s):
-                    raise TemporaryError(
-                        f"cannot fetch {uri[:500]}: {later}. It was tried for {patience_s:g} s ({PATIENCE} × fetch.timeout). Nothing is decided about "
-                        "its record: start again when the server answers, or take its host off fetch.hosts to make it invalid."
-                    ) from later
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-    def _check_length(self, length: int) -> None:
-        if length > self._config.max_bytes:
-            raise InvalidRecord(
-                "too_many_bytes",
-                f"{length} bytes, at most {self._config.max_bytes} (fetch.max_bytes)",
-            )
-
-    # http, https
-
-    def _http(self, uri: str) -> bytes:
-        deadline = time.monotonic() + self._config.timeout
-        url = uri
-        for _ in range(1 + MAX_REDIRECTS):
-            answer = self._one_get(url, deadline)
-            if answer.status in _REDIRECTS and answer.location:
-                url = urljoin(url, answer.location)
-                if (scheme := url.partition(":")[0].lower()) not in self._config.schemes:
-                    raise InvalidRecord(
-                        "uri_not_allowed",
-                        f"redirected to {url[:200]}; {scheme[:40]!r} is not listed in fetch.schemes",
-                    )
-                continue
-            if answer.status == 200:
-                if answer.body is None:
-                    raise InvalidRecord(
-                        "too_many_bytes",
-                        f"more than {self._config.max_bytes} bytes (fetch.max_bytes)",
-                    )
-                return answer.body
-            if answer.status in (404, 410):
-                raise InvalidRecord("not_found", f"status {answer.status}")
-            if answer.status >= 500 or answer.status in _TEMPORARY_4XX:
-                raise Later(f"status {answer.status}", answer.retry_after_s)
-            raise InvalidRecord("fetch_refused", f"status {answer.status}")
-        raise InvalidRecord("fetch_refused", f"more than {MAX_REDIRECTS} redirects")
-
-    def _one_get(self, url: str, deadline: float) -> Response:
+    def _ask(self, server: Server, uri: str) -> bytes:
         try:
-            target = parse_url(url)
-        except ValueError as error:
-            raise InvalidRecord("uri_not_allowed", f"{url[:200]}: {error}") from None
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
-            raise Later("the time limit passed")
-        try:
-            return self._client.get(
-                target,
-                lambda: self._hosts.resolve(target.host, target.port),
-                self._config.max_bytes,
-                left_s,
-            )
-        except ssl.SSLCertVerificationError as error:
-            raise InvalidRecord("fetch_refused", f"{target.host}: {error.verify_message}") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise Later(f"{type(error).__name__}: {error}") from None
-
-    # file
-
-    def _file(self, uri: str) -> bytes:
-        parts = urlsplit(uri)
-        path = unquote(parts.path)
-        if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path:
-            raise InvalidRecord("uri_not_allowed", "write a file as file:///absolute/path")
-        real = os.path.realpath(path)
-        if not any(Path(real).is_relative_to(folder) for folder in self._folders):
-            raise InvalidRecord(
-                "uri_not_allowed", f"{path[:200]} is below none of the folders in fetch.hosts"
-            )
-        try:
-            # the path is free of links now, so O_NOFOLLOW only fails where one was put there
-            # meanwhile; a pipe must not block
-            handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(handle, "rb") as file:
-                status = os.fstat(handle)
-                if not stat.S_ISREG(status.st_mode):
-                    raise InvalidRecord("not_found", "not a file")
-                self._check_length(status.st_size)
-                data = file.read(self._config.max_bytes + 1)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise InvalidRecord("not_found", str(error.strerror)) from None
-        except PermissionError as error:
-            raise InvalidRecord("fetch_refused", str(error.strerror)) from None
-        except OSError as error:
-            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-                raise InvalidRecord("not_found", str(error.strerror)) from None
-            raise Later(f"{type(error).__name__}: {error}") from None
-        self._check_length(len(data))
+            data = self._reader.read(uri)
+        except InvalidRecord as error:
+            if error.reason != "uri_not_allowed":  # for that one nobody was asked
+                server.answer(uri)
+            raise
+        server.answer(uri)
         return data
 
-    # s3
-
-    def _object(self, uri: str) -> bytes:
-        bucket, _, key = uri[len("s3://") :].partition("/")
-        if bucket not in self._config.hosts:
+    def _go_on(self, fetch: _Fetch, server: Server, later: Later) -> None:
+        """Another try after a pause, or InvalidRecord, unreachable."""
+        over_at = server.over_at(fetch.began, self._patience_s)
+        is_over = time.monotonic() >= over_at
+        is_down = is_over and not self._answers_others(server, fetch.reference.uri, over_at)
+        waited_s = time.monotonic() - fetch.began
+        # a server that was down until now gives its references their whole time again
+        if is_over and not is_down and server.over_at(fetch.began, self._patience_s) <= over_at:
             raise InvalidRecord(
-                "uri_not_allowed", f"the bucket {bucket[:80]!r} is not listed in fetch.hosts"
+                "unreachable",
+                f"{later}; tried {counted(fetch.tries, 'time')} in {waited_s:.0f} s",
             )
-        if not key or key.endswith("/"):
-            raise InvalidRecord("not_found", "not a key but a folder")
-        try:
-            with self._bucket_store().open_input_file(f"{bucket}/{key}") as file:
-                self._check_length(file.size())
-                data: bytes = file.read(self._config.max_bytes + 1)
-        except (
-            FileNotFoundError,
-            IsADirectoryError,
-            ValueError,
-        ):  # ArrowInvalid is a ValueError: a key with // or such
-            raise InvalidRecord("not_found", f"no such key in {bucket}") from None
-        except PermissionError as error:
-            raise InvalidRecord("fetch_refused", str(error)[:200]) from None
-        except OSError as error:
-            if "ACCESS_DENIED" in str(error) or "HTTP status 403" in str(error):
-                raise InvalidRecord("fetch_refused", str(error)[:200]) from None
-            raise Later(f"{type(error).__name__}: {str(error)[:200]}") from None
-        self._check_length(len(data))
-        return data
+        if (is_down or waited_s >= _SAY_EVERY_S) and server.is_due(_SAY_EVERY_S):
+            self._say(server, later, is_down)
+        self._pause(fetch, later.after_s, None if is_over else over_at)
 
-    def _bucket_store(self) -> Any:
-        with self._s3_lock:
-            if self._s3 is None:
-                from pyarrow import fs  # late: half a second that only s3 needs
+    def _answers_others(self, server: Server, uri: str, since: float) -> bool:
+        """Whether what failed is ``uri`` alone. Asks the server again for what it answered last."""
+        if server.answered_since(since):
+            return True
+        others = server.others(uri)
+        for other in others:
+            with suppress(Later):
+                with suppress(InvalidRecord):
+                    self._ask(server, other)
+                return True
+        return not server.found_silent(bool(others))
 
-                environment, endpoint = (
-                    os.environ,
-                    os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
-                )
-                self._s3 = fs.S3FileSystem(
-                    region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"),
-                    endpoint_override=endpoint,
-                    connect_timeout=self._config.timeout,
-                    request_timeout=self._config.timeout,
-                    retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
-                )
-            return self._s3
+    def _pause(self, fetch: _Fetch, after_s: float, until: float | None = None) -> None:
+        """The next try comes after a pause, which the server may ask to be longer, but not later
+        than ``until`` (monotonic seconds)."""
+        pause_s = max(fetch.pause_s * random.uniform(0.5, 1.0), min(after_s, self._patience_s))
+        if until is not None:
+            pause_s = min(pause_s, until - time.monotonic())
+        fetch.pause_s = min(2 * fetch.pause_s, _LONGEST_PAUSE_S)
+        self._pauses.after(max(pause_s, 0.0), partial(self._begin, fetch))
+
+    def _say(self, server: Server, why: Later, is_down: bool) -> None:
+        began = [f.began for f in list(self._open) if f.server is server and f.tries]
+        seconds = time.monotonic() - min(began, default=time.monotonic())
+        if is_down:
+            log.warning(
+                "fetch: %s answers nobody (%s). References that wait until it does: %d, for %.0f s "
+                "so far, and the line behind them. If it never will, take it off fetch.hosts: they "
+                "become invalid, uri_not_allowed", server.name, why, len(began), seconds,
+            )  # fmt: skip
+        else:
+            log.warning(
+                "fetch: %s fails (%s). References that wait for it: %d, for %.0f s so far, and the "
+                "line behind them. Each becomes invalid, unreachable, after %g s "
+                "(fetch.give_up_after), if the server answers others",
+                server.name, why, len(began), seconds, self._patience_s,
+            )  # fmt: skip
+
+
+def _verify(data: bytes, reference: Reference) -> None:
+    if reference.length is not None and len(data) != reference.length:
+        raise InvalidRecord(
+            "length_mismatch", f"{len(data)} bytes, the record says {reference.length}"
+        )
+    if (
+        reference.sha256 is not None
+        and (found := hashlib.sha256(data).hexdigest()) != reference.sha256
+    ):
+        raise InvalidRecord(
+            "sha256_mismatch", f"sha256 is {found}, the record says {reference.sha256}"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,12 +60,18 @@ class Health:
         self._clock = clock
         self._lock = threading.Lock()
         self._phase = ("starting", False)
+        self._held: Callable[[], Mapping[str, int]] = dict
         self._beats: dict[str, Heartbeat] = {}
 
     def enter(self, phase: str, ready: bool = False) -> None:
         """Names what the process does now, in words for a person: ``loading the model``,
         ``polling``, ``draining``."""
         self._phase = (phase, ready)
+
+    def watch_held(self, read: Callable[[], Mapping[str, int]]) -> None:
+        """``read`` gives the records that wait for each server; it must not block. The phase names
+        the servers."""
+        self._held = read
 
     def heartbeat(self, name: str, limit_s: float) -> Heartbeat:
         """Watches a thread from now on; it must beat at least every ``limit_s`` seconds until
@@ -91,11 +97,16 @@ class Health:
         ]
         if self._failure.thread:
             late.insert(0, f"thread {self._failure.thread} failed; its error is in the log")
-        return Report(not late, self._phase[0], "; ".join(late), ages)
+        return Report(not late, self._described(self._phase[0]), "; ".join(late), ages)
 
     def readyz(self) -> Report:
         phase, ready = self._phase
         live = self.livez()
         if live.ok and not ready:
-            return Report(False, phase, f"not consuming yet or any more: {phase}", live.heartbeats)
+            said = self._described(phase)
+            return Report(False, said, f"not consuming yet or any more: {said}", live.heartbeats)
         return live
+
+    def _described(self, phase: str) -> str:
+        held = sorted(self._held())
+        return f"{phase}, waiting for {', '.join(held)}" if held else phase

@@ -34,6 +34,7 @@ FETCH_ERRORS = (
     "uri_not_allowed",
     "not_found",
     "fetch_refused",
+    "unreachable",
     "length_mismatch",
     "sha256_mismatch",
     "too_many_bytes",
@@ -110,6 +111,7 @@ class Metrics:
         self._opened_at = 0.0
         self._device_memory: Callable[[], Mapping[str, float]] = dict
         self._index: Callable[[], Mapping[str, float]] = dict
+        self._held: Callable[[], Mapping[str, int]] = dict
         self._snapshot_created = 0.0
         self._make_line()
         self._make_commit(
@@ -255,6 +257,7 @@ class Metrics:
             registry=self.registry,
         )
         self._fetch_error = {cause: errors.labels(cause) for cause in (*FETCH_ERRORS, OTHER)}
+        self.registry.register(Scraped(self._scrape_held))
 
     def _make_process(self) -> None:
         self.registry.register(ThreadCpu())
@@ -292,6 +295,11 @@ class Metrics:
         """``read`` gives values by the names in `INDEX`, 0 for a missing one; called at each scrape
         in the HTTP thread, must not block."""
         self._index = read
+
+    def watch_held(self, read: Callable[[], Mapping[str, int]]) -> None:
+        """``read`` gives the records that wait for each server; called at each scrape in the HTTP
+        thread, must not block."""
+        self._held = read
 
     def snapshot_known(
         self, position: int, nbytes: int, created: float, seconds: float = 0.0
@@ -371,6 +379,13 @@ class Metrics:
             "streamer_snapshot_age_seconds",
             "Age of the newest snapshot of the dedup state, 0 while none is known; old is right where little is claimed.",
             value=max(time.time() - created, 0.0) if created else 0.0,
+        )
+
+    def _scrape_held(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "streamer_fetch_held_records",
+            "Records whose image server answers nobody; the line waits for it, and the log names it.",
+            value=sum(self._held().values()),
         )
 
     def _scrape_queues(self) -> Iterator[Metric]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Protocol
 from uuid import uuid4
 
 from streamer.config import Config
-from streamer.errors import DeadLetterFuse, DependencyError, ProtocolError
+from streamer.errors import DEAD_LINKS, DeadLetterFuse, DependencyError, ProtocolError
 from streamer.flow.channel import Channel
 from streamer.flow.item import Decided, Fence, Run
 from streamer.flow.worker import Failure
@@ -255,28 +255,31 @@ class _Epoch:
 
 class Fuse:
     """Stops the process when too many records in a row of `FUSE_WINDOW` are invalid: without it
-    dead letters lose data silently."""
+    dead letters lose data silently. Dead links count neither way: many references lead nowhere, and
+    that is not our fault."""
 
     def __init__(self, max_ratio: float) -> None:
         self._max_ratio = max_ratio
-        self._batches: deque[tuple[int, int, str]] = deque()
+        self._batches: deque[tuple[int, Counter[str]]] = deque()
         self._records = 0
-        self._invalid = 0
+        self._invalid: Counter[str] = Counter()
 
     def count(self, batch: DecidedBatch) -> None:
         """Raises DeadLetterFuse."""
-        reasons = [d.reason or "" for d in batch.decisions if d.outcome == "invalid"]
-        self._batches.append((len(batch.records), len(reasons), reasons[-1] if reasons else ""))
-        self._records += len(batch.records)
-        self._invalid += len(reasons)
+        reasons = Counter(d.reason or "" for d in batch.decisions if d.outcome == "invalid")
+        dead_links = sum(reasons.pop(reason, 0) for reason in DEAD_LINKS)
+        self._batches.append((len(batch.records) - dead_links, reasons))
+        self._records += self._batches[-1][0]
+        self._invalid += reasons
         while self._records - self._batches[0][0] >= FUSE_WINDOW:
-            records, invalid, _ = self._batches.popleft()
+            records, reasons = self._batches.popleft()
             self._records -= records
-            self._invalid -= invalid
-        if self._records >= FUSE_LEAST and self._invalid > self._max_ratio * self._records:
-            last = next((reason for _, _, reason in reversed(self._batches) if reason), "")
+            self._invalid -= reasons
+        invalid = self._invalid.total()
+        if self._records >= FUSE_LEAST and invalid > self._max_ratio * self._records:
+            by_reason = ", ".join(f"{n} {reason}" for reason, n in self._invalid.most_common())
             raise DeadLetterFuse(
-                f"{self._invalid} of the last {self._records} records are invalid (the latest: {last}), more than dead_letters.max_ratio = "
+                f"{invalid} of the last {self._records} records are invalid ({by_reason}), more than dead_letters.max_ratio = "
                 f"{self._max_ratio:g}. Nothing of this epoch was committed. Look at the records in a scratch dataset (`streamer replay run --dataset scratch "
                 "--from count:200 --set dead_letters.max_ratio=1`), or raise dead_letters.max_ratio (1 switches the fuse off)."
             )

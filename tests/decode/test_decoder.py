@@ -13,7 +13,8 @@ from PIL import Image
 from streamer.config import Config, FieldRule
 from streamer.decode import decoder as room
 from streamer.decode.decoder import Decoder
-from streamer.errors import TemporaryError
+from streamer.decode.reader import Later
+from streamer.errors import DependencyError
 from streamer.flow.worker import Failure
 from streamer.judge.filters import Rules
 from streamer.records import Claim, Decision, FailedRule, Record, Sample, Settled
@@ -287,7 +288,9 @@ def test_fetches_hold_no_decode_thread(line, monkeypatch):
         config(decode={"threads": 1}, fetch={"schemes": ["file"], "hosts": ["/"], "concurrency": 1})
     )
     arrive = threading.Event()
-    monkeypatch.setitem(ours.decoder._fetcher._get, "file", lambda uri: arrive.wait(10) and photo())
+    monkeypatch.setitem(
+        ours.decoder._fetcher._reader._get, "file", lambda uri: arrive.wait(10) and photo()
+    )
     slow = ours.decoder.submit([record(None, uri=b"file:///1.jpg"), record(photo())])
     (row,) = ours(record(photo()))
     assert isinstance(row, Sample)
@@ -296,19 +299,43 @@ def test_fetches_hold_no_decode_thread(line, monkeypatch):
     assert [isinstance(row, Sample) for row in slow.result(10)] == [True, True]
 
 
-def test_what_is_temporary_stops_the_process_and_decides_nothing(line, monkeypatch):
+def test_what_no_record_is_at_fault_for_stops_the_process(line, monkeypatch):
     ours = line(config(fetch={"schemes": ["file"], "hosts": ["/"]}))
 
-    def away(uri: str) -> bytes:
-        raise TemporaryError("away")
+    def broken(uri: str) -> bytes:
+        raise DependencyError("away")
 
-    monkeypatch.setitem(ours.decoder._fetcher._get, "file", away)
+    monkeypatch.setitem(ours.decoder._fetcher._reader._get, "file", broken)
     future = ours.decoder.submit([record(photo()), record(None, uri=b"file:///1.jpg")])
-    with pytest.raises(TemporaryError):
+    with pytest.raises(DependencyError):
         future.result(10)
     assert ours.stop.stop.wait(5)
-    with pytest.raises(TemporaryError):
+    with pytest.raises(DependencyError):
         ours.stop.raise_if_any()
+
+
+def test_what_is_forgotten_is_not_fetched_any_more(line, monkeypatch):
+    """Records of an older run would wait for their server for ever, and more of them at each
+    rebalance."""
+    ours = line(config(fetch={"schemes": ["file"], "hosts": ["/"]}))
+    tries: list[str] = []
+
+    def away(uri: str) -> bytes:
+        tries.append(uri)
+        if uri == "file:///old.jpg":
+            ours.decoder.forget()
+        if len(tries) < 4:
+            raise Later("away")
+        return photo()
+
+    monkeypatch.setitem(ours.decoder._fetcher._reader._get, "file", away)
+    old = ours.decoder.submit([record(None, uri=b"file:///old.jpg")])
+    while not tries:
+        time.sleep(0.01)
+    (row,) = ours(record(None, uri=b"file:///new.jpg"))
+    assert isinstance(row, Sample)
+    assert tries == ["file:///old.jpg"] + 3 * ["file:///new.jpg"]
+    assert not old.done()
 
 
 def test_a_bug_stops_the_process(line):
@@ -323,7 +350,9 @@ def test_a_bug_stops_the_process(line):
 def test_close_leaves_nobody_waiting(line, monkeypatch):
     ours = line(config(decode={"threads": 1}, fetch={"schemes": ["file"], "hosts": ["/"]}))
     arrive = threading.Event()
-    monkeypatch.setitem(ours.decoder._fetcher._get, "file", lambda uri: arrive.wait(10) and photo())
+    monkeypatch.setitem(
+        ours.decoder._fetcher._reader._get, "file", lambda uri: arrive.wait(10) and photo()
+    )
     futures = [
         ours.decoder.submit([record(None, uri=b"file:///1.jpg")]),
         *(ours.decoder.submit([record(photo())]) for _ in range(50)),

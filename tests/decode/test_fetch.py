@@ -17,8 +17,10 @@ import pytest
 
 from streamer.config import Fetch
 from streamer.decode import download, fetch
+from streamer.decode.address import Hosts
 from streamer.decode.fetch import Fetcher
-from streamer.errors import InvalidRecord, TemporaryError
+from streamer.decode.server import EVERYBODY, Server, Servers
+from streamer.errors import InvalidRecord
 from streamer.records import Reference
 
 BODY = bytes(range(256)) * 16
@@ -101,16 +103,22 @@ def site() -> Iterator[Site]:
 
 
 @pytest.fixture
-def fetcher(monkeypatch) -> Iterator[Callable[..., Fetcher]]:
-    """Makes fetchers for localhost whose patience outlasts a busy machine."""
+def fetcher(monkeypatch, site) -> Iterator[Callable[..., Fetcher]]:
+    """Makes fetchers for the site whose patience outlasts a busy machine."""
     monkeypatch.setattr(fetch, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(fetch, "_LONGEST_PAUSE_S", 0.1)
     made: list[Fetcher] = []
 
     def make(failed: Callable[[str], None] = lambda cause: None, **options: object) -> Fetcher:
         made.append(
             Fetcher(
                 Fetch.model_validate(
-                    {"schemes": ["http"], "hosts": ["localhost"], "timeout": "10s", **options}
+                    {
+                        "schemes": ["http"],
+                        "hosts": [f"localhost:{site.port}"],
+                        "timeout": "10s",
+                        **options,
+                    }
                 ),
                 failed,
             )
@@ -123,7 +131,7 @@ def fetcher(monkeypatch) -> Iterator[Callable[..., Fetcher]]:
 
 
 def get(fetcher: Fetcher, uri: str, sha256: str | None = None, length: int | None = None) -> bytes:
-    return fetcher.fetch(Reference(uri, sha256, length))
+    return fetcher.submit(Reference(uri, sha256, length)).result(60)
 
 
 def reason(fetcher: Fetcher, uri: str, sha256: str | None = None, length: int | None = None) -> str:
@@ -219,27 +227,119 @@ def test_retry_after_is_honoured(site, fetcher):
     assert get(fetcher(), site.url("/x")) == BODY
     assert 1 <= time.monotonic() - began < 5
     site.pages["/y"] = status(503, ("Retry-After", "100"))
-    with pytest.raises(TemporaryError):
-        get(fetcher(timeout="300ms"), site.url("/y"))
-    assert site.seen["/y"] == 1, "so long the record is not waited for"
+    assert reason(fetcher(give_up_after="1s"), site.url("/y")) == "unreachable"
+    assert site.seen["/y"] == 2, "as late as may be, and no sooner"
 
 
-def test_in_the_end_the_process_is_to_stop(site, fetcher):
+# Whose fault it is
+
+
+def urls(site: Site, count: int, path: str = "/away") -> list[str]:
+    return [site.url(f"{path}/{i}") for i in range(count)]
+
+
+def away(site: Site, *paths: str) -> None:
+    for path in paths:
+        site.pages[path] = status(503)
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_one_image_that_its_server_does_not_give(site, fetcher):
+    """What the server answered before it gives again, so it is this record's fault."""
     site.pages["/x"] = status(500)
-    began = time.monotonic()
-    with pytest.raises(
-        TemporaryError, match=r"cannot fetch http://localhost.*status 500.*1\.8 s.*start again"
-    ):
-        get(fetcher(timeout="300ms"), site.url("/x"))
-    assert time.monotonic() - began < 5
-    assert site.seen["/x"] > 3
+    failures: list[str] = []
+    one = fetcher(failures.append, give_up_after="1s")
+    assert get(one, site.url("/1.jpg")) == BODY
+    with pytest.raises(InvalidRecord, match=r"unreachable: status 500; tried \d+ times in \d+ s"):
+        get(one, site.url("/x"))
+    tries = site.seen["/x"]
+    assert tries > 1
+    assert failures == ["temporary"] * tries + ["unreachable"]
+    assert site.seen["/1.jpg"] == 2
+    assert not one.held()
 
 
-def test_nobody_listens(fetcher):
+def test_nobody_listens(site, fetcher):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(TemporaryError, match="ConnectionRefusedError"):
-        get(fetcher(timeout="50ms"), f"http://localhost:{port}/")
+    one = fetcher(hosts=[f"localhost:{port}"], give_up_after="50ms")
+    with pytest.raises(InvalidRecord, match="unreachable: ConnectionRefusedError"):
+        get(one, f"http://localhost:{port}/")
+
+
+def test_others_go_on_meanwhile(site, fetcher):
+    """A reference that waits for its next try takes no thread from the others."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    hosts = [f"localhost:{site.port}", f"localhost:{port}"]
+    one = fetcher(hosts=hosts, concurrency=1)
+    waiting = [
+        one.submit(Reference(f"http://localhost:{port}/{i}", None, None))
+        for i in range(2 * EVERYBODY)
+    ]
+    for _ in range(5):
+        assert get(one, site.url("/1.jpg")) == BODY
+    assert not any(future.done() for future in waiting)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_server_that_answers_nobody_is_waited_for(site, fetcher, known, caplog):
+    """One that answered before is known to be down when that cannot be had again; of another one,
+    several references say so."""
+    one = fetcher(give_up_after="50ms" if known else "3s")
+    if known:
+        assert get(one, site.url("/1.jpg")) == BODY
+    site.pages["/1.jpg"] = status(503)
+    count = 1 if known else EVERYBODY
+    away(site, *(f"/away/{i}" for i in range(count)))
+    futures = [one.submit(Reference(url, None, None)) for url in urls(site, count)]
+    name = f"localhost:{site.port}"
+    until(lambda: one.held() == {name: count})
+    seen = site.seen.total()
+    until(lambda: site.seen.total() > seen + 5)
+    assert not any(future.done() for future in futures)
+    assert f"{name} answers nobody (status 503)" in caplog.text
+
+    for i in range(count):
+        site.pages[f"/away/{i}"] = give(BODY)
+    assert [future.result(60) for future in futures] == [BODY] * count
+    assert not one.held()
+
+
+def test_who_is_at_fault_is_seen_once_the_server_is_back(site, fetcher):
+    one = fetcher(give_up_after="50ms")
+    assert get(one, site.url("/1.jpg")) == BODY
+    away(site, "/1.jpg", "/x")
+    future = one.submit(Reference(site.url("/x"), None, None))
+    until(one.held)
+    site.pages["/1.jpg"] = give(BODY)
+    with pytest.raises(InvalidRecord, match="unreachable"):
+        future.result(60)
+
+
+def test_what_is_asked_again_is_another_image(site, fetcher):
+    """The one that fails may have been the last that was given."""
+    one = fetcher(give_up_after="50ms")
+    assert get(one, site.url("/1.jpg")) == BODY
+    site.pages["/1.jpg"] = status(500)
+    assert reason(one, site.url("/1.jpg")) == "unreachable"
+
+
+def test_what_nobody_wants_any_more_is_not_tried_again(site, fetcher):
+    away(site, "/x", "/y")
+    one = fetcher(give_up_after="2s")
+    future = one.submit(Reference(site.url("/x"), None, None), lambda: not site.seen["/x"])
+    until(lambda: site.seen["/x"])
+    assert reason(one, site.url("/y")) == "unreachable"
+    assert site.seen["/y"] > 1
+    assert site.seen["/x"] == 1
+    assert not future.done()
 
 
 @pytest.mark.parametrize("slow", ["header", "body", "silence"])
@@ -257,10 +357,9 @@ def test_one_byte_at_a_time_does_not_outlast_the_time_limit(site, fetcher, slow)
 
     site.pages["/x"] = drip
     began = time.monotonic()
-    with pytest.raises(TemporaryError, match="time"):
-        get(fetcher(timeout="150ms"), site.url("/x"))
-    assert time.monotonic() - began < 6 * 0.15 + 0.15 + 0.5
-    assert site.seen["/x"] >= 3
+    with pytest.raises(InvalidRecord, match=r"unreachable: .*time.*tried \d+ time"):
+        get(fetcher(timeout="150ms", give_up_after="400ms"), site.url("/x"))
+    assert time.monotonic() - began < 30
 
 
 def test_too_many_bytes(site, fetcher):
@@ -377,11 +476,50 @@ def test_an_address_must_be_listed_as_one(site, fetcher, host):
 
 
 def test_listed_addresses_and_networks(site, fetcher):
-    for entry in ("127.0.0.1", "127.0.0.0/8"):
+    for entry in (f"127.0.0.1:{site.port}", f"127.0.0.0/8:{site.port}"):
         assert get(fetcher(hosts=[entry]), site.url("/1.jpg", "127.0.0.1")) == BODY
         assert reason(fetcher(hosts=[entry]), site.url("/1.jpg")) == "uri_not_allowed", (
             "the name is not listed"
         )
+
+
+PORTS = [
+    ("images.example.com", ["images.example.com"], {80, 443}),
+    ("images.example.com", ["images.example.com:8080"], {8080}),
+    ("images.example.com", ["images.example.com", "images.example.com:8080"], {80, 443, 8080}),
+    ("a.example.com", ["*.example.com:8080", "a.example.com:443"], {8080, 443}),
+    ("10.1.2.3", ["10.0.0.0/8"], {80, 443}),
+    ("10.1.2.3", ["10.0.0.0/8:8080", "10.1.2.3:9000"], {8080, 9000}),
+    ("fd00::1", ["[fd00::/8]:8080"], {8080}),
+    ("localhost", ["localhost"], {80, 443}),
+    ("localhost", ["localhost:1"], {1}),
+    # where a name leads into one's own network: that network is for the name's ports
+    ("in.example.com", ["in.example.com", "10.0.0.0/8"], {80, 443}),
+    ("in.example.com", ["in.example.com:8080", "10.0.0.0/8"], {8080}),
+    ("in.example.com", ["in.example.com:8080", "10.0.0.0/8:9000"], set()),
+    ("in.example.com", ["in.example.com", "10.1.2.3:80"], {80}),
+]
+
+
+@pytest.mark.parametrize(("host", "entries", "allowed"), PORTS)
+def test_a_port_must_be_listed_too(monkeypatch, host, entries, allowed):
+    asked = {"localhost": "127.0.0.1", "in.example.com": "10.1.2.3"}.get(host, "93.184.215.14")
+    resolving(monkeypatch, asked)
+    hosts = Hosts(entries)
+    found = set()
+    for port in (1, 22, 80, 443, 8080, 9000, 65535):
+        with contextlib.suppress(InvalidRecord):
+            hosts.resolve(host, port)
+            found.add(port)
+    assert found == allowed
+
+
+def test_a_port_that_is_not_listed_is_not_asked(site, fetcher):
+    with pytest.raises(InvalidRecord, match=f"port {site.port}, is not listed.*80 and 443"):
+        get(fetcher(hosts=["localhost"]), site.url("/1.jpg"))
+    site.pages["/x"] = redirect("http://localhost:1/1.jpg")
+    assert reason(fetcher(), site.url("/x")) == "uri_not_allowed"
+    assert reason(fetcher(hosts=["localhost"]), "http://localhost:0/") == "uri_not_allowed"
 
 
 def resolving(monkeypatch, *answers: str) -> list[str]:
@@ -431,7 +569,7 @@ def test_one_private_address_among_several_is_enough_to_refuse(monkeypatch, fetc
 def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch, site, fetcher):
     """DNS rebinding: the second answer would be another address, and is never asked for."""
     asked = resolving(monkeypatch, "127.0.0.1", "127.0.0.2")
-    one = fetcher(hosts=["images.example.com", "127.0.0.1"])
+    one = fetcher(hosts=[f"images.example.com:{site.port}", "127.0.0.1"])
     assert get(one, f"http://images.example.com:{site.port}/1.jpg") == BODY
     assert asked == ["images.example.com"]
     assert site.hosts == {f"images.example.com:{site.port}"}
@@ -439,7 +577,8 @@ def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch, site, 
 
 def test_names(monkeypatch, site, fetcher):
     resolving(monkeypatch, "127.0.0.1")
-    one = fetcher(hosts=["*.Example.com", "plain.example.org", "127.0.0.0/8"])
+    hosts = [f"*.Example.com:{site.port}", f"plain.example.org:{site.port}", "127.0.0.0/8"]
+    one = fetcher(hosts=hosts)
     for host in ("a.example.com", "A.B.EXAMPLE.COM", "plain.example.org", "plain.example.org."):
         assert get(one, site.url("/1.jpg", host)) == BODY, host
     for host in (
@@ -453,7 +592,8 @@ def test_names(monkeypatch, site, fetcher):
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"), [(socket.EAI_NONAME, InvalidRecord), (socket.EAI_AGAIN, TemporaryError)]
+    ("error", "expected"),
+    [(socket.EAI_NONAME, "not_found"), (socket.EAI_AGAIN, "unreachable")],
 )
 def test_a_name_that_does_not_exist_and_a_resolver_that_is_away(
     monkeypatch, fetcher, error, expected
@@ -462,8 +602,8 @@ def test_a_name_that_does_not_exist_and_a_resolver_that_is_away(
         raise socket.gaierror(error, "x")
 
     monkeypatch.setattr("streamer.decode.address.socket.getaddrinfo", fail)
-    with pytest.raises(expected):
-        get(fetcher(hosts=["images.example.com"], timeout="20ms"), "http://images.example.com/")
+    one = fetcher(hosts=["images.example.com"], give_up_after="20ms")
+    assert reason(one, "http://images.example.com/") == expected
 
 
 def test_a_dead_address_leaves_time_for_the_next(monkeypatch, site, fetcher):
@@ -475,7 +615,7 @@ def test_a_dead_address_leaves_time_for_the_next(monkeypatch, site, fetcher):
     )
     assert (
         get(
-            fetcher(hosts=["images.example.com", "127.0.0.0/8"]),
+            fetcher(hosts=[f"images.example.com:{site.port}", "127.0.0.0/8"]),
             site.url("/1.jpg", "images.example.com"),
         )
         == BODY
@@ -536,7 +676,8 @@ def _fresh_tls() -> Iterator[None]:
 
 def test_https(monkeypatch, tls_site, certificate, fetcher):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    one = fetcher(schemes=["https"], hosts=["localhost", "127.0.0.1"], timeout="2s")
+    hosts = [f"{host}:{tls_site.port}" for host in ("localhost", "127.0.0.1")]
+    one = fetcher(schemes=["https"], hosts=hosts, timeout="2s")
     assert get(one, f"https://localhost:{tls_site.port}/1.jpg", SHA) == BODY
     assert get(one, f"https://localhost:{tls_site.port}/1.jpg", SHA) == BODY
     assert len(tls_site.ports) == 1
@@ -546,10 +687,8 @@ def test_https(monkeypatch, tls_site, certificate, fetcher):
 
 
 def test_an_unknown_certificate_is_refused(tls_site, fetcher):
-    assert (
-        reason(fetcher(schemes=["https"], timeout="2s"), f"https://localhost:{tls_site.port}/1.jpg")
-        == "fetch_refused"
-    )
+    one = fetcher(schemes=["https"], hosts=[f"localhost:{tls_site.port}"], timeout="2s")
+    assert reason(one, f"https://localhost:{tls_site.port}/1.jpg") == "fetch_refused"
     assert not tls_site.seen
 
 
@@ -689,12 +828,31 @@ def test_s3(bucket, fetcher):
     )
 
 
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("s3:{bucket}/cats/1.jpg", "uri_not_allowed"),
+        ("s3:__{bucket}/cats/1.jpg", "uri_not_allowed"),
+        ("s3://[{bucket}/cats/1.jpg", "uri_not_allowed"),
+        ("s3://{bucket}/cats/\0", "not_found"),
+        ("s3://{bucket}/\udcff", "not_found"),
+        ("s3://{bucket}/../cats/1.jpg", "not_found"),
+        ("s3://{bucket}/%zz?#[", "not_found"),
+        ("s3://{bucket}/℀", "not_found"),
+        ("s3://{bucket}/" + 2000 * "a", "not_found"),
+    ],
+)
+def test_odd_keys(bucket, fetcher, uri, expected):
+    one = fetcher(schemes=["s3"], hosts=[bucket], timeout="5s", give_up_after="1ms")
+    assert reason(one, uri.format(bucket=bucket)) == expected
+
+
 def test_s3_is_away(bucket, fetcher, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    with pytest.raises(TemporaryError, match=f"s3://{bucket}"):
-        get(fetcher(schemes=["s3"], hosts=[bucket], timeout="200ms"), f"s3://{bucket}/cats/1.jpg")
+    one = fetcher(schemes=["s3"], hosts=[bucket], timeout="200ms", give_up_after="300ms")
+    assert reason(one, f"s3://{bucket}/cats/1.jpg") == "unreachable"
 
 
 # Concurrency
@@ -722,10 +880,83 @@ def test_so_many_at_a_time_and_no_more(site, fetcher):
 
 def test_close_ends_the_waiting(site, fetcher):
     site.pages["/x"] = status(503, ("Retry-After", "60"))
-    one = fetcher(timeout="100s")
+    one = fetcher()
     future = one.submit(Reference(site.url("/x"), None, None))
     while not site.seen["/x"]:
         time.sleep(0.01)
     one.close()
-    with pytest.raises(TemporaryError):
-        future.result(5)
+    with pytest.raises(RuntimeError, match="shutdown"):
+        one._threads.submit(print)
+    assert not future.done()
+    assert not one.held()
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    now = time.monotonic() + seconds
+    monkeypatch.setattr("streamer.decode.server.time.monotonic", lambda: now)
+
+
+def test_time_in_which_a_server_was_down_does_not_count(monkeypatch):
+    server = Server("a")
+    server.answer("1")
+    began = time.monotonic()
+    assert server.over_at(began, 10) == began + 10
+    server.fail("2")
+    assert server.found_silent(asked=True)
+    assert not server.answered_since(began - 1)
+    later(monkeypatch, 1000)
+    server.answer("1")
+    assert server.over_at(began, 10) >= began + 1010
+    assert server.answered_since(began)
+
+
+def test_a_server_that_answers_nobody_is_asked_once_at_a_time():
+    server = Server("a")
+    for i in range(EVERYBODY - 1):
+        server.fail(f"{i}")
+    assert server.enter()
+    assert server.enter()
+    server.fail("0")
+    assert server.enter(), "the same one again is not another one"
+    server.fail("another")
+    assert not server.enter()
+    for _ in range(3):
+        server.leave()
+    assert server.enter()
+    assert not server.enter()
+    server.answer("1")
+    assert server.enter()
+
+
+def test_a_server_is_named_in_the_log_now_and_then(monkeypatch):
+    server = Server("a")
+    assert [server.is_due(30) for _ in range(3)] == [True, False, False]
+    later(monkeypatch, 30)
+    assert [server.is_due(30) for _ in range(2)] == [True, False]
+
+
+def test_servers_are_forgotten_but_not_those_that_are_waited_for():
+    servers = Servers()
+    waited = servers.get("waited")
+    waited.fail("1")
+    gone = servers.get("gone")
+    for i in range(3000):
+        servers.get(f"{i}")
+    assert servers.get("waited") is waited
+    assert servers.get("gone") is not gone
+    assert len(servers._known) <= 1024
+
+
+def test_a_folder_that_is_gone_is_waited_for(tmp_path, fetcher):
+    """It may be mounted again; its files are not dead for that."""
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    one = fetcher(schemes=["file"], hosts=[str(folder)], give_up_after="50ms")
+    (folder / "1.jpg").write_bytes(BODY)
+    assert get(one, f"file://{folder}/1.jpg") == BODY
+    folder.rename(tmp_path / "away")
+    future = one.submit(Reference(f"file://{folder}/2.jpg", None, None))
+    until(lambda: one.held() == {str(folder): 1})
+    (tmp_path / "away").rename(folder)
+    with pytest.raises(InvalidRecord, match="not_found"):
+        future.result(60)

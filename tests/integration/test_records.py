@@ -175,7 +175,7 @@ def test_every_kind_of_record(
     produce(kafka, topic_name, [value for value, _ in cases.values()])
     service = make_service(
         dataset_name,
-        fetch={"schemes": ["file", "http"], "hosts": [str(allowed), "127.0.0.1"], "timeout": "2s"},
+        fetch={"schemes": ["file", "http"], "hosts": [str(allowed), web], "timeout": "2s"},
         decode={"threads": 2, "max_bytes": "200KB", "max_pixels": 400_000},
         heads=[{"type": "linear", "name": "left", "weights": str(tmp_path / "left.safetensors")}],
         filters=[

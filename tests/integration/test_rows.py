@@ -96,7 +96,9 @@ def test_where_a_fetched_image_is_from(
     ]
     produce(kafka, topic_name, records)
     service = make_service(
-        dataset_name, dead_letters=ALL, fetch={"schemes": ["http"], "hosts": ["127.0.0.1"]}
+        dataset_name,
+        dead_letters=ALL,
+        fetch={"schemes": ["http"], "hosts": [site.removeprefix("http://")]},
     )
     try:
         service.run("--until", "end")

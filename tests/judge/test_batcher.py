@@ -286,8 +286,8 @@ def test_the_cut_of_an_older_run_is_not_answered() -> None:
 
 def test_what_a_decode_worker_raised_comes_out_here() -> None:
     line = Line()
-    line.promise().set_exception(TemporaryError("cannot fetch http://example/"))
-    with pytest.raises(TemporaryError, match="cannot fetch"):
+    line.promise().set_exception(TemporaryError("away"))
+    with pytest.raises(TemporaryError, match="away"):
         line.take()
 
 

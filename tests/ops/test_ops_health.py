@@ -91,3 +91,17 @@ def test_threads_may_come_and_go_while_a_probe_looks():
     stop.set()
     for thread in threads:
         thread.join(5)
+
+
+def test_the_phase_names_the_servers_that_the_line_waits_for():
+    held = {}
+    health = Health(Failure())
+    health.watch_held(lambda: held)
+    health.enter("polling", ready=True)
+    assert health.readyz().phase == "polling"
+    held |= {"b.example:443": 1, "a.example:80": 30}
+    assert health.readyz().ok
+    assert health.readyz().phase == "polling, waiting for a.example:80, b.example:443"
+    assert health.livez().ok
+    health.enter("draining")
+    assert "draining, waiting for a.example:80" in health.readyz().reason

@@ -208,6 +208,13 @@ def test_queues_are_read_at_scrape_time():
     assert value(metrics, "streamer_queue_items", queue="decoded") == 0
 
 
+def test_records_that_wait_for_their_servers_are_counted():
+    metrics = Metrics()
+    assert value(metrics, "streamer_fetch_held_records") == 0
+    metrics.watch_held(lambda: {"a.example:80": 3, "b.example:443": 4})
+    assert value(metrics, "streamer_fetch_held_records") == 7
+
+
 def test_rebalances_and_device_memory():
     metrics = Metrics()
     metrics.rebalanced("assigned", 4, owned=4)

@@ -149,6 +149,9 @@ class SimDecoder:
         )
         return future
 
+    def forget(self) -> None:
+        pass
+
 
 class SimMetrics:
     """Counts nothing but why epochs were dropped."""

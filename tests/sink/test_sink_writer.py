@@ -318,9 +318,25 @@ def test_the_fuse_blows_when_more_than_the_ratio_is_invalid_and_says_what() -> N
     fuse.count(batch(20, 80))
     with pytest.raises(
         DeadLetterFuse,
-        match=r"21 of the last 101 records are invalid \(the latest: corrupt\), more than dead_letters\.max_ratio = 0\.2",
+        match=r"21 of the last 101 records are invalid \(20 truncated, 1 corrupt\), more than dead_letters\.max_ratio = 0\.2",
     ):
         fuse.count(batch(1, 0, "corrupt"))
+
+
+@pytest.mark.parametrize("reason", ["not_found", "unreachable"])
+def test_dead_links_never_blow_the_fuse(reason: str) -> None:
+    fuse = Fuse(0.0)
+    for _ in range(10):
+        fuse.count(batch(FUSE_LEAST, FUSE_LEAST, reason))
+
+
+def test_dead_links_do_not_hide_what_blows_the_fuse() -> None:
+    fuse = Fuse(0.2)
+    for _ in range(10):
+        fuse.count(batch(10 * FUSE_WINDOW, 0, "not_found"))
+        fuse.count(batch(2, 8))
+    with pytest.raises(DeadLetterFuse, match=r"21 of the last 101 records"):
+        fuse.count(batch(1, 0))
 
 
 def test_few_records_never_blow_the_fuse() -> None:
