@@ -85,8 +85,6 @@ def entry() -> NoReturn:
 def main() -> NoReturn:
     """Runs the verb and raises SystemExit with the exit code."""
     limit_blas()
-    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - plugins are found in the working directory
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
         # Outside of its standalone mode click returns the code of `Context.exit` and raises nothing
         code = command.main(standalone_mode=False)

@@ -54,6 +54,7 @@ class Replica:
     def __enter__(self) -> Replica:
         command = [
             sys.executable,
+            "-I",  # nothing of the working directory
             "-c",
             _LAUNCH,
             str(os.getpid()),
