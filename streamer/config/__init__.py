@@ -26,7 +26,6 @@ from streamer.config.kind import (
 from streamer.config.mistake import parse
 from streamer.config.root import Config
 from streamer.config.section import (
-    HIDDEN,
     BatchConfig,
     DeadLetters,
     Decode,
@@ -35,13 +34,11 @@ from streamer.config.section import (
     Http,
     Kafka,
     Output,
-    is_secret,
 )
 from streamer.config.source import load, merge
 
 __all__ = [
     "HEADER_FIELDS",
-    "HIDDEN",
     "AestheticHead",
     "BatchConfig",
     "Config",
@@ -62,7 +59,6 @@ __all__ = [
     "Output",
     "RuleConfig",
     "TimmEmbedder",
-    "is_secret",
     "load",
     "merge",
     "parse",
