@@ -36,6 +36,7 @@ from streamer.config.section import (
     Output,
 )
 from streamer.config.source import load, merge
+from streamer.config.value import matcher
 
 __all__ = [
     "HEADER_FIELDS",
@@ -60,6 +61,7 @@ __all__ = [
     "RuleConfig",
     "TimmEmbedder",
     "load",
+    "matcher",
     "merge",
     "parse",
 ]
