@@ -6,9 +6,11 @@ They are loaded on first use (PEP 562), so that ``import streamer`` stays cheap.
 
 from __future__ import annotations
 
+# Nothing that the interpreter has not loaded: `python -m streamer` runs this while the working
+# directory is first on the import path (`streamer.__main__`).
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from streamer.judge.filters import Filter
     from streamer.model.embedder import ImageEmbedder
@@ -23,7 +25,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

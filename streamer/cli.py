@@ -17,6 +17,8 @@ from typing import NoReturn
 import click
 
 from streamer.errors import EXIT_DONE, EXIT_FAILED, StreamerError
+from streamer.ops import logs
+from streamer.terminal import say, shown, tell_bug
 
 VERBS = {
     "demo": "The whole line on this machine: embedded broker, real photos, real weights.",
@@ -69,10 +71,13 @@ def entry() -> NoReturn:
     (apache/arrow#34314: one `dataset verify` of 60 on a busy machine ended with 134 although all
     was well). By then everything of ours is closed, so nothing is taken down.
     """
+    code = EXIT_FAILED
     try:
         main()
     except SystemExit as end:
         code = int(end.code or 0)
+    except Exception as error:  # noqa: BLE001 - a bug; its words may quote anything
+        tell_bug(error)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -85,26 +90,28 @@ def entry() -> NoReturn:
 def main() -> NoReturn:
     """Runs the verb and raises SystemExit with the exit code."""
     limit_blas()
-    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109 - plugins are found in the working directory
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    logs.hide_environment(os.environ)
     try:
         # Outside of its standalone mode click returns the code of `Context.exit` and raises nothing
         code = command.main(standalone_mode=False)
     except click.Abort:
-        print("stopped", file=sys.stderr)
+        say("stopped", err=True)
         sys.exit(130)
     except click.ClickException as error:
+        error.message = shown(error.message)  # type: ignore[misc]
         error.show()
         sys.exit(error.exit_code)
     except StreamerError as error:
-        print(f"streamer: {error}", file=sys.stderr)
+        first, *more = error.args
+        say(f"streamer: {first}", err=True)
+        for line in more:
+            say(line, err=True)
         sys.exit(error.exit_code)
     except OSError as error:  # of a full disk where output is ours, streamer.sink says so; this is the output of the command itself
         if error.errno != errno.ENOSPC:
             raise
-        print(
-            f"streamer: the output of this command could not be written: {error.strerror}",
-            file=sys.stderr,
+        say(
+            f"streamer: the output of this command could not be written: {error.strerror}", err=True
         )
         sys.exit(EXIT_FAILED)
     sys.exit(code if isinstance(code, int) else EXIT_DONE)

@@ -19,6 +19,8 @@ A message names the place and the fix; the command line prints it as it is, with
 
 from __future__ import annotations
 
+from streamer.redact import mask
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -26,9 +28,16 @@ EXIT_TRY_AGAIN = 75
 
 
 class StreamerError(Exception):
-    """The process cannot go on. ``str(error)`` is the whole message for the user."""
+    """The process cannot go on. ``args`` is the whole message for the user, a line each."""
 
     exit_code = EXIT_FAILED
+    args: tuple[str, ...]
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class ConfigError(StreamerError):
@@ -119,11 +128,13 @@ DETAIL_CHARACTERS = 300
 
 class InvalidRecord(Exception):
     """One record cannot be used. ``reason`` is a key of `INVALID_REASONS`; ``detail``, a few words
-    for the row and the dead letter, is cut to `DETAIL_CHARACTERS` and made valid Unicode."""
+    for the row and the dead letter, is cut to `DETAIL_CHARACTERS` and made valid Unicode, without
+    secrets: it may quote what a plug-in raised."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         assert reason in INVALID_REASONS, f"this is a bug: {reason!r} is not in INVALID_REASONS"
-        detail = detail[:DETAIL_CHARACTERS].encode("utf-8", "replace").decode()
+        plain = mask(detail[: 10 * DETAIL_CHARACTERS])[:DETAIL_CHARACTERS]
+        detail = plain.encode("utf-8", "replace").decode()
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail

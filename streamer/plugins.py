@@ -8,8 +8,12 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from streamer.errors import ConfigError, DependencyError
@@ -52,8 +56,9 @@ def build(path: str, base: type[T], args: Mapping[str, Any], where: str) -> T:
 
 
 def load_class(path: str, base: type[T], where: str) -> type[T]:
-    """The class at ``pkg.mod:Class``, a concrete subclass of ``base``. The working directory is on
-    the import path. Raises ConfigError."""
+    """The class at ``pkg.mod:Class``, a concrete subclass of ``base``. From here on a module is
+    looked for in the working directory, too, after everything that is installed. Raises
+    ConfigError."""
     module_name, colon, class_name = path.partition(":")
     if not (colon and module_name and class_name):
         raise ConfigError(f"{where}.type: {path!r} is no plugin; write it as pkg.mod:Class")
@@ -137,12 +142,10 @@ def _is_file(text: str) -> bool:
 
 
 def _import(name: str, where: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(
-            0, here
-        )  # the console script has its own folder there, not the working directory
-        importlib.invalidate_caches()
+    here = Path.cwd()
+    finder = _WorkingDirectory(here)
+    if finder not in sys.meta_path:
+        sys.meta_path.append(finder)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -155,6 +158,19 @@ def _import(name: str, where: str) -> Any:
         raise ConfigError(
             f"{where}: importing it failed: {type(error).__name__}: {error}"
         ) from error
+
+
+@dataclass(frozen=True)
+class _WorkingDirectory(MetaPathFinder):
+    """Finds what nobody else does. On ``sys.path``, even last, a file there would still take the
+    place of a package without an ``__init__`` (``nvidia``, ``google``)."""
+
+    folder: Path
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return None if path is not None else PathFinder.find_spec(fullname, [str(self.folder)])
 
 
 def _shown(cls: type) -> str:

@@ -54,6 +54,15 @@ def parse_time(text: str) -> float:
     return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
 
 
+def size(n: float) -> str:
+    """Bytes, for people."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.4g} TB"
+
+
 def counted(number: int, noun: str) -> str:
     """``1 record``, ``2 records``: for nouns whose plural is an s."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

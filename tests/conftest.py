@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import pytest
 
+from streamer import redact
 from streamer.errors import DependencyError
 from streamer.testing import Broker, kafka_jars
 from streamer.testing.jars import java
@@ -112,6 +113,12 @@ def _own_log_level() -> Iterator[None]:
     """A test that quiets our loggers quiets nobody else's."""
     yield
     logging.getLogger("streamer").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test hides is no secret in another."""
+    monkeypatch.setattr(redact, "_known", ())
 
 
 @pytest.fixture

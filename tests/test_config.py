@@ -302,7 +302,9 @@ WRONG: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "two tests": (rules({"field": "width", "equals": 3, "at_least": 2}), "filters.0", ("exactly one test",)),
     "nothing is allowed": (rules({"field": "text", "in": []}), "filters.0.in", ("at least 1",)),
     "bounds that nothing meets": (rules({"field": "width", "at_least": 5, "at_most": 3}), "filters.0", ("at_least 5", "at_most 3")),
-    "pattern": (rules({"field": "text", "matches": "("}), "filters.0", ("not a regular expression",)),
+    "pattern": (rules({"field": "text", "matches": "("}), "filters.0", ("not a regular expression of RE2 (missing ): ()",)),
+    "pattern with lookahead": (rules({"field": "text", "matches": "a(?!b)"}), "filters.0", ("(?!", "no lookaround")),
+    "pattern with lookbehind": (rules({"field": "text", "matches": "(?<=a)b"}), "filters.0", ("(?<", "no lookaround")),
     "bound is no number": (rules({"field": "width", "at_least": "x"}), "filters.0.at_least", ("'x'",)),
     "bound is NaN": (rules({"field": "width", "at_least": float("nan")}), "filters.0.at_least", ("finite",)),
     "equals a list": (rules({"field": "width", "equals": [1]}), "filters.0.equals", ("[1]",)),
@@ -748,3 +750,11 @@ def test_a_value_that_is_wrong_is_told_where_it_was_set(
     with pytest.raises(ConfigError) as caught:
         load(path, overrides, environ)
     assert str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"), [(r"(a)\1", r"\\1"), (r"a\Z", r"\\Z"), ("\ud800", "surrogates")]
+)
+def test_a_pattern_that_is_none_of_re2(pattern: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=rf"config: filters\.0: .*{why}"):
+        parse(rules({"field": "text", "matches": pattern}))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 import streamer
-from streamer import plugins
+from streamer import cli, plugins
 from streamer.errors import ConfigError, TemporaryError
+from tests.integration.service import ROOT, SCRIPT
+from tests.test_config import MINIMAL
 
 
 class Base(ABC):
@@ -55,7 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "my_plugins" / "typo.py").write_text("def (:\n")
     (tmp_path / "my_plugins" / "needy.py").write_text("import something_that_is_not_installed\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setitem(sys.modules, "test_plugins_base", sys.modules[__name__])
     yield tmp_path
     for name in [n for n in sys.modules if n.split(".")[0] == "my_plugins"]:
@@ -71,9 +78,10 @@ def test_a_class_of_the_working_directory_is_found_and_called_with_its_arguments
 ) -> None:
     made = build("my_plugins.rules:Good", side=4, colour="blue")
     assert (made.side, made.colour) == (4, "blue")  # type: ignore[attr-defined]
-    assert str(folder) in sys.path
+    finders = list(sys.meta_path)
     build("my_plugins.rules:Good", side=5)
-    assert sys.path.count(str(folder)) == 1
+    assert sys.meta_path == finders
+    assert str(folder) not in sys.path
 
 
 @pytest.mark.parametrize(
@@ -167,3 +175,61 @@ def test_base_classes_are_importable_from_the_package() -> None:
     assert (streamer.Filter, streamer.Head, streamer.ImageEmbedder) == (Filter, Head, ImageEmbedder)
     with pytest.raises(AttributeError, match="has no attribute 'Heads'"):
         _ = streamer.Heads
+
+
+WITH_M = (sys.executable, "-m", "streamer")
+
+
+@pytest.fixture
+def hostile(folder: Path) -> Path:
+    """A working directory where every module of Python and of the installed packages has a
+    namesake, which leaves its name in the file ``ran`` and lets nothing go on."""
+    names = sys.stdlib_module_names | packages_distributions().keys()
+    there = {name for name in names if name.isidentifier() and PathFinder.find_spec(name)}
+    for name in there - {"streamer"}:
+        (folder / f"{name}.py").write_text(
+            f"open({str(folder / 'ran')!r}, 'a').write('{name} ')\nraise SystemExit(99)\n"
+        )
+    return folder
+
+
+def started(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    ran = folder / "ran"
+    assert not ran.exists(), f"{command[1:]} ran {ran.read_text()}of the working directory"
+    return done
+
+
+@pytest.mark.parametrize("command", [(SCRIPT,), WITH_M], ids=["script", "-m"])
+def test_no_verb_runs_what_happens_to_lie_in_the_working_directory(
+    hostile: Path, command: tuple[str, ...]
+) -> None:
+    (hostile / "data").mkdir()
+    for verb in cli.VERBS:
+        assert started(hostile, *command, verb, "--help").returncode == 0
+    assert started(hostile, *command, "check", "--schema").returncode == 0
+    assert started(hostile, *command, "dataset", "stats", "data").returncode == 1
+    assert started(hostile, *command, "dataset", "verify", "data").returncode == 1
+
+
+@pytest.mark.parametrize("command", [(SCRIPT,), WITH_M], ids=["script", "-m"])
+def test_a_plugin_of_the_working_directory_brings_none_of_its_neighbours(
+    hostile: Path, command: tuple[str, ...]
+) -> None:
+    """Not even one that is named like a package which the replica imports afterwards."""
+    (hostile / "lists.py").write_text(
+        "from streamer import Filter\n"
+        "class Listed(Filter):\n"
+        "    def __init__(self): raise ValueError('mine')\n"
+        "    def keep(self, row): return True\n"
+    )
+    filters = [{"type": "lists:Listed", "name": "listed"}]
+    kafka = {"bootstrap_servers": "127.0.0.1:1", "topic": "t"}  # nobody is there
+    config = {**MINIMAL, "filters": filters, "kafka": kafka, "dedup": "off"}
+    (hostile / "streamer.yaml").write_text(yaml.safe_dump(config))
+    done = started(hostile, *command, "check", "-c", "streamer.yaml")
+    assert "lists:Listed: could not be made: ValueError: mine" in done.stdout
+    assert done.returncode == 2

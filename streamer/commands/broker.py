@@ -9,6 +9,7 @@ from types import FrameType
 import click
 
 from streamer.errors import DependencyError
+from streamer.terminal import say
 from streamer.testing import Broker
 from streamer.testing.jars import KAFKA_VERSION, cache_folder
 
@@ -42,7 +43,7 @@ def command(port: int, data: Path | None) -> None:
     neither root nor Docker; the first start downloads 43 MB.
     """
     if not cache_folder().is_dir():
-        click.echo(
+        say(
             f"fetching Apache Kafka {KAFKA_VERSION}, 43 MB, once; it is kept in {cache_folder()}",
             err=True,
         )
@@ -51,15 +52,15 @@ def command(port: int, data: Path | None) -> None:
     broker = Broker(port, data)
     try:
         with broker:
-            click.echo(broker.bootstrap_servers)
+            say(broker.bootstrap_servers)
             kept = (
                 f"data in {data}"
                 if data is not None
                 else "data in a temporary folder that goes at the end"
             )
-            click.echo(f"Apache Kafka is ready, {kept}; Ctrl-C stops it", err=True)
+            say(f"Apache Kafka is ready, {kept}; Ctrl-C stops it", err=True)
             while not broker.wait(1.0):
                 pass
-            raise DependencyError(f"Kafka ended by itself; its log ends with:\n{broker.log_tail()}")
+            raise DependencyError("Kafka ended by itself; its log ends with:", *broker.log_tail())
     except _Stop:
-        click.echo("stopped", err=True)
+        say("stopped", err=True)

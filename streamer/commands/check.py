@@ -12,8 +12,11 @@ import click
 import yaml
 
 from streamer.commands.options import read_config, with_config
-from streamer.config import HIDDEN, Config, is_secret
+from streamer.config import Config
+from streamer.console import Console
 from streamer.errors import EXIT_DONE, ProtocolError, StreamerError
+from streamer.redact import redacted
+from streamer.terminal import say, tell
 from streamer.units import counted
 
 if TYPE_CHECKING:
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
 
 def _print_schema(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted:
-        click.echo(json.dumps(Config.model_json_schema(by_alias=True), indent=2))
+        for line in json.dumps(Config.model_json_schema(by_alias=True), indent=2).splitlines():
+            say(line)
         ctx.exit()
 
 
@@ -50,14 +54,18 @@ def command(path: str, overrides: tuple[str, ...], show: bool, as_json: bool) ->
     one line each. Exit code: that of the first wrong one."""
     config = read_config(path, overrides)
     if show:
-        shown = config.model_dump(mode="json", by_alias=True)
-        client = shown["kafka"]["client"]
-        shown["kafka"]["client"] = {
-            name: HIDDEN if is_secret(name) else value for name, value in client.items()
-        }
-        print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
+        for line in _as_yaml(config):
+            say(line)
         return
     sys.exit(_report(config, as_json))
+
+
+def _as_yaml(config: Config) -> list[str]:
+    settings = redacted(config.model_dump(mode="json", by_alias=True))
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    if not text.replace("\n", "").isprintable():  # then YAML writes such characters as \u001b
+        text = yaml.safe_dump(settings, sort_keys=False)
+    return text.splitlines()
 
 
 class Skipped(Exception):
@@ -67,7 +75,7 @@ class Skipped(Exception):
 def _report(config: Config, as_json: bool) -> int:
     code = EXIT_DONE
     lines: list[dict[str, object]] = []
-    probed = Probed(config)
+    probed, console = Probed(config), Console()
     for name, probe in PROBES.items():
         ok: bool | None = True
         try:
@@ -79,17 +87,14 @@ def _report(config: Config, as_json: bool) -> int:
             code = code or error.exit_code
         lines.append({"check": name, "ok": ok, "detail": found})
         if not as_json:
-            click.echo(f"{_MARKS[ok]}  {name:<8} {found}")
+            mark, style = _MARKS[ok]
+            console.print(f"{mark:<5}  {name:<8} {found}", style=style)
     if as_json:
-        print(json.dumps({"ok": code == EXIT_DONE, "checks": lines}))
+        tell({"ok": code == EXIT_DONE, "checks": lines})
     return code
 
 
-_MARKS = {
-    True: click.style("ok   ", fg="green"),
-    False: click.style("WRONG", fg="red"),
-    None: click.style("?    ", fg="yellow"),
-}
+_MARKS = {True: ("ok", ""), False: ("WRONG", "red"), None: ("?", "yellow")}
 
 
 class Probed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from streamer.commands.options import read_config
-from streamer.commands.terminal import new_table, progress, size
+from streamer.console import Console, new_table, progress
 from streamer.errors import EXIT_FAILED
-from streamer.units import counted
+from streamer.terminal import tell
+from streamer.units import counted, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +77,7 @@ def verify(
         with progress("checking", audit.total_bytes) as advance:
             report = audit.run(pairs, advance)
     if as_json:
-        print(json.dumps(report.as_json()))
+        tell(report.as_json())
     else:
         _print_report(audit.folder.uri, report)
     if not report.ok:
@@ -111,26 +111,24 @@ def stats(folder: str, as_json: bool) -> None:
     with progress("reading", None) as advance:
         seen = 0
 
-        def tell(done: int, total: int) -> None:
+        def seen_so_far(done: int, total: int) -> None:
             nonlocal seen
             advance(done - seen, total)
             seen = done
 
-        found = statistics(folder, tell)
+        found = statistics(folder, seen_so_far)
     if as_json:
-        print(json.dumps(found.as_json()))
+        tell(found.as_json())
     else:
         _print_statistics(found)
 
 
 def _print_report(place: str, report: Report) -> None:
-    from rich.console import Console
-
     from streamer.audit import NOTES, PROBLEMS
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console()
     partitions = counted(len(report.partitions), "partition")
-    console.print(f"{place}: {counted(report.records, 'record')} in {partitions}", markup=False)
+    console.print(f"{place}: {counted(report.records, 'record')} in {partitions}")
     if report.records:
         console.print(_outcomes({"all": dict(report.outcomes)}, ""))
     ranges = new_table("partition", "first", "next", "records", "skipped")
@@ -145,29 +143,25 @@ def _print_report(place: str, report: Report) -> None:
         (report.problems, PROBLEMS, "red"),
     ):
         for code in dict.fromkeys(f.code for f in findings):
-            console.print(
-                f"{code} ({report.counts[code]}): {meaning[code]}", style=style, markup=False
-            )
+            console.print(f"{code} ({report.counts[code]}): {meaning[code]}", style=style)
             for finding in [f for f in findings if f.code == code][:10]:
-                console.print(f"    {finding.path}: {finding.detail}", markup=False)
+                console.print(f"    {finding.path}: {finding.detail}")
             if report.counts[code] > 10:
                 console.print(f"    … and {report.counts[code] - 10} more")
     if report.pairs is not None:
         console.print(
             f"{report.pairs['compared']} winners were compared with each other, "
             f"at a threshold of {report.pairs['threshold']}",
-            markup=False,
         )
     if not report.ok:
         problems = sum(report.counts[code] for code in {f.code for f in report.problems})
         console.print(f"NOT ok: {counted(problems, 'problem')}", style="bold red")
         return
-    console.print(f"ok: {_proven(report)}", style="green", markup=False)
+    console.print(f"ok: {_proven(report)}", style="green")
     if report.compared_with is None:
         console.print(
             "The folder alone cannot show whether its newest epochs are missing: "
             "`streamer dataset verify -c CONFIG` compares it with the commit log.",
-            markup=False,
         )
 
 
@@ -181,9 +175,7 @@ def _proven(report: Report) -> str:
 
 
 def _print_statistics(found: Statistics) -> None:
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console()
     console.print(
         f"records: {found.records}, epochs: {found.epochs}, shards: {found.shards} with {size(found.shard_bytes)}, "
         f"of it {size(found.image_bytes)} of images; tables: {size(found.table_bytes)}"

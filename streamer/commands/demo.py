@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from streamer.errors import EXIT_FAILED
+from streamer.terminal import say, tell
 
 if TYPE_CHECKING:
     from streamer.demo.line import Done
@@ -60,42 +60,41 @@ def command(images: Path | None, out: Path, as_json: bool) -> None:
             story.say(f"{out} holds an earlier demo; this one goes to {place.folder}")
         done = run(story, place, images)
     if as_json:
-        print(json.dumps(_as_json(done)))
+        tell(_as_json(done))
     else:
         _print(done)
     for line in done.unreadable:
-        print(f"not sent: {line}", file=sys.stderr)
+        say(f"not sent: {line}", err=True)
     if done.unreadable:
         sys.exit(EXIT_FAILED)
 
 
 def _print(done: Done) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from streamer.console import Console
     from streamer.demo.result import outcome_lines
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console()
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
     table.add_column("outcome")
     table.add_column("reason")
     table.add_column("records", justify="right")
     for outcome, reason, count in outcome_lines(done.result):
-        table.add_row(
-            f"[bold]{outcome}[/bold]",
-            reason,
-            f"[bold]{count}[/bold]" if outcome else f"[dim]{count}[/dim]",
-        )
+        table.add_row(outcome, reason, str(count), style="bold" if outcome else "")
     console.print()
     console.print(table)
-    for head, text in _lines(done):
-        console.print(f"\n[bold]{head}[/bold]")
-        console.print(text, markup=False)
+    for head, *lines in _paragraphs(done):
+        console.print()
+        console.print(head, style="bold")
+        for line in lines:
+            console.print(line)
 
 
-def _lines(done: Done) -> list[tuple[str, str]]:
+def _paragraphs(done: Done) -> list[tuple[str, ...]]:
+    """A heading and its lines each."""
     place, result = done.place, done.result
-    lines = []
+    lines: list[tuple[str, ...]] = []
     if (pair := result.telling_pair()) is not None:
         first, second = pair
         lines.append(
@@ -108,7 +107,7 @@ def _lines(done: Done) -> list[tuple[str, str]]:
         lines.append((
             "Against what is known",
             f"of {truth.copies} copies made for this, {truth.found} were found, {truth.filtered} removed by a filter before, "
-            f"{truth.copies - truth.found - truth.filtered} missed (less similar than the threshold).\n"
+            f"{truth.copies - truth.found - truth.filtered} missed (less similar than the threshold).",
             f"{truth.crops} crops were taken for duplicates of the whole or of each other (grass looks like grass), "
             f"{truth.wrong_pairs} records for duplicates of another scene",
         ))  # fmt: skip
@@ -126,7 +125,8 @@ def _lines(done: Done) -> list[tuple[str, str]]:
     lines.append(
         (
             "Go on with it: its broker again, and in another terminal how far the dataset is",
-            f"{streamer} broker --port {port} --data {broker}\n{streamer} lag -c {config}",
+            f"{streamer} broker --port {port} --data {broker}",
+            f"{streamer} lag -c {config}",
         )
     )
     return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamer.commands.options import read_config, with_config
-from streamer.commands.terminal import new_table, progress, size
 from streamer.config import Config
+from streamer.console import Console, new_table, progress
 from streamer.errors import EXIT_DONE, EXIT_FAILED, ConfigError, DatasetMismatch
-from streamer.units import counted
+from streamer.terminal import say, tell
+from streamer.units import counted, size
 
 if TYPE_CHECKING:
     from streamer.dedup.meld import Meld
@@ -42,8 +42,6 @@ def command() -> None:
 def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> None:
     """The snapshots that there are, which of them are good, and how much of the claim log a start
     has to read. Exit code 1 if --verify finds one that is not."""
-    from rich.console import Console
-
     place = _open(path, overrides)
     end = place.end()
     found = place.snapshots.find()
@@ -53,19 +51,11 @@ def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> 
     tail = end - (used.offset if used is not None else 0)
     if as_json:
         snapshots = [_told(f, trouble) for f, trouble in rows]
-        print(
-            json.dumps(
-                {
-                    "place": place.snapshots.folder.uri,
-                    "snapshots": snapshots,
-                    "end": end,
-                    "tail": tail,
-                }
-            )
-        )
+        uri = place.snapshots.folder.uri
+        tell({"place": uri, "snapshots": snapshots, "end": end, "tail": tail})
         sys.exit(EXIT_FAILED if bad else EXIT_DONE)
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{place.snapshots.folder.uri}: {counted(len(rows), 'snapshot')}", markup=False)
+    console = Console()
+    console.print(f"{place.snapshots.folder.uri}: {counted(len(rows), 'snapshot')}")
     table = new_table("writer", "position", "winners", "size", "age", "state")
     for f, trouble in rows:
         winners = "" if f.header is None else str(f.header.winners)
@@ -81,7 +71,7 @@ def info(path: str, overrides: tuple[str, ...], verify: bool, as_json: bool) -> 
         )
     if rows:
         console.print(table)
-    console.print(f"the claim log has {end} entries; a start reads {tail} of them", markup=False)
+    console.print(f"the claim log has {end} entries; a start reads {tail} of them")
     if bad:
         sys.exit(EXIT_FAILED)
 
@@ -98,19 +88,17 @@ def snapshot(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
         place.read(log, place.end())
         header = place.write(log)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "position": header.position,
-                    "offset": header.offset,
-                    "winners": header.winners,
-                    "bytes": header.bytes,
-                }
-            )
+        tell(
+            {
+                "position": header.position,
+                "offset": header.offset,
+                "winners": header.winners,
+                "bytes": header.bytes,
+            }
         )
     else:
         start = "the log's beginning" if used is None else f"position {used.position}"
-        print(
+        say(
             f"snapshot written at position {header.position}: {counted(header.winners, 'winner')}, {size(header.bytes)}; read from {start}"
         )
 
@@ -132,7 +120,7 @@ def rebuild(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
     for found in place.snapshots.find():
         trouble = place.trouble(found)
         if trouble:
-            click.echo(f"bad: {place.snapshots.folder.place(found.path)}: {trouble}", err=True)
+            say(f"bad: {place.snapshots.folder.place(found.path)}: {trouble}", err=True)
             bad.append(found)
             continue
         good.append(found)
@@ -157,17 +145,17 @@ def rebuild(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
             "position": header.position,
             "removed": [f.path for f in bad],
         }
-        print(json.dumps(told))
+        tell(told)
     else:
         words = {
             "equal": "the whole claim log says the same as the newest good snapshot with the rest of it",
             "different": "the whole claim log says something else than the newest good snapshot with the rest of it",
         }.get(verdict, "there is no good snapshot to compare with the claim log")
-        print(f"{words}; new snapshot at position {header.position}")
+        say(f"{words}; new snapshot at position {header.position}")
     if not equal:
-        print(
+        say(
             "snapshots said something else than the claim log; they are removed. Restart the replicas, and report this.",
-            file=sys.stderr,
+            err=True,
         )
         sys.exit(EXIT_FAILED)
 

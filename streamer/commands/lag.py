@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from streamer.commands.options import read_config, with_config
+from streamer.console import Console
 from streamer.kafka.admin import Admin
 from streamer.kafka.lag import PartitionLag, measure
+from streamer.terminal import say, tell
 
 
 @click.command()
@@ -34,12 +34,12 @@ def command(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
             "records": sum(row.records for row in rows), "seconds": _oldest(rows),
             "partitions": [dataclasses.asdict(row) for row in rows],
         }  # fmt: skip
-        click.echo(json.dumps(summary))
+        tell(summary)
         return
-    click.echo(f"group {config.group}: {group.state}, members: {group.members}", err=True)
+    say(f"group {config.group}: {group.state}, members: {group.members}", err=True)
     if group.state == "dead":
-        click.echo(f"no replica of dataset {config.dataset} has committed anything", err=True)
-    Console().print(_table(config.kafka.topic, rows))
+        say(f"no replica of dataset {config.dataset} has committed anything", err=True)
+    Console(soft_wrap=False).print(_table(config.kafka.topic, rows))
 
 
 def _table(topic: str, rows: list[PartitionLag]) -> Table:

@@ -13,9 +13,9 @@ from typing import Any
 import click
 import yaml
 from pydantic import ValidationError
-from rich.console import Console
 
 from streamer.config import Kafka
+from streamer.console import Console
 from streamer.errors import EXIT_FAILED, ConfigError, DependencyError, StreamerError
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import MESSAGE_BYTES
@@ -24,6 +24,8 @@ from streamer.produce.captions import Captions
 from streamer.produce.entry import Columns, Item
 from streamer.produce.report import Report
 from streamer.produce.source import Sources
+from streamer.redact import hide
+from streamer.terminal import say, tell
 from streamer.units import counted
 
 _LINE_EVERY_S = 5.0
@@ -121,7 +123,7 @@ def command(
         try:
             kafka = Kafka(bootstrap_servers=bootstrap, topic=topic, client=_properties(client))
         except ValidationError as error:
-            raise ConfigError("\n".join(map(_told, error.errors()))) from None
+            raise ConfigError(*map(_told, error.errors())) from None
         columns = Columns(
             path=path_column,
             text=text_column,
@@ -160,8 +162,11 @@ def command(
             sender.finish(lambda: progress.show(sender.tally, len(report.failed)))
     report.finish(sender.tally, limit, time.monotonic() - begun)
     for line in report.remarks(as_json):
-        click.echo(line, err=True)
-    click.echo(report.as_json() if as_json else report.summary(topic))
+        say(line, err=True)
+    if as_json:
+        tell(report.as_json())
+    else:
+        say(report.summary(topic))
     if report.failed:
         click.get_current_context().exit(EXIT_FAILED)
 
@@ -181,6 +186,7 @@ def _properties(pairs: tuple[str, ...]) -> dict[str, str | int | float | bool]:
             raise ConfigError(f"--client {pair}: write it as property=value")
         scalar = yaml.safe_load(value)
         properties[name] = scalar if isinstance(scalar, bool | int | float) else value
+    hide(properties)
     return properties
 
 
@@ -194,9 +200,7 @@ def _ensure_topic(admin: Admin, kafka: Kafka, create: bool, partitions: int | No
         admin.create(kafka.topic, partitions or -1)
     elif partitions not in (None, topic.partitions):
         there = counted(topic.partitions, "partition")
-        click.echo(
-            f"--partitions {partitions}: not used, {kafka.topic} exists with {there}", err=True
-        )
+        say(f"--partitions {partitions}: not used, {kafka.topic} exists with {there}", err=True)
 
 
 @contextmanager
@@ -205,16 +209,20 @@ def _in_words_of_this_command() -> Iterator[None]:
     try:
         yield
     except StreamerError as error:
-        words = str(error).replace("kafka.client.", "--client ").replace("kafka.client", "--client")
-        error.args = (words.replace("kafka.bootstrap_servers", "--bootstrap"),)
+        error.args = tuple(map(_renamed, error.args))
         raise
+
+
+def _renamed(line: str) -> str:
+    words = line.replace("kafka.client.", "--client ").replace("kafka.client", "--client")
+    return words.replace("kafka.bootstrap_servers", "--bootstrap")
 
 
 class Progress:
     """On stderr: a live line on a terminal, else a plain line every few seconds."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, soft_wrap=False)
         self._live = self._console.status("starting") if self._console.is_terminal else None
         self._begun = self._shown = time.monotonic()
 
@@ -246,4 +254,4 @@ class Progress:
         if self._live is not None:
             self._live.update(line)
         else:
-            click.echo(line, err=True)
+            say(line, err=True)

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import NoReturn
@@ -18,6 +17,7 @@ from streamer.commands.options import read_config, with_config
 from streamer.config import Config
 from streamer.errors import EXIT_DONE, EXIT_FAILED, StreamerError, Unfinished
 from streamer.ops import logs
+from streamer.terminal import tell_bug
 from streamer.units import parse_time
 
 log = logging.getLogger("streamer")
@@ -76,7 +76,6 @@ def be_replica(
     """What is left of the process: logs, signals, ``run(stop)``, and the exit code. ``bounded``:
     the run has an end of its own, and is not done before it."""
     logs.setup()
-    logs.hide(config.kafka.client)
     log.info("starting", extra={
         "version": version("streamer"), "dataset": config.dataset, "writer": config.writer, "topic": config.kafka.topic,
     })  # fmt: skip
@@ -94,11 +93,12 @@ def end_with(error: BaseException) -> NoReturn:
     """Ends the process with the error's message and exit code; a traceback only for what is a bug."""
     if isinstance(error, StreamerError):
         level = logging.WARNING if isinstance(error, Unfinished) else logging.ERROR
-        logs.say_now(str(error), level)
+        for line in error.args:
+            logs.say_now(line, level)
         code = error.exit_code
     else:
         logs.say_now(f"stopped by an unexpected {type(error).__name__}: {error}")
-        traceback.print_exception(type(error), error, error.__traceback__)
+        tell_bug(error)
         code = EXIT_FAILED
     sys.stdout.flush()
     sys.stderr.flush()

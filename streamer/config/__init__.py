@@ -26,7 +26,6 @@ from streamer.config.kind import (
 from streamer.config.mistake import parse
 from streamer.config.root import Config
 from streamer.config.section import (
-    HIDDEN,
     BatchConfig,
     DeadLetters,
     Decode,
@@ -35,13 +34,12 @@ from streamer.config.section import (
     Http,
     Kafka,
     Output,
-    is_secret,
 )
 from streamer.config.source import load, merge
+from streamer.config.value import matcher
 
 __all__ = [
     "HEADER_FIELDS",
-    "HIDDEN",
     "AestheticHead",
     "BatchConfig",
     "Config",
@@ -62,8 +60,8 @@ __all__ = [
     "Output",
     "RuleConfig",
     "TimmEmbedder",
-    "is_secret",
     "load",
+    "matcher",
     "merge",
     "parse",
 ]

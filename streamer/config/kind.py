@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from streamer.config.section import Section
-from streamer.config.value import Name, PluginPath, Scalar, check_format
+from streamer.config.value import Name, PluginPath, Scalar, check_format, matcher
 
 HEADER_FIELDS = (
     "width",
@@ -139,10 +138,7 @@ class FieldRule(Section):
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise ValueError(f"nothing is at_least {self.at_least:g} and at_most {self.at_most:g}")
         if self.matches is not None:
-            try:
-                re.compile(self.matches)
-            except re.error as error:
-                raise ValueError(f"matches is not a regular expression: {error}") from None
+            matcher(self.matches)
         if self.field == "format":
             for value in (self.equals, *(self.in_ or ())):
                 if value is not None:

@@ -23,7 +23,6 @@ from streamer.config.kind import (
 )
 from streamer.config.root import Config
 from streamer.config.section import (
-    HIDDEN,
     BatchConfig,
     DeadLetters,
     Decode,
@@ -32,9 +31,9 @@ from streamer.config.section import (
     Http,
     Kafka,
     Output,
-    is_secret,
 )
 from streamer.errors import ConfigError
+from streamer.redact import HIDDEN, is_sensitive, redacted
 
 
 def parse(raw: Mapping[str, Any], where: str = "config", origins: Mapping[str, str] = {}) -> Config:
@@ -49,7 +48,7 @@ def parse(raw: Mapping[str, Any], where: str = "config", origins: Mapping[str, s
         }
         told = [e for e in mistakes if e["type"] != "missing" or e["loc"] not in misspelt]
         raise ConfigError(
-            "\n".join(f"{_origin(e, origins) or where}: {_explain(e)}" for e in told)
+            *(f"{_origin(e, origins) or where}: {_explain(e)}" for e in told)
         ) from None
 
 
@@ -84,8 +83,10 @@ def _explain(error: Any) -> str:
     elif error["type"] == "union_tag_not_found":
         path, message = f"{path}.type", _unknown_type(error)
     elif error["type"] != "value_error":
-        message = f"{message} (got {error['input']!r})"
-    if loc[:2] == ("kafka", "client") and (len(loc) == 2 or is_secret(str(loc[2]))):
+        name = str(loc[-1]) if loc else ""
+        got = HIDDEN if name == "args" else redacted(error["input"], name=name)
+        message = f"{message} (got {got!r})"
+    if loc[:2] == ("kafka", "client") and (len(loc) == 2 or is_sensitive(str(loc[2]))):
         message = f"must be {'properties and their values' if len(loc) == 2 else 'a text, a number, true or false'} (got {HIDDEN})"
     return f"{path}: {message}" if path else message
 

@@ -3,7 +3,6 @@ those whose shape `type` chooses."""
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -140,12 +139,3 @@ class DeadLetters(Section):
 class Http(Section):
     host: str = "0.0.0.0"
     port: int = Field(9400, ge=0, le=65_535)
-
-
-_SECRET = re.compile(r"password|secret|token|key|basic\.auth|^sasl\.(?!mechanisms?$)")
-HIDDEN = "***"
-
-
-def is_secret(name: str) -> bool:
-    """Whether a property of ``kafka.client`` may be one that nobody should see."""
-    return _SECRET.search(name.lower()) is not None

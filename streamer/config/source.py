@@ -14,6 +14,7 @@ import yaml
 from streamer.config.mistake import parse
 from streamer.config.root import Config
 from streamer.errors import ConfigError
+from streamer.redact import hide
 
 ENV_PREFIX = "STREAMER__"
 
@@ -21,7 +22,8 @@ ENV_PREFIX = "STREAMER__"
 def load(
     path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
 ) -> Config:
-    """The config at ``path``. Raises ConfigError naming every mistake and its place; see `merge`."""
+    """The config at ``path``. Raises ConfigError naming every mistake and its place; see `merge`.
+    From here on no text shows one of its secrets (`streamer.redact`)."""
     merged = merge(path, overrides, environ)
     return parse(merged.settings, str(path), merged.origins)
 
@@ -71,6 +73,7 @@ def merge(
         )  # names of properties have dots
         _set(raw, keys, value, f"--set {dotted}")
         origins[dotted] = "--set"
+    hide(raw)
     return Merged(raw, origins)
 
 

@@ -54,6 +54,7 @@ class Replica:
     def __enter__(self) -> Replica:
         command = [
             sys.executable,
+            "-I",  # nothing of the working directory
             "-c",
             _LAUNCH,
             str(os.getpid()),
@@ -121,12 +122,13 @@ class Replica:
         if status:
             error = TemporaryError if status == TemporaryError.exit_code else StreamerError
             raise error(
-                f"the replica ended with exit code {status}; its log is {self._log} and ends with:\n{self.log_tail()}"
+                f"the replica ended with exit code {status}; its log is {self._log} and ends with:",
+                *self.log_tail(),
             )
         return False
 
-    def log_tail(self, lines: int = 12) -> str:
-        return "\n".join(self._log.read_text("utf-8", errors="replace").splitlines()[-lines:])
+    def log_tail(self, lines: int = 12) -> list[str]:
+        return self._log.read_text("utf-8", errors="replace").splitlines()[-lines:]
 
     def _get(self, path: str) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=1.0)

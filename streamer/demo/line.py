@@ -127,7 +127,8 @@ def _show(
         verdict = verify(place.dataset)
         if not verdict["ok"]:
             raise ProtocolError(
-                f"streamer dataset verify {place.dataset} found problems; this is a bug:\n{json.dumps(verdict['problems'], indent=1)}"
+                f"streamer dataset verify {place.dataset} found problems; this is a bug:",
+                *json.dumps(verdict["problems"], indent=1).splitlines(),
             )
         verified = "verified: offsets tile, counts and checksums match"
         step.outcome = f"streamer dataset verify: {counted(verdict['records'], 'record')}, offsets tile, counts and checksums match"
@@ -166,7 +167,7 @@ def verify(dataset: Path) -> dict[str, Any]:
         ) from None
     except ValueError:
         raise DependencyError(
-            f"streamer dataset verify {dataset} failed: {done.stderr.strip()}"
+            f"streamer dataset verify {dataset} failed:", *done.stderr.strip().splitlines()
         ) from None
     return verdict
 

@@ -3,14 +3,13 @@ lines elsewhere."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from streamer.console import Console
 
 _EVERY_S = 5.0
 """Without a terminal, a step that goes on says where it is so often."""
@@ -42,16 +41,17 @@ class Step:
     def _end(self, ok: bool) -> None:
         if self._story._live:
             self._story._progress.remove_task(self._task)
-        mark = "[green]✓[/green]" if ok else "[red]✗[/red]"
         seconds = time.monotonic() - self._began
-        self._story.say(f"{mark} {escape(self.outcome)} [dim]({seconds:.1f} s)[/dim]", markup=True)
+        self._story.say(
+            f"{'✓' if ok else '✗'} {self.outcome} ({seconds:.1f} s)", "" if ok else "red"
+        )
 
 
 class Story:
     """Open it with ``with``; one thread."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.console = console or Console(stderr=True)
         self._live = self.console.is_terminal
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeElapsedColumn(),
@@ -67,8 +67,8 @@ class Story:
         if self._live:
             self._progress.stop()
 
-    def say(self, text: str, markup: bool = False) -> None:
-        self.console.print(text, markup=markup)
+    def say(self, line: str, style: str = "") -> None:
+        self.console.print(line, style=style)
 
     @contextmanager
     def step(self, doing: str, total: int = 0) -> Iterator[Step]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from streamer.config import CustomRule, FieldRule, RuleConfig
+from streamer.config import CustomRule, FieldRule, RuleConfig, matcher
 from streamer.errors import ConfigError, PluginError
 from streamer.judge.watch import Watch
 from streamer.plugins import build, log
@@ -256,8 +256,8 @@ def _metadata(field: str) -> _Getter:
 
 def _test(rule: FieldRule) -> Callable[[Any], bool]:
     if rule.matches is not None:
-        search = re.compile(rule.matches).search
-        return lambda value: isinstance(value, str) and search(value) is not None
+        found = matcher(rule.matches)
+        return lambda value: isinstance(value, str) and found(value)
     if rule.equals is not None:
         expected = rule.equals
         return lambda value: _same(value, expected)

@@ -62,7 +62,7 @@ def client_config(
         if name in PROTOCOL
     ]
     if refused:
-        raise ConfigError("\n".join(refused))
+        raise ConfigError(*refused)
     users = {
         name: str(value).lower() if isinstance(value, bool) else value
         for name, value in kafka.client.items()

@@ -15,7 +15,6 @@ import os
 import pickle
 import re
 import secrets
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,7 @@ import urllib3
 
 from streamer.errors import ConfigError, DependencyError, TemporaryError
 from streamer.files import file_sha256
+from streamer.terminal import say
 
 if TYPE_CHECKING:
     import torch
@@ -346,9 +346,7 @@ class _Progress:
                 if self._total
                 else " MB"
             )
-            print(
-                f"fetching {self._name}: {self._done / 1e6:.0f}{share}", file=sys.stderr, flush=True
-            )
+            say(f"fetching {self._name}: {self._done / 1e6:.0f}{share}", err=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -9,6 +9,10 @@ import logging
 import socket
 import sys
 import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
@@ -23,10 +27,10 @@ from streamer.ops.metrics import Metrics
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 16
-"""Requests answered at the same time; more are closed unanswered, so that a scanner cannot fill the
-process with threads."""
+"""Connections at the same time, a thread each. A new one takes the place of an old one."""
 _REQUEST_S = 5.0
-"""A client that sends or reads nothing for this long is dropped."""
+"""From the connection to the end of the answer; also of a client that sends or reads byte by
+byte."""
 
 
 def is_free(config: Http) -> bool:
@@ -75,7 +79,23 @@ class OpsServer:
         self._thread.join(1.0)
 
 
+@dataclass(eq=False)
+class _Connection:
+    socket: socket.socket
+    peer: str
+    began: float
+
+    def drop(self) -> None:
+        """Its thread meets the end of the connection at once, wherever it waits."""
+        with suppress(OSError):  # ended by itself
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+
 class _Server(ThreadingHTTPServer):
+    """Whoever is slow cannot keep the probes from an answer: a connection that takes longer than
+    `_REQUEST_S` is dropped; where there is no room, the oldest one of the peer that has most of
+    them. So somebody else's thousand connections never cost the kubelet its one."""
+
     daemon_threads = True
     block_on_close = False
     request_queue_size = 64
@@ -85,6 +105,9 @@ class _Server(ThreadingHTTPServer):
         self.metrics = metrics
         self.health = health
         self._room = threading.BoundedSemaphore(_AT_ONCE)
+        self._open: dict[_Connection, None] = {}
+        """In the order they came."""
+        self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
@@ -98,16 +121,43 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._room.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+            self._make_room()
+            self._room.acquire()
+        connection = _Connection(request, str(client_address[0]), time.monotonic())
+        with self._lock:
+            self._open[connection] = None
         threading.Thread(
-            target=self._answer, args=(request, client_address), name="http", daemon=True
+            target=self._answer, args=(connection, client_address), name="http", daemon=True
         ).start()
 
-    def _answer(self, request: Any, client_address: Any) -> None:
+    def _make_room(self) -> None:
+        with self._lock:
+            share = Counter(c.peer for c in self._open)
+            oldest = max(self._open, key=lambda c: share[c.peer], default=None)
+        if oldest is not None:  # else one is ending just now
+            oldest.drop()
+
+    def server_close(self) -> None:
+        super().server_close()
+        with self._lock:
+            left = list(self._open)
+        for connection in left:
+            connection.drop()
+
+    def service_actions(self) -> None:
+        """Called by the loop after every request, and five times a second."""
+        now = time.monotonic()
+        with self._lock:
+            late = [c for c in self._open if now - c.began > _REQUEST_S]
+        for connection in late:
+            connection.drop()
+
+    def _answer(self, connection: _Connection, client_address: Any) -> None:
         try:
-            self.process_request_thread(request, client_address)
+            self.process_request_thread(connection.socket, client_address)
         finally:
+            with self._lock:
+                del self._open[connection]
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -122,7 +172,6 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     server_version = "streamer"
     sys_version = ""
-    timeout = _REQUEST_S
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]

@@ -15,12 +15,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TextIO
 
 from streamer import plugins
 from streamer.errors import ConfigError
+from streamer.redact import hide
+from streamer.terminal import indented, shown
 
 LIBRDKAFKA = "streamer.librdkafka"
 """Name of the logger that each Kafka client of ours speaks through."""
@@ -28,10 +30,6 @@ LIBRDKAFKA = "streamer.librdkafka"
 _LEVELS = ("debug", "info", "warning", "error")
 _FORMS = ("text", "json")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_USER_INFO = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")
-_SECRET_KEY = re.compile(
-    r"password|secret|token|key\.pem|oauthbearer\.config|basic\.auth", re.IGNORECASE
-)
 _SECRET_ENV = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 _REPEAT_S = 30.0
 _CLIENT = re.compile(r"^\[[^]]*\] (\[thrd:.*?\]: )?(\S+: )*")
@@ -46,7 +44,7 @@ def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None
     out = sys.stderr if stream is None else stream
     level = _choice(env, "STREAMER_LOG_LEVEL", _LEVELS, "info")
     form = _choice(env, "STREAMER_LOG", _FORMS, "text" if out.isatty() else "json")
-    _secrets.add(env.get(name, "") for name in _SECRET_ENV)
+    hide_environment(env)
     handler = logging.StreamHandler(out)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.getLogger().handlers[:] = [handler]
@@ -82,9 +80,9 @@ def _rewrite(record: logging.LogRecord) -> bool:
     return True
 
 
-def hide(client: Mapping[str, object]) -> None:
-    """Keeps the secret values of ``kafka.client`` out of every later line, whoever writes it."""
-    _secrets.add(str(value) for name, value in client.items() if _SECRET_KEY.search(name))
+def hide_environment(environ: Mapping[str, str]) -> None:
+    """Keeps the secrets that libraries take from the environment out of every later text."""
+    hide({name: environ.get(name, "") for name in _SECRET_ENV})
 
 
 def say_now(message: str, level: int = logging.ERROR) -> None:
@@ -103,39 +101,18 @@ def say_now(message: str, level: int = logging.ERROR) -> None:
     os.write(2, (formatter or TextLines()).format(record).encode("utf-8", "replace") + b"\n")
 
 
-class _Secrets:
-    """What must never be printed. Shared by all formatters, as the libraries that might print it
-    are."""
-
-    def __init__(self) -> None:
-        self._values: tuple[str, ...] = ()
-
-    def add(self, values: Iterable[str]) -> None:
-        # Shorter ones would blank out words that are no secrets; longest first, in case one holds
-        # another.
-        plain = {value for value in values if len(value) >= 4}
-        fresh = plain | {json.dumps(value, ensure_ascii=False)[1:-1] for value in plain}
-        self._values = tuple(sorted(fresh.union(self._values), key=len, reverse=True))
-
-    def mask(self, text: str) -> str:
-        for value in self._values:
-            text = text.replace(value, "***")
-        return _USER_INFO.sub("***", text)
-
-
-_secrets = _Secrets()
-
-
 class TextLines(logging.Formatter):
-    """``12:00:31 INFO    main: committed epoch  epoch=12 records=5000``"""
+    """``12:00:31 INFO    main: committed epoch  epoch=12 records=5000``; below it a traceback,
+    indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         line = f"{clock} {record.levelname:<7} {record.threadName}: {record.getMessage()}"
         line += "".join(f"  {name}={value}" for name, value in _extra(record).items())
+        line = shown(line)
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return _secrets.mask(line)
+            line += "\n" + indented(self.formatException(record.exc_info))
+        return line
 
 
 class JsonLines(logging.Formatter):
@@ -158,7 +135,14 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _secrets.mask(json.dumps(line, default=str, ensure_ascii=False))
+        return shown(json.dumps(line, default=str, ensure_ascii=False))
+
+
+class PlainLines(logging.Formatter):
+    """The message alone, for commands that keep no log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(record.getMessage())
 
 
 class Repeats(logging.Filter):
@@ -202,4 +186,7 @@ def _filter_librdkafka() -> None:
     logging.getLogger(LIBRDKAFKA).filters[:] = [_rewrite, Repeats(_REPEAT_S)]
 
 
-_filter_librdkafka()  # also for commands that never call `setup`
+# Also for commands that never call `setup`
+_filter_librdkafka()
+if logging.lastResort is not None:
+    logging.lastResort.setFormatter(PlainLines())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from typing import Any
 
 from streamer.kafka.sender import Tally
 from streamer.produce.entry import Absent, Unsendable
 from streamer.produce.left_out import Why
-from streamer.produce.name import printable
 from streamer.produce.source import Sources
 from streamer.units import counted
 
@@ -43,9 +42,9 @@ class Report:
             for id, reason in tally.refused
         ]
 
-    def as_json(self) -> str:
+    def as_json(self) -> dict[str, Any]:
         left_out = self._sources.left_out
-        counts = {
+        return {
             "sent": self._tally.sent,
             "with_caption": self._tally.with_text,
             "with_metadata": self._tally.with_metadata,
@@ -59,7 +58,6 @@ class Report:
             "bytes": self._tally.nbytes,
             "seconds": round(self._seconds, 3),
         }
-        return json.dumps(counts, ensure_ascii=False)
 
     def summary(self, topic: str) -> str:
         tally = self._tally
@@ -91,6 +89,6 @@ class Report:
                 f"{', '.join(unused[:SHOWN_CAPTIONS])}{more}"
             )
         for id, reason in self.failed[:SHOWN_FAILURES]:
-            yield f"not sent: {id}: {printable(reason)}"
+            yield f"not sent: {id}: {reason}"
         if len(self.failed) > SHOWN_FAILURES and not listed:
             yield f"… and {len(self.failed) - SHOWN_FAILURES} more; --json lists them all"

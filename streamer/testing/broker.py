@@ -216,17 +216,14 @@ class Broker:
                 return False
         return True
 
-    def log_tail(self, lines: int = 15) -> str:
+    def log_tail(self, lines: int = 15) -> list[str]:
         """The end of what Kafka wrote, without stack traces; empty if it wrote nothing."""
         try:
             text = self.log_path.read_text("utf-8", errors="replace")
         except OSError:
-            return ""
-        return "\n".join(
-            [line for line in text.splitlines() if not line.startswith(("\tat ", "WARNING: "))][
-                -lines:
-            ]
-        )
+            return []
+        told = [line for line in text.splitlines() if not line.startswith(("\tat ", "WARNING: "))]
+        return told[-lines:]
 
     def _signal(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -287,7 +284,7 @@ class Broker:
                     f"{self.data}: cannot format the data folder: {error}"
                 ) from None
         if done.returncode:
-            raise DependencyError(f"{self.data}: cannot format the data folder:\n{self.log_tail()}")
+            raise DependencyError(f"{self.data}: cannot format the data folder:", *self.log_tail())
 
     def _launch(self, command: list[str], lock: BinaryIO) -> subprocess.Popen[bytes]:
         """Java, started by a thread that lives as long as it does: the kernel's death signal
@@ -319,13 +316,15 @@ class Broker:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise DependencyError(
-                    f"Kafka ended while starting (status {process.returncode}); its log ends with:\n{self.log_tail()}"
+                    f"Kafka ended while starting (status {process.returncode}); its log ends with:",
+                    *self.log_tail(),
                 )
             if self._answers():
                 return
             time.sleep(0.05)
         raise DependencyError(
-            f"Kafka did not answer on {self.bootstrap_servers} within {START_S:.0f} s; its log ends with:\n{self.log_tail()}"
+            f"Kafka did not answer on {self.bootstrap_servers} within {START_S:.0f} s; its log ends with:",
+            *self.log_tail(),
         )
 
     def _answers(self) -> bool:

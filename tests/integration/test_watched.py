@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -138,6 +139,43 @@ def test_metrics_and_probes_of_a_real_run(
 
     replica.process.send_signal(signal.SIGTERM)
     assert replica.end() == 0, replica.log
+
+
+def test_slow_clients_keep_no_probe_from_an_answer(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made
+) -> None:
+    create_topic(kafka, topic_name)
+    replica = make_service(dataset_name).start()
+    port = port_of(replica)
+    slow = []
+    try:
+        for _ in range(100):
+            slow.append(socket.create_connection(("127.0.0.1", port), timeout=60))
+            slow[-1].sendall(b"GET /livez HTTP/1.1\r\nX: ")
+        assert ask(port, "/livez")[0] == 200
+        assert json.loads(ask(port, "/readyz")[1])["phase"]
+        assert scrape(port)
+    finally:
+        for client in slow:
+            client.close()
+    replica.kill(signal.SIGTERM)
+    assert replica.end() == 0
+
+
+def test_a_text_that_is_made_for_the_pattern_does_not_stop_the_replica(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made
+) -> None:
+    """Where a pattern is matched by trying, one such text takes longer than the sun will shine."""
+    create_topic(kafka, topic_name)
+    made = "a" * 100_000 + "b"
+    produce(kafka, topic_name, [(jpeg(1), {"text": made}), (jpeg(2), {"text": "caption"})])
+    pattern = {"name": "odd", "field": "text", "matches": "^((a+)+|caption.*)$"}
+    service = make_service(dataset_name, filters=[pattern])
+    service.run("--until", "end")
+    outcomes = {
+        row["text"]: (row["outcome"], row["reason"]) for row in read_output(service.output).rows
+    }
+    assert outcomes == {made: ("filtered", "odd"), "caption": ("accepted", None)}
 
 
 def test_lag_is_seen_before_the_first_commit(

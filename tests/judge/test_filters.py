@@ -68,6 +68,25 @@ def test_text():
     assert passes(field="metadata.dotted.key", equals="yes"), "a key with a dot wins over a path"
 
 
+def test_a_pattern_is_of_characters_and_not_of_bytes():
+    def found(text, pattern):
+        return passes(Facts(text=text, format="jpg"), field="text", matches=pattern)
+
+    assert found("ä", "^.$")
+    assert found("GRÖSSE", "(?i)^größ?")
+    assert found("größe 大", r"^\pL+ \p{Han}$")
+    assert found("a \ud800 b", "^a . b$"), "what is no character counts as one"
+    assert not found("größe", r"^\w+$"), "ASCII alone, as the reference says"
+    assert not found("end\n", "end$")
+    assert found("one\ntwo", "(?m)^one$")
+
+
+def test_a_pattern_takes_no_longer_for_a_text_that_is_made_for_it():
+    """A pattern that is matched by trying would not come back."""
+    facts = Facts(text="a" * 1_000_000 + "!", format="jpg")
+    assert not passes(facts, field="text", matches="(a+)+$")
+
+
 def test_metadata_from_headers_is_text_and_still_compares_with_numbers_and_truth_values():
     assert passes(field="metadata.rank", **{"in": [6, 7]})
     assert passes(field="metadata.checked", equals=True)

@@ -3,8 +3,8 @@
 import http.client
 import json
 import socket
+import sys
 import threading
-import time
 
 import pytest
 
@@ -98,33 +98,68 @@ def test_the_port_is_free_after_close():
             again.bind(("127.0.0.1", port))
 
 
-def test_silent_clients_neither_block_the_probes_nor_fill_the_process_with_threads(served):
+def slow_clients(port, count):
+    """That many connections, each with the beginning of a request, in the order they are listed."""
+    clients = []
+    for _ in range(count):
+        clients.append(socket.create_connection(("127.0.0.1", port), timeout=60))
+        clients[-1].sendall(b"GET /livez HTTP/1.1\r\nX: ")
+    return clients
+
+
+def threads_of_requests():
+    return sum(thread.name == "http" for thread in threading.enumerate()) - 1
+
+
+def test_slow_clients_neither_keep_the_probes_from_an_answer_nor_fill_the_process_with_threads(
+    served,
+):
     server, _, _ = served
-    silent = []
+    slow = slow_clients(server.port, 80)
     try:
-        silent += [socket.create_connection(("127.0.0.1", server.port)) for _ in range(12)]
-        assert ask(server, "/livez")[0] == 200  # twelve wait, the thirteenth is answered
-        silent += [socket.create_connection(("127.0.0.1", server.port)) for _ in range(60)]
-        time.sleep(0.3)
-        assert sum(thread.name == "http" for thread in threading.enumerate()) <= 17
+        assert ask(server, "/livez")[0] == 200
+        assert ask(server, "/metrics")[0] == 200
+        assert threads_of_requests() <= 16
+        assert slow[0].recv(1) == b"", "the oldest goes first"
     finally:
-        for client in silent:
+        for client in slow:
             client.close()
-    deadline = time.monotonic() + 10
-    while (
-        sum(thread.name == "http" for thread in threading.enumerate()) > 1
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.05)
-    assert ask(server, "/livez")[0] == 200
+    assert ask(server, "/readyz")[0] == 503
 
 
-def test_a_silent_client_is_dropped_after_a_while(served):
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
+def test_a_crowd_from_one_address_costs_no_other_its_connection(served):
     server, _, _ = served
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
-        began = time.monotonic()
-        assert client.recv(1) == b""
-        assert 3 < time.monotonic() - began < 15
+    with socket.create_connection(
+        ("127.0.0.1", server.port), timeout=60, source_address=("127.0.0.2", 0)
+    ) as kubelet:
+        crowd = slow_clients(server.port, 80)
+        try:
+            assert crowd[0].recv(1) == b""
+            kubelet.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+            assert kubelet.recv(100).startswith(b"HTTP/1.0 200")
+        finally:
+            for client in crowd:
+                client.close()
+
+
+@pytest.mark.parametrize("drip", [b"", b"x"], ids=["silent", "byte by byte"])
+def test_a_request_has_a_deadline_however_it_comes(served, drip):
+    """Nobody else connects, so it is time alone that ends it."""
+    server, _, _ = served
+    with socket.create_connection(("127.0.0.1", server.port), timeout=0.2) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+        for _ in range(300):
+            try:
+                client.sendall(drip)
+                ended = client.recv(1) == b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                ended = True
+            assert ended
+            return
+    raise AssertionError("it still has the connection")
 
 
 def test_garbage_gets_an_answer_and_the_server_goes_on(served):

@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, Producer
 from streamer import plugins
 from streamer.errors import ConfigError
 from streamer.ops import logs
+from streamer.redact import hide
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def spoken():
         logging.getLogger("streamer"),
         logging.getLogger(logs.LIBRDKAFKA),
     )
-    before = root.handlers[:], root.level, ours.level, kafka.filters[:], logs._secrets._values
+    before = root.handlers[:], root.level, ours.level, kafka.filters[:]
     stream = io.StringIO()
 
     def setup(**environ):
@@ -32,7 +33,7 @@ def spoken():
 
     yield setup
     logging.captureWarnings(False)
-    root.handlers[:], kafka.filters[:], logs._secrets._values = before[0], before[3], before[4]
+    root.handlers[:], kafka.filters[:] = before[0], before[3]
     root.setLevel(before[1])
     ours.setLevel(before[2])
 
@@ -96,7 +97,7 @@ def test_a_wrong_setting_says_what_would_be_right(spoken, name, value):
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_no_secret_is_printed_whoever_prints_it(spoken, form):
     stream = spoken(STREAMER_LOG=form, AWS_SECRET_ACCESS_KEY="aws-very-secret")
-    logs.hide(
+    hide(
         {
             "sasl.username": "anna",
             "sasl.password": 'pass"word\\1',

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +56,7 @@ def read_all(
             if not isinstance(entry, Item):
                 report.add(entry)
     report.finish(Tally(), limit, 0.0)
-    read.summary = json.loads(report.as_json())
+    read.summary = report.as_json()
     read.remarks = list(report.remarks(listed=True))
     return read
 
