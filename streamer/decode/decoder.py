@@ -52,7 +52,7 @@ PIXELS_IN_FLIGHT = 64_000_000
 """Pixels that all threads together may be decoding (or one image's, where ``decode.max_pixels`` is
 more): 11 to 17 bytes each at their peak (WebP the most)."""
 
-_LIMITS = frozenset(("too_many_bytes", "too_many_pixels", "zero_size"))
+_LIMITS = frozenset(("too_many_bytes", "too_many_pixels", "too_costly", "zero_size"))
 """Reasons that also stand in the way of an embedder's own decoder."""
 
 Transform = Callable[[Pil.Image], U8]
@@ -239,7 +239,7 @@ class Decoder:
         return header
 
     def _decode_pixels(self, data: bytes, header: Header | None) -> U8:
-        with self._pixels.hold(0 if header is None else header.width * header.height):
+        with self._pixels.hold(0 if header is None else header.pixels):
             if self._own_decode is not None:
                 with _EMBEDDER:
                     return self._checked(self._own_decode(data))

@@ -119,6 +119,8 @@ class Header(NamedTuple):
     height: int
     orientation: int
     """1 … 8, what `decode_rgb` has to apply."""
+    pixels: int
+    """Of what is in memory at once while it is decoded: the image, or a tile or frame that is more"""
 
 
 def set_up(max_pixels: int) -> None:
@@ -167,7 +169,7 @@ def read_header(data: bytes, limits: Limits) -> Header:
     0.2 ms otherwise; no allocation that grows with its pixels.
 
     Raises InvalidRecord: too_many_bytes, not_an_image, unsupported_image, zero_size,
-    too_many_pixels, truncated, corrupt.
+    too_many_pixels, too_costly, truncated, corrupt.
     """
     if len(data) > limits.max_bytes:
         raise InvalidRecord(
@@ -190,7 +192,9 @@ def read_header(data: bytes, limits: Limits) -> Header:
             if orientation is None:
                 orientation = orientation_of(image.info.get("exif", b""))
         _check_pixels(*size, limits.max_pixels)
-    return Header(name, *(size if orientation <= 4 else size[::-1]), orientation)
+        file.check_work(*size, limits.max_pixels)
+    pixels = max(size[0] * size[1], file.tile[0] * file.tile[1])
+    return Header(name, *(size if orientation <= 4 else size[::-1]), orientation, pixels)
 
 
 def decode_rgb(

@@ -18,23 +18,26 @@ from streamer.decode.prepared import MAX_PARTS, Kept, Prepared, too_many
 from streamer.errors import InvalidRecord
 
 MAX_SCANS = 500
-"""Scans of a JPEG; encoders write about 10. libjpeg-turbo's fuzzers use the same
+"""Scans of a JPEG, however small; encoders write about 10. libjpeg-turbo's fuzzers use the same
 limit."""
+SCAN_PASSES, ARITHMETIC_PASSES = 1, 3
+"""of a scan that is Huffman-coded, or may be arithmetic-coded"""
 
 _SOS, _DRI, _APP0, _APP1, _APP14, _COM = 0xDA, 0xDD, 0xE0, 0xE1, 0xEE, 0xFE
 _FRAMES = frozenset(
     (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 )
 _TABLES = frozenset((0xC4, 0xCC, 0xDB, _DRI))
-_SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
+_SEQUENTIAL, _PROGRESSIVE, _ARITHMETIC = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA), (0xC9, 0xCA)
 _METADATA = frozenset((*range(_APP0, 0xF0), _COM))
 _EOI, _JUNK = 0xD9, 0x00
 _IGNORED = frozenset((_JUNK, 0x01, *range(0xD0, 0xD8)))
 _SINGLE = frozenset((0x01, *range(0xD0, 0xDA)))
 _RESERVED = frozenset((*range(0x02, 0xC0), 0xC8, *range(0xF0, 0xFE)))
+_FEW_SCANS = 10
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
-_SOS_MARKER = b"\xff\xda"
-_SCAN = re.compile(_SOS_MARKER)
+SOS_MARKER = b"\xff\xda"
+_SCAN = re.compile(SOS_MARKER)
 _RESTART = re.compile(rb"\xff+[\xd0-\xd7]")
 _END_OF_SCAN = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
 _FRAME = struct.Struct(">BHHB")
@@ -50,9 +53,9 @@ def prepare(data: bytes) -> Prepared:
     """Removes comments, application data that does not affect colours, and junk between segments.
     Reports the size if the frame header is as regular as encoders write it.
 
-    Raises InvalidRecord: unsupported_image, corrupt.
+    Raises InvalidRecord: unsupported_image, too_costly, corrupt.
     """
-    kept, exif, frame, progressive = Kept(data), [], None, False
+    kept, exif, frame, progressive, arithmetic = Kept(data), [], None, False, False
     for marker, begin, end in _segments(data):
         if marker in _TABLES:
             continue
@@ -65,13 +68,14 @@ def prepare(data: bytes) -> Prepared:
             if marker not in _SEQUENTIAL and marker not in _PROGRESSIVE:
                 raise InvalidRecord("unsupported_image", f"JPEG process SOF{marker - 0xC0}")
             progressive = progressive or marker in _PROGRESSIVE
+            arithmetic = arithmetic or marker in _ARITHMETIC
             frame = _frame(data, begin, end)
         elif marker == _SOS:
-            _check_scans(data, begin)
+            passes = _count(data, begin) * (ARITHMETIC_PASSES if arithmetic else SCAN_PASSES)
             size = (frame.width, frame.height) if frame else None
             partial = progressive and not _covers_all(data, _scans(data, begin), frame)
             orientation = orientation_of(b"".join(exif)) if exif else UPRIGHT
-            return Prepared(kept.parts(), size, orientation, partial=partial)
+            return Prepared(kept.parts(), size, orientation, partial=partial, passes=passes)
         elif marker in _IGNORED:
             kept.drop(begin, end)
         elif marker in _RESERVED:
@@ -181,22 +185,25 @@ def _scans(data: bytes, begin: int) -> list[int]:
     return [found.start() for found in islice(_SCAN.finditer(data, begin), MAX_SCANS)]
 
 
-def _check_scans(data: bytes, begin: int) -> None:
-    """Raises InvalidRecord for more than `MAX_SCANS` from ``begin``, the first one, to the end of
-    the image: each costs a decoder a pass over all of its pixels."""
-    if data.count(_SOS_MARKER, begin) <= MAX_SCANS:
-        return
+def _count(data: bytes, begin: int) -> int:
+    """Scans from ``begin``, the first one, to the end of the image: each costs a decoder a pass over
+    all of its pixels. Of a few, those of a picture behind the image count, too. Raises
+    InvalidRecord, too_costly, for more than `MAX_SCANS`."""
+    scans = data.count(SOS_MARKER, begin)
+    if scans <= _FEW_SCANS:
+        return scans
     scans, at = 0, begin
     while (found := _MARKER.search(data, at)) is not None:
         at, marker = found.end(), found[0][-1]
         if marker == _EOI:
-            return
+            break
         if marker == _SOS:
             scans += 1
             if scans > MAX_SCANS:
-                raise InvalidRecord("unsupported_image", f"more than {MAX_SCANS} scans")
+                raise InvalidRecord("too_costly", f"more than {MAX_SCANS} scans")
         if marker not in _SINGLE:
             at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    return scans
 
 
 def _covers_all(data: bytes, scans: list[int], frame: _Frame | None) -> bool:

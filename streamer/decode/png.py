@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from streamer.decode.exif import orientation_of
 from streamer.decode.prepared import MAX_PARTS, Kept, Prepared, Samples, too_many
 from streamer.decode.rgb import strips
 from streamer.errors import InvalidRecord
+from streamer.records import U8, Bools
 
 MAX_PROFILE_BYTES = 1 << 20
 """Of an EXIF block that is stored as text."""
@@ -81,16 +83,24 @@ def load(file: Prepared, _draft: tuple[int, int]) -> Image.Image:
 
 
 def _whiten(image: Image.Image, samples: Samples, low: Image.Image | None) -> None:
-    colour = np.array(samples.transparent)
+    colour = samples.transparent
+    upper = colour if low is None else [value >> 8 for value in colour]
     for box in strips(image.size):
         pixels = np.array(image.crop(box))
-        if low is None:
-            transparent = (pixels == colour).all(axis=2)
-        else:
-            lower = np.asarray(low.crop(box))
-            transparent = ((pixels == colour >> 8) & (lower == colour & 255)).all(axis=2)
-        pixels[transparent] = 255
+        transparent = _equal(pixels, upper)
+        if low is not None:
+            transparent &= _equal(np.asarray(low.crop(box)), [value & 255 for value in colour])
+        np.copyto(pixels, 255, where=transparent[..., None])
         image.paste(Image.fromarray(pixels), box)
+
+
+def _equal(pixels: U8, colour: Sequence[int]) -> Bools:
+    """(height, width)"""
+    red, green, blue = colour
+    equal: Bools = pixels[..., 0] == red
+    equal &= pixels[..., 1] == green
+    equal &= pixels[..., 2] == blue
+    return equal
 
 
 def _low_bytes(file: Prepared) -> Image.Image:

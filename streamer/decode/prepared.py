@@ -20,6 +20,12 @@ from streamer.errors import InvalidRecord
 MAX_PARTS = 100_000
 """Segments of a JPEG before the first scan, chunks of a PNG or WebP, blocks of a GIF before the
 first frame: many more than any encoder writes, and walked through in about 20 ms."""
+PASS_NS = 2.5
+"""What the slowest pass over a pixel took that was found: a progressive JPEG's scan that refines
+coefficients, twice decoded to see whether it is whole (`benchmarks/costly.py`)."""
+_WORK_PASSES, _WORK_PIXELS = 32, 64_000_000
+_ROW_STEPS = 100
+"""of a row, whatever its width: decoders, and the conversion to RGB, go from row to row"""
 
 
 class Samples(NamedTuple):
@@ -51,6 +57,23 @@ class Prepared:
     """(width, height) in pixels of what is decoded in one piece, where that is not the image"""
     partial: bool = False
     """It says itself that not all of the picture is in it."""
+    passes: int = 1
+    """that decoding makes over all pixels of the image; one takes `PASS_NS` at most a pixel"""
+    steps: int = 0
+    """of decoding beside these passes, none longer than a pass over one pixel"""
+
+    def check_work(self, width: int, height: int, max_pixels: int) -> None:
+        """Raises InvalidRecord, too_costly, if decoding may take more than 32 passes over 64 million
+        pixels, or over ``max_pixels`` if those are more: 5 s of a core, which is what the plainest
+        images of so many pixels take at most. Progressive JPEGs have about 10 scans."""
+        work = width * height * self.passes + height * _ROW_STEPS + self.steps
+        limit = _WORK_PASSES * max(_WORK_PIXELS, max_pixels)
+        if work > limit:
+            raise InvalidRecord(
+                "too_costly",
+                f"{width} × {height}: decoding may take {work / 1e9:.1f} billion steps, "
+                f"at most {limit / 1e9:.1f} (from decode.max_pixels)",
+            )
 
     def open(self) -> BinaryIO:
         if len(self.parts) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from contextlib import suppress
+from math import ceil, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,16 +12,20 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from streamer.decode.exif import ORIENTATION, TYPE_BYTES, UPRIGHT, orientation_in
+from streamer.decode.jpeg import ARITHMETIC_PASSES, SOS_MARKER
 from streamer.decode.prepared import MAX_PARTS, Prepared, Samples, too_many
 from streamer.errors import InvalidRecord
 
-_BITS, _COMPRESSION, _PHOTOMETRIC, _COLOUR_MAP = 258, 259, 262, 320
-_STRIPS, _TILE_WIDTH, _TILE_HEIGHT, _TILES = 273, 322, 323, 324
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _COLOUR_MAP = 256, 257, 258, 259, 262, 320
+_STRIPS, _SAMPLES, _STRIP_BYTES = 273, 277, 279
+_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
+_PIECES = ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES))
 _SAMPLE_FORMAT, _JPEG_OFFSET, _SUBSAMPLING = 339, 513, 530
 _PIXELS = frozenset(
     (
-        *(256, 257, _BITS, _COMPRESSION, _PHOTOMETRIC, 266, _STRIPS, 277, 278, 279, 284, 292, 293),
-        *(317, _COLOUR_MAP, _TILE_WIDTH, _TILE_HEIGHT, _TILES, 325, 332, 334, 338, _SAMPLE_FORMAT),
+        *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, 266, *(_STRIPS, _SAMPLES, 278)),
+        *(_STRIP_BYTES, 284, 292, 293, 317, _COLOUR_MAP, *(_TILE_WIDTH, _TILE_HEIGHT, _TILES)),
+        *(_TILE_BYTES, 332, 334, 338, _SAMPLE_FORMAT),
         *(347, *range(512, 522)),  # JPEG
         *range(529, 533),  # YCbCr
         *(*range(32995, 32999), 48129, 50674),  # of SGI, Microsoft and LERC
@@ -28,6 +33,7 @@ _PIXELS = frozenset(
 )
 """Tags that pixels depend on"""
 _NEEDED = _PIXELS | {ORIENTATION}
+_JPEG = (6, 7)
 _UNCOMPRESSED, _WHITE_IS_ZERO, _BLACK_IS_ZERO, _YCBCR = 1, 0, 1, 6
 _UNSIGNED = 1
 _SHORT = 3
@@ -65,6 +71,8 @@ def prepare(data: bytes) -> Prepared:
             bits, white_is_zero, directory.first(_SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED
         ),
         tile=(directory.first(_TILE_WIDTH, 1), directory.first(_TILE_HEIGHT, 1)),
+        passes=_passes(directory),
+        steps=_steps(directory),
     )
 
 
@@ -170,6 +178,37 @@ class _Directory:
                 raise InvalidRecord(
                     "truncated", f"tag {tag} ends at byte {where + size} of {len(self.data)}"
                 )
+
+
+def _steps(directory: _Directory) -> int:
+    """One for each byte that a decompressor reads, which strips and tiles may share, and for each
+    that it gives in tiles, which may reach far beyond the image."""
+    size, steps = len(directory.data), 0
+    for offsets, lengths in _PIECES:
+        counts = np.minimum(directory.numbers(lengths).astype(np.uint64), np.uint64(size))
+        missing = max(len(directory.numbers(offsets)) - len(counts), 0)
+        steps += int(counts.sum()) + missing * size
+    tile = [directory.first(tag, 0) for tag in (_TILE_WIDTH, _TILE_HEIGHT)]
+    if all(tile):
+        image = (directory.first(tag, 0) for tag in (_WIDTH, _HEIGHT))
+        tiles = prod(ceil(pixels / side) for pixels, side in zip(image, tile, strict=True))
+        bits = directory.first(_SAMPLES, 1) * directory.first(_BITS, 1)
+        steps += tiles * prod(tile) * ceil(bits / 8)
+    return steps
+
+
+def _passes(directory: _Directory) -> int:
+    """The most scans of a JPEG inside."""
+    if directory.first(_COMPRESSION, _UNCOMPRESSED) not in _JPEG:
+        return 1
+    scans = 1
+    for offsets, lengths in _PIECES:
+        counts = directory.numbers(lengths)
+        for begin, length in zip(
+            directory.numbers(offsets).tolist(), counts.tolist(), strict=False
+        ):
+            scans = max(scans, directory.data.count(SOS_MARKER, begin, begin + length))
+    return scans * ARITHMETIC_PASSES
 
 
 def _check(directory: _Directory) -> None:

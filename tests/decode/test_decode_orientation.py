@@ -97,7 +97,7 @@ def test_every_carrier(carrier, orientation, order, kind):
     data = CARRIERS[carrier](turned(orientation, order, kind))
     upright = Image.fromarray(without_turn(carrier).astype(np.uint8))
     expected = upright if (turn := TURNS[orientation]) is None else upright.transpose(turn)
-    assert read_header(data, LIMITS)[1:] == (*expected.size, orientation)
+    assert read_header(data, LIMITS)[1:4] == (*expected.size, orientation)
     assert np.array_equal(decoded(data), np.asarray(expected))
     if "damaged" not in carrier:  # which Pillow refuses
         with Image.open(io.BytesIO(data)) as opened:
@@ -113,7 +113,8 @@ def test_tiff(orientation, order, kind, deflated):
     data = tiff_of(samples, 8, 2, (274, kind, [orientation]), order=order, deflated=deflated)
     upright = Image.fromarray(samples.astype(np.uint8))
     expected = upright if (turn := TURNS[orientation]) is None else upright.transpose(turn)
-    assert read_header(data, LIMITS) == Header("tiff", *expected.size, orientation)
+    pixels = expected.width * expected.height
+    assert read_header(data, LIMITS) == Header("tiff", *expected.size, orientation, pixels)
     assert np.array_equal(decoded(data), np.asarray(expected))
 
 

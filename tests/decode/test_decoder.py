@@ -4,12 +4,14 @@ import json
 import threading
 import time
 from concurrent.futures import CancelledError
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from hostile import config
 from PIL import Image
 
+from benchmarks import costly
 from streamer.config import Config, FieldRule
 from streamer.decode import decoder as room
 from streamer.decode.decoder import Decoder
@@ -265,6 +267,25 @@ def test_big_images_wait_for_one_another(line, monkeypatch):
     futures = [ours.decoder.submit([record(photo("PNG", (60, 60)))]) for _ in range(18)]
     assert all(isinstance(row, Sample) for future in futures for row in future.result(30))
     assert most[0] == 2 * 3600
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        costly.tiff((16, 16), 8, costly.zeros(100 * 100), tile=(100, 100)),
+        costly.avif((16, 16), (100, 100)),
+    ],
+    ids=["tile", "frame"],
+)
+def test_what_is_decoded_beside_the_image_waits_for_room(line, data, monkeypatch):
+    """The pixels that all threads may have in memory are those of tiles and frames, too."""
+    held = []
+    monkeypatch.setattr(
+        room._PixelBudget, "hold", lambda _, pixels: nullcontext(held.append(pixels))
+    )
+    (row,) = line(config())(record(data))
+    assert isinstance(row, Sample)
+    assert held == [100 * 100]
 
 
 def test_references(line, tmp_path):
