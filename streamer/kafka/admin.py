@@ -237,7 +237,8 @@ class Admin:
         fixed = {"group.id": group, "isolation.level": "read_committed", "log_level": 0}
 
         def ask(left: float) -> list[TopicPartition]:
-            answer = consumer.committed([TopicPartition(topic, p) for p in partitions], left)
+            wanted = [TopicPartition(topic, p) for p in partitions]
+            answer: list[TopicPartition] = consumer.committed(wanted, left)
             for tp in answer:
                 if tp.error is not None:
                     raise KafkaException(tp.error)
@@ -276,11 +277,11 @@ class Admin:
             {KafkaError.GROUP_ID_NOT_FOUND: GroupState("dead", 0)},
         )
 
-    def assigned(self, group: str, member: str, topic: str) -> frozenset[int] | None:
+    def assigned(self, group: str, member: str, topic: str) -> set[int] | None:
         """The topic's partitions that the group has assigned to a member. None while the group
         rebalances, and for a member that it does not know."""
 
-        def ask(left: float) -> frozenset[int] | None:
+        def ask(left: float) -> set[int] | None:
             described = self._client.describe_consumer_groups([group], request_timeout=left)[
                 group
             ].result()
@@ -289,7 +290,7 @@ class Admin:
             for found in described.members:
                 if found.member_id == member:
                     partitions = found.assignment.topic_partitions
-                    return frozenset(tp.partition for tp in partitions if tp.topic == topic)
+                    return {tp.partition for tp in partitions if tp.topic == topic}
             return None
 
         return self._ask(

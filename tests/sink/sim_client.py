@@ -230,7 +230,7 @@ class SimAdmin:
         self._broker = broker
         self._step = step
 
-    def assigned(self, _group: str, member: str, _topic: str) -> frozenset[int] | None:
+    def assigned(self, _group: str, member: str, _topic: str) -> set[int] | None:
         self._step("describe the group")
         return self._broker.group.assigned(int(member))
 

@@ -102,7 +102,7 @@ class Group:
     def is_current(self, membership: Membership) -> bool:
         return membership.member in self.members and membership.generation == self.generation
 
-    def assigned(self, member_id: int) -> frozenset[int] | None:
+    def assigned(self, member_id: int) -> set[int] | None:
         """As the coordinator sees it: what a member will own after its callbacks."""
         member = self.members.get(member_id)
         if member is None or self._dirty:
@@ -110,7 +110,7 @@ class Group:
         owned = set(member.owned)
         for kind, partitions in member.events:
             owned = owned | partitions if kind == "assign" else owned - partitions
-        return frozenset(owned)
+        return owned
 
     def acknowledge(self, member: Member, kind: str, partitions: set[int]) -> None:
         """The client went through a callback."""
