@@ -1,5 +1,5 @@
 """Images by reference: ``uri`` → bytes, tried until it is clear whose fault it is that they do not
-come (section 4.1).
+come.
 
 What another try cannot change is an outcome at once (`streamer.decode.reader`), and so are bytes
 that are not the ones that the record names. What it can change is tried again, with pauses of 0.2 s
