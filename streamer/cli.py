@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import sys
+import threading
 from typing import NoReturn
 
 import click
@@ -71,6 +72,7 @@ def entry() -> NoReturn:
     (apache/arrow#34314: one `dataset verify` of 60 on a busy machine ended with 134 although all
     was well). By then everything of ours is closed, so nothing is taken down.
     """
+    threading.excepthook = _tell_bug
     code = EXIT_FAILED
     try:
         main()
@@ -85,6 +87,11 @@ def entry() -> NoReturn:
         except OSError:  # a full disk, a closed pipe: whoever reads lacks the end of it
             code = code or 1
     os._exit(code)
+
+
+def _tell_bug(of: threading.ExceptHookArgs) -> None:
+    if of.exc_value is not None:
+        tell_bug(of.exc_value)
 
 
 def main() -> NoReturn:

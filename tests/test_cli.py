@@ -161,6 +161,29 @@ def test_a_bug_keeps_its_traceback(
         cli.main()
 
 
+def test_the_words_of_a_bug_neither_steer_a_terminal_nor_forge_a_line() -> None:
+    script = r"""
+import threading
+from streamer import cli
+def main():
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    fail()
+def fail():
+    raise ValueError("a\x1b[2J\nok: all well")
+cli.main = main
+cli.entry()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if "ValueError" in line] == [r"  ValueError: a\u001b[2J"] * 2
+    assert all(line.startswith("  ") and line.isprintable() for line in lines)
+
+
 def test_help_names_every_verb(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
