@@ -94,7 +94,7 @@ INVALID_REASONS: dict[str, str] = {
     "fetch_refused": "the server refused the reference for good (another 4xx, too many redirects, bad certificate)",
     "length_mismatch": "the fetched bytes are not as many as the record says",
     "sha256_mismatch": "the fetched bytes are not the ones the record names",
-    "too_many_bytes": "more bytes than decode.max_bytes or fetch.max_bytes",
+    "too_many_bytes": "more bytes than decode.max_bytes or fetch.max_bytes, or more text than decode.max_text_bytes or decode.max_metadata_bytes",
     "too_many_pixels": "more pixels than decode.max_pixels, in the image or in a tile or frame of it",
     "too_costly": "the image has few enough pixels, but would take a decoder too long: too many scans, for example",
     "not_an_image": "no decoder knows these bytes",

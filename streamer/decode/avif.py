@@ -39,7 +39,9 @@ def prepare(data: bytes) -> Prepared:
     return Prepared(
         kept.parts(),
         orientation=None,
-        tile=(1, 1) if largest is None else (largest.width, largest.height * max(largest.frames, 1)),
+        tile=(1, 1)
+        if largest is None
+        else (largest.width, largest.height * max(largest.frames, 1)),
         steps=_FRAME_PASSES * sum(c.largest * c.frames for c in found),
     )
 
