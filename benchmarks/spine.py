@@ -63,7 +63,7 @@ class SeededDecoder:
         rows: list[Decoded] = []
         for record in records:
             prior = self._prior(record.partition, record.offset)
-            envelope = parse(record, self._content_type, 30_000_000)
+            envelope = parse(record, self._content_type)
             data = envelope.image
             assert isinstance(data, bytes)
             facts = Facts(

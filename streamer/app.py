@@ -59,8 +59,8 @@ from streamer.wire.manifest import Manifest
 
 log = logging.getLogger("streamer")
 
-QUEUE_BYTES = 256_000_000
-"""Raw image bytes in the decode queue, and again in the writer's."""
+DECODE_BYTES, WRITE_BYTES = 256_000_000, 128_000_000
+"""What the records take that wait for the decoder's threads, and those that wait for the writer"""
 QUEUE_BATCHES = 3
 """Batches of records that may wait for the device: enough to keep it busy, few enough to be cheap
 to read again after a rebalance."""
@@ -165,9 +165,9 @@ def put_together(
     chunks: Channel[Chunk] = Channel(
         "decode",
         QUEUE_BATCHES * config.batch.size // CHUNK_RECORDS + config.decode.threads + 2,
-        QUEUE_BYTES,
+        DECODE_BYTES,
     )
-    decided: Channel[Decided] = Channel("write", 4, QUEUE_BYTES)
+    decided: Channel[Decided] = Channel("write", 4, WRITE_BYTES)
     offer = (lambda: None) if state.snapshotter is None else state.snapshotter.offer
     claims = (
         None

@@ -104,7 +104,7 @@ INVALID_REASONS: dict[str, str] = {
     "unreachable": "the reference failed for fetch.give_up_after (time-outs, 5xx, 429, no connection), while its server answered others or never answered",
     "length_mismatch": "the fetched bytes are not as many as the record says",
     "sha256_mismatch": "the fetched bytes are not the ones the record names",
-    "too_many_bytes": "more bytes than decode.max_bytes or fetch.max_bytes",
+    "too_many_bytes": "more bytes than decode.max_bytes or fetch.max_bytes, or more text than decode.max_text_bytes or decode.max_metadata_bytes",
     "too_many_pixels": "more pixels than decode.max_pixels, in the image or in a tile or frame of it",
     "too_costly": "the image has few enough pixels, but would take a decoder too long: too many scans, for example",
     "not_an_image": "no decoder knows these bytes",

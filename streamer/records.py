@@ -149,6 +149,8 @@ class Sample:
     """Header rules that failed (flagging rules only, unless ``prior`` is set)."""
     prior: Claim | None = None
     """The verdict of an earlier claim of the same origin: it decides, whatever the filters say now."""
+    nbytes: int = 0
+    """What record and facts take in memory (`streamer.wire.limits.weight`)."""
 
 
 @dataclass(slots=True)
@@ -160,6 +162,7 @@ class Settled:
     facts: Facts
     decision: Decision
     prior: Claim | None = None
+    nbytes: int = 0
 
 
 Decoded = Sample | Settled

@@ -75,6 +75,10 @@ class Decode(Section):
     threads: int = Field(6, ge=1, le=256)
     max_bytes: Size = 20_000_000
     max_pixels: int = Field(64_000_000, ge=1)
+    max_text_bytes: Size = 1_000_000
+    """Of a caption, and of one header or field."""
+    max_metadata_bytes: Size = 4_000_000
+    """Of all headers of a record, and of a JSON value without its image."""
 
 
 def _snapshots(value: Any) -> Any:

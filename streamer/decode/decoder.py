@@ -45,8 +45,9 @@ from streamer.records import (
     Sample,
     Settled,
 )
-from streamer.wire.envelope import json_limit, parse
+from streamer.wire.envelope import parse
 from streamer.wire.known import known
+from streamer.wire.limits import Limits, weight
 
 PIXELS_IN_FLIGHT = 64_000_000
 """Pixels that all threads together may be decoding (or one image's, where ``decode.max_pixels`` is
@@ -105,7 +106,7 @@ class Decoder:
         set_up(config.decode.max_pixels)
         self._content_type = config.kafka.default_content_type
         self._limits = config.decode
-        self._max_json_bytes = json_limit(config.decode.max_bytes)
+        self._record_limits = Limits.of(config.decode)
         self._transform = embedder_transform
         self._own_decode = embedder_decode
         self._draft_size = draft_size
@@ -184,14 +185,16 @@ class Decoder:
         with _Carry(result, self._failure):
             with self._busy():
                 decoded = [row if isinstance(row, Settled) else self._decode(row) for row in opened]
+                for row in decoded:
+                    row.nbytes = weight(row.record, row.facts)
             result.set_result(decoded)
 
     def _open(self, record: Record, wanted: Callable[[], bool]) -> _Opened | Settled:
         prior = self._prior(record.partition, record.offset)
         try:
-            envelope = parse(record, self._content_type, self._max_json_bytes)
+            envelope = parse(record, self._content_type, self._record_limits)
         except InvalidRecord as error:
-            facts = known(record, self._content_type, self._max_json_bytes)
+            facts = known(record, self._content_type, self._record_limits)
             return _invalid(record, facts, error, [], prior)
         facts = Facts(envelope.id, envelope.text, envelope.url, envelope.metadata)
         image = envelope.image

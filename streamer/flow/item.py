@@ -69,6 +69,8 @@ class Judged:
     """Ascending row numbers that need a claim."""
     seen: int
     """Claim log position applied when they were pre-checked."""
+    nbytes: int = 0
+    """What the records take in memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,9 @@ from streamer.flow.channel import Channel
 from streamer.flow.item import Chunk, Fence, Span
 from streamer.records import Decoded, Sample
 
+BATCH_BYTES = 64_000_000
+"""A batch has no more records when they take so many bytes: some batches are on their way at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -21,8 +24,8 @@ class Batch:
 
 
 class Batcher:
-    """Device thread only. A batch is full at ``size`` samples, or at so many rows that settled ones
-    cannot pile up."""
+    """Device thread only. A batch is full at ``size`` samples, at `BATCH_BYTES`, or at so many rows
+    that settled ones cannot pile up."""
 
     def __init__(self, chunks: Channel[Chunk], size: int, linger_s: float, fence: Fence) -> None:
         self._chunks = chunks
@@ -36,6 +39,7 @@ class Batcher:
         """Decoded rows of the head chunk that did not fit into the last batch."""
         self._rows: list[Decoded] = []
         self._samples = 0
+        self._bytes = 0
         self._spans: list[Span] = []
         """Spans of the chunks that are wholly in ``_rows``; the first record came at ``_since``."""
         self._since = 0.0
@@ -90,17 +94,25 @@ class Batcher:
         """Moves rows of the head chunk into the batch, as many as fit."""
         taken = 0
         for row in self._rest:
-            if self._samples >= self._size or len(self._rows) >= self._rows_limit:
+            if self._has_enough():
                 break
             self._rows.append(row)
             self._samples += isinstance(row, Sample)
+            self._bytes += row.nbytes
             taken += 1
         self._rest = self._rest[taken:]
         if not self._rest:
             self._spans.append(self._head.pop().span)
 
+    def _has_enough(self) -> bool:
+        return (
+            self._samples >= self._size
+            or len(self._rows) >= self._rows_limit
+            or self._bytes >= BATCH_BYTES
+        )
+
     def _is_full(self) -> bool:
-        if self._samples >= self._size or len(self._rows) >= self._rows_limit:
+        if self._has_enough():
             return True
         if not self._spans:
             return False
@@ -116,7 +128,7 @@ class Batcher:
         batch = Batch(
             Span(newest.run, newest.terms, marks, last.flush if self._spans else 0), self._rows
         )
-        self._rows, self._samples, self._spans = [], 0, []
+        self._rows, self._samples, self._bytes, self._spans = [], 0, 0, []
         self._since = time.monotonic()
         return batch
 
@@ -127,4 +139,4 @@ class Batcher:
     def _forget(self) -> None:
         """The run ended or was cut: nothing more of it is embedded."""
         self._head.clear()
-        self._rest, self._rows, self._samples, self._spans = [], [], 0, []
+        self._rest, self._rows, self._samples, self._bytes, self._spans = [], [], 0, 0, []

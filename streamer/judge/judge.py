@@ -155,8 +155,9 @@ class Judge:
         records: list[Record] = [row.record for row in batch.rows]
         facts: list[Facts] = [row.facts for row in batch.rows]
         return Judged(
-            batch.span, records, facts, decisions, embeddings, embedded, scores, claimed, seen
-        )
+            batch.span, records, facts, decisions, embeddings, embedded, scores, claimed, seen,
+            nbytes=sum(row.nbytes for row in batch.rows),
+        )  # fmt: skip
 
     def _decide(
         self,

@@ -349,8 +349,7 @@ def hand_on(judged: Judged, decided: Channel[Decided], timeout: float) -> bool:
         judged.embedded,
         judged.scores,
     )
-    nbytes = sum(len(f.data) for f in judged.facts if f.data is not None)
-    return decided.put(Decided(judged.span, batch), nbytes, timeout)
+    return decided.put(Decided(judged.span, batch), judged.nbytes, timeout)
 
 
 class NoClaims:

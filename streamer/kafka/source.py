@@ -14,6 +14,7 @@ from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import consumer_config, explain, is_final, timestamp_ms
 from streamer.records import UNREADABLE_HEADERS, Headers, Record
+from streamer.wire.limits import weight
 
 CHUNK_RECORDS = 64
 CHUNK_BYTES = 8_000_000
@@ -164,7 +165,7 @@ class Source:
         self.joined = False
         self.owned.difference_update(partitions)
         self._records = [r for r in self._records if r.partition in self.owned]
-        self._bytes = sum(self._weight(r.value) for r in self._records)
+        self._bytes = sum(self._weight(r) for r in self._records)
         self._marks = {p: o for p, o in self._marks.items() if p in self.owned}
         for partition in partitions:
             self.reached.pop(partition, None)
@@ -219,18 +220,19 @@ class Source:
             if offset >= target:
                 self._mark(partition, target)
                 return
-            value = message.value()
-            self._records.append(
-                Record(partition, offset, timestamp_ms(message), value, _headers(message))
+            record = Record(
+                partition, offset, timestamp_ms(message), message.value(), _headers(message)
             )
-            self._bytes += self._weight(value)
+            self._records.append(record)
+            self._bytes += self._weight(record)
             self.reached[partition] = offset + 1
 
-    def _weight(self, value: bytes | None) -> int:
+    def _weight(self, record: Record) -> int:
         """Bytes that the record counts for in the line, with those of the image that it may refer
         to."""
-        nbytes = len(value) if value is not None else 0
-        return nbytes if nbytes > SMALL_BYTES else max(nbytes, self._reference_bytes)
+        nbytes = weight(record)
+        small = record.value is None or len(record.value) <= SMALL_BYTES
+        return max(nbytes, self._reference_bytes) if small else nbytes
 
     def _mark(self, partition: int, offset: int) -> None:
         if offset > self.reached.get(partition, -1):

@@ -4,7 +4,7 @@ written in bounded row groups."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,27 @@ def embedding_type(dim: int) -> pa.DataType:
     return pa.list_(pa.float16(), dim) if FIXED_SIZE else pa.list_(pa.float16())
 
 
+def _in_parts(batch: DecidedBatch, metadata: Sequence[str | None]) -> Iterator[slice]:
+    """The rows of a batch in parts whose texts have `GROUP_BYTES` or little more: Arrow's columns of
+    text end at 2 GiB."""
+    begin = characters = 0
+    for i, facts in enumerate(batch.facts):
+        texts = (facts.id, facts.text, facts.url, metadata[i])
+        characters += sum(len(text) for text in texts if text is not None)
+        if characters >= GROUP_BYTES:
+            yield slice(begin, i + 1)
+            begin, characters = i + 1, 0
+    if begin < len(batch.facts):
+        yield slice(begin, len(batch.facts))
+
+
+def _part(batch: DecidedBatch, some: slice) -> DecidedBatch:
+    return DecidedBatch(
+        batch.records[some], batch.facts[some], batch.decisions[some], batch.embeddings[some],
+        batch.embedded[some], {name: column[some] for name, column in batch.scores.items()},
+    )  # fmt: skip
+
+
 class TableWriter:
     """The Parquet file of one epoch, made with its first row. ``create``: public path → new file.
 
@@ -113,14 +134,15 @@ class TableWriter:
     ) -> None:
         """One row per record, in order; the arrays of ``batch`` are kept until the row group is
         written and must not change."""
-        rows = self._columns(batch, shards, metadata)
-        self.rows += rows.num_rows
-        self.nbytes += rows.nbytes
-        self._waiting.append(rows)
-        self._waiting_rows += rows.num_rows
-        self._waiting_bytes += rows.nbytes
-        if self._waiting_rows >= GROUP_ROWS or self._waiting_bytes >= GROUP_BYTES:
-            self._flush()
+        for some in _in_parts(batch, metadata):
+            rows = self._columns(_part(batch, some), shards[some], metadata[some])
+            self.rows += rows.num_rows
+            self.nbytes += rows.nbytes
+            self._waiting.append(rows)
+            self._waiting_rows += rows.num_rows
+            self._waiting_bytes += rows.nbytes
+            if self._waiting_rows >= GROUP_ROWS or self._waiting_bytes >= GROUP_BYTES:
+                self._flush()
 
     def close(self) -> FileEntry | None:
         """Makes the file complete and durable. None: there was no row, and there is no file."""

@@ -21,6 +21,7 @@ from streamer.ops.tally import EpochTally
 from streamer.records import DecidedBatch, Term
 from streamer.sink.engine import DeadLetter, Sealed, iso
 from streamer.sink.epoch import EpochWriter
+from streamer.wire.limits import headers_bytes
 
 log = logging.getLogger("streamer")
 
@@ -242,7 +243,7 @@ class _Epoch:
                         detail,
                     )
                 )
-                self.dead_bytes += len(record.value or b"") + 500
+                self.dead_bytes += len(record.value or b"") + headers_bytes(record.headers) + 500
 
     def seal(self, claims_position: int) -> Sealed:
         files = self.files.seal()

@@ -32,9 +32,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from streamer.config import Decode
 from streamer.errors import InvalidRecord
 from streamer.records import UNREADABLE_HEADERS, Envelope, Record, Reference
 from streamer.wire.body import FIELDS, image_of, parse_body
+from streamer.wire.limits import Limits
 
 DEAD_LETTER = "streamer-"
 """How the headers begin that a dead letter has beside those of its record."""
@@ -43,21 +45,14 @@ _USER_INFO = re.compile(r"(?<=://)[^/?#]*@")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _ISO_BOXES = (b"ftyp", b"JXL ", b"jP  ")
 """Images whose first byte is 0: the type of the first box of AVIF and HEIC, JPEG XL, JPEG 2000."""
-_JSON_SLACK = 1_000_000
 _NOTHING: Mapping[str, Any] = {}
+_CONTENT_TYPE_BYTES = 100
+"""of one that are looked at, and remembered"""
+LIMITS = Limits.of(Decode())
 
 
-def json_limit(max_image_bytes: int) -> int:
-    """Bytes that a JSON value may have so that an image of ``max_image_bytes`` fits as base64, with
-    1 MB for the rest."""
-    return max_image_bytes * 4 // 3 + _JSON_SLACK
-
-
-def parse(
-    record: Record, default_content_type: str, max_json_bytes: int = json_limit(20_000_000)
-) -> Envelope:
-    """Any thread; does not block. A JSON value of more than ``max_json_bytes`` is refused before it
-    is parsed.
+def parse(record: Record, default_content_type: str, limits: Limits = LIMITS) -> Envelope:
+    """Any thread; does not block.
 
     Raises InvalidRecord: empty_value, unsupported_encoding, bad_header, bad_json, bad_base64,
     no_image, too_many_bytes.
@@ -65,6 +60,7 @@ def parse(
     value = record.value
     if record.headers is UNREADABLE_HEADERS:
         raise InvalidRecord("bad_header", "the name of a header is not UTF-8")
+    limits.check_headers(record.headers)
     fields: dict[str, bytes | None] = dict(record.headers)
     metadata = _NOTHING if fields.keys() <= _PLAIN else fold(fields, _decoded)
     content_type = fields.pop("content-type", None)
@@ -88,23 +84,25 @@ def parse(
         raise InvalidRecord("empty_value")
     if kind == "other":
         raise InvalidRecord(
-            "unsupported_encoding", f"content-type {content_type or default_content_type!r}"
+            "unsupported_encoding", f"content-type {(content_type or default_content_type)[:100]!r}"
         )
     if value[0] == 0:
         raise InvalidRecord("unsupported_encoding", "application/json in the Confluent wire format")
-    if len(value) > max_json_bytes:
-        raise InvalidRecord(
-            "too_many_bytes", f"{len(value)} bytes of JSON, at most {max_json_bytes}"
-        )
+    limits.check_value(value)
     body = parse_body(value)
+    limits.check_body(value, body.fields, body.image)
     fields_of_both = {**_texts(fields), **body.fields}
     both = {**metadata, **body.metadata} if body.metadata else metadata
     both = caption_as_text(fields_of_both, both)
     return _from(fields_of_both, both, image_of(body), "bad_json", "no_image")
 
 
-@functools.lru_cache(maxsize=256)
 def kind_of(content_type: bytes | str) -> Literal["image", "json", "other"]:
+    return _kind_of(content_type[:_CONTENT_TYPE_BYTES])
+
+
+@functools.lru_cache(maxsize=256)
+def _kind_of(content_type: bytes | str) -> Literal["image", "json", "other"]:
     text = content_type if isinstance(content_type, str) else content_type.decode("latin-1")
     media_type = text.partition(";")[0].strip().lower()
     return (

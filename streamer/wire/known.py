@@ -10,26 +10,34 @@ from streamer.errors import InvalidRecord
 from streamer.records import UNREADABLE_HEADERS, Facts, Record
 from streamer.wire.body import Body, load_what_can_be, sort
 from streamer.wire.envelope import caption_as_text, fold, kind_of, source_of
+from streamer.wire.limits import Limits, utf8_bytes, within
 
 
-def known(record: Record, default_content_type: str, max_json_bytes: int) -> Facts:
+def known(record: Record, default_content_type: str, limits: Limits) -> Facts:
     """Id, text, url and metadata as far as headers and JSON tell them, each by itself: what is wrong
     with one costs none of the others. Bytes that are no UTF-8, and half a surrogate pair, become
-    replacement characters. Any thread; does not block; raises nothing."""
+    replacement characters. What is beyond the limits is left out. Any thread; does not block;
+    raises nothing."""
     headers = () if record.headers is UNREADABLE_HEADERS else record.headers
-    raw = dict(headers)
+    raw = dict(within(headers, limits))
     metadata = dict(fold(raw, _decoded))
     fields: dict[str, Any] = {n: _decoded(n, v) for n, v in raw.items() if v is not None}
     is_json = kind_of(raw.get("content-type") or default_content_type) == "json"
     value = record.value
-    if is_json and value is not None and len(value) <= max_json_bytes:
+    if is_json and value is not None:
         with suppress(InvalidRecord):
+            limits.check_value(value)
             body = sort(load_what_can_be(value))
-            fields |= body.fields
+            fields |= {n: field for n, field in body.fields.items() if _fits(field, limits)}
+            limits.check_body(value, {}, body.image)
             metadata |= _metadata(body)
     metadata = dict(caption_as_text(fields, metadata))
     url = _text(fields.get("url")) or source_of(_text(fields.get("uri")))
     return Facts(_text(fields.get("id")), _text(fields.get("text")), url, metadata or None)
+
+
+def _fits(field: Any, limits: Limits) -> bool:
+    return not isinstance(field, str) or utf8_bytes(field) <= limits.text
 
 
 def _decoded(_name: str, raw: bytes) -> str:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from streamer.errors import TemporaryError
 from streamer.flow.channel import Channel
 from streamer.flow.item import Chunk, Fence, Run, Span
+from streamer.judge import batcher
 from streamer.judge.batcher import Batch, Batcher
 from streamer.records import Decision, Decoded, Facts, Record, Sample, Settled, Term
 
@@ -30,6 +31,11 @@ def sample(offset: int) -> Sample:
 
 def settled(offset: int) -> Settled:
     return Settled(Record(0, offset, 0, b"", ()), Facts(), Decision("invalid", "corrupt"))
+
+
+def heavy(row: Decoded) -> Decoded:
+    row.nbytes = 40
+    return row
 
 
 class Line:
@@ -86,6 +92,20 @@ def test_chunks_gather_into_a_full_batch() -> None:
     line.feed([sample(2), sample(3)])
     assert offsets(line.take()) == [0, 1, 2, 3]
     assert line.take() is None
+
+
+def test_a_batch_has_few_records_where_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settled ones, too: they are kept until they are written."""
+    monkeypatch.setattr(batcher, "BATCH_BYTES", 100)
+    line = Line(size=50)
+    line.feed([heavy(sample(0)), heavy(settled(1)), heavy(sample(2)), sample(3)])
+    line.feed([heavy(settled(4)), heavy(settled(5))])
+    assert offsets(line.take()) == [0, 1, 2]
+    assert line.take() is None
+    line.feed([heavy(settled(6)), settled(7)])
+    assert offsets(line.take()) == [3, 4, 5, 6]
+    line.feed([], flush=1)
+    assert offsets(line.take()) == [7]
 
 
 def test_a_chunk_larger_than_a_batch_is_split_and_its_marks_come_with_its_last_part() -> None:

@@ -779,7 +779,7 @@ def test_without_dedup_every_decision_holds_at_once() -> None:
     vectors = unit(EYE[:1])
     judged = Judged(
         Span(fence.run, {}, {0: 4}, 2), [Record(0, 0, 0, b"v", ())], [Facts(data=b"12345")], [ACCEPTED], vectors, np.ones(1, np.bool_), {},
-        np.empty(0, np.int64), 0,
+        np.empty(0, np.int64), 0, nbytes=5,
     )  # fmt: skip
     stage.open([Term(0, 1, 1, 0)], lambda: None)
     stage.submit(judged)

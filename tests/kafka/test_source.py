@@ -20,6 +20,7 @@ from streamer.kafka.source import CHUNK_BYTES, CHUNK_RECORDS, Source
 from streamer.records import Record
 from streamer.testing import create_topic, produce
 from streamer.wire.envelope import parse as envelope
+from streamer.wire.limits import weight
 
 SOON = 30.0
 
@@ -102,7 +103,7 @@ def take_until(
         assert time.monotonic() < deadline, f"{len(records)} records, {marks}"
         source.poll(0.02)
         taken, marked, nbytes = source.take()
-        assert nbytes == sum(len(r.value or b"") for r in taken)
+        assert nbytes == sum(weight(r) for r in taken)
         records += taken
         marks |= marked
     return records, marks

@@ -171,3 +171,32 @@ def test_duckdb_reads_it(tmp_path):
     assert duckdb.sql(
         f"select metadata->>'$.lang' from {glob} where outcome = 'accepted' limit 1"
     ).fetchall() == [("es",)]
+
+
+def test_texts_of_more_than_2_gib_in_one_batch(tmp_path):
+    """Where a column of Arrow's ends."""
+    n, text = 240, "x" * 9_500_000
+    assert n * len(text) > 1 << 31
+    writing = writer(tmp_path)
+    writing.append(
+        DecidedBatch(
+            [Record(0, i, 0, b"v", ()) for i in range(n)],
+            [Facts(text=text, data=b"v") for _ in range(n)],
+            [Decision("filtered", "text_length")] * n,
+            np.zeros((n, 8), np.float16),
+            np.zeros(n, bool),
+            {"aesthetic": np.zeros(n, np.float32), "nsfw": np.zeros(n, np.float32)},
+        ),
+        [None] * n,
+        [None] * n,
+    )
+    assert writing.close().rows == n
+    read = pq.ParquetFile(tmp_path / "metadata/x.parquet")
+    offsets = [
+        offset
+        for group in range(read.num_row_groups)
+        for offset in read.read_row_group(group, columns=["offset"])["offset"].to_pylist()
+    ]
+    assert offsets == list(range(n))
+    last = read.read_row_group(read.num_row_groups - 1, columns=["text"])["text"]
+    assert {len(value.as_py()) for value in last} == {len(text)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -222,6 +223,23 @@ def test_only_so_many_epochs_wait_for_the_commit_and_they_fall_with_their_run(be
     )
     assert [bench.next().run for _ in range(MAX_SEALED)] == [FIRST] * MAX_SEALED
     assert bench.thread.take(0.2) is None
+
+
+def test_an_epoch_ends_where_headers_of_invalid_records_are_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait in memory for the transaction, like values."""
+    monkeypatch.setattr(streamer.sink.writer, "DEAD_LETTER_BYTES", 50_000)
+    bench = Bench(tmp_path)
+    batch = bench.maker.batch(0, 2)
+    large = [record._replace(headers=[("x", bytes(30_000))]) for record in batch.records]
+    invalid = [Decision("invalid", "corrupt")] * 2
+    batch = dataclasses.replace(batch, records=large, decisions=invalid)
+    bench.decided.put(Decided(Span(FIRST, {0: Term(0, 10, 1, 0)}, {}), batch))
+    sealed = bench.next().sealed
+    assert sealed is not None
+    assert len(sealed.dead_letters) == 2
+    bench.stop()
 
 
 def test_invalid_records_are_kept_for_the_dead_letter_topic(bench: Bench) -> None:

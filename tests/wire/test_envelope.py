@@ -5,10 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamer.config import Decode
 from streamer.errors import InvalidRecord
-from streamer.records import Envelope, Headers, Record, Reference
+from streamer.records import Envelope, Facts, Headers, Record, Reference
+from streamer.wire import envelope
 from streamer.wire.body import MAX_DEPTH
-from streamer.wire.envelope import json_limit, parse
+from streamer.wire.envelope import LIMITS, kind_of, parse
+from streamer.wire.limits import Limits, weight
 
 JPEG = b"\xff\xd8\xff\xe0 and so on"
 SHA = "ab" * 32
@@ -257,7 +260,7 @@ def deep(levels: int, kind: str) -> bytes:
 def test_depth(kind):
     """What is deeper can be parsed in one thread and not be written in another."""
     assert of(deep(MAX_DEPTH - 1, kind), AS_JSON).image == JPEG
-    for levels in (MAX_DEPTH, 500, 990, 5_000, 200_000):
+    for levels in (MAX_DEPTH, 500, 990, 5_000, 40_000):
         assert reason(deep(levels, kind), AS_JSON) == "bad_json"
 
 
@@ -305,8 +308,75 @@ def test_a_pair_of_surrogates_is_one_character():
 
 def test_json_has_a_limit_that_lets_the_largest_image_through():
     largest = json.dumps({"image": base64.b64encode(bytes(30_000)).decode()}).encode()
-    assert len(of(largest, AS_JSON, max_json_bytes=json_limit(30_000)).image) == 30_000
-    assert reason(largest, AS_JSON, max_json_bytes=len(largest) - 1) == "too_many_bytes"
+    limits = Limits.of(Decode(max_bytes=30_000, max_metadata_bytes=200))
+    assert len(of(largest, AS_JSON, limits=limits).image) == 30_000
+    limits = limits._replace(json=len(largest) - 1)
+    assert reason(largest, AS_JSON, limits=limits) == "too_many_bytes"
+
+
+LIMITED = LIMITS._replace(text=50, metadata=1_000)
+
+
+@pytest.mark.parametrize("name", ["text", "caption", "id", "meta-a", "content-type", "traceparent"])
+def test_one_header_has_a_limit(name):
+    """Those that are not read are in memory, too."""
+    value = b"image/jpeg" if name == "content-type" else b""
+    assert of(JPEG, (name, value.ljust(50, b"x")), limits=LIMITED)
+    assert reason(JPEG, (name, value.ljust(51, b"x")), limits=LIMITED) == "too_many_bytes"
+
+
+def test_all_headers_have_a_limit():
+    """Each counts for 100 bytes more than it has."""
+    assert of(JPEG, *[("abcde", b"x" * 20)] * 8, limits=LIMITED)
+    assert reason(JPEG, *[("abcde", b"x" * 21)] * 8, limits=LIMITED) == "too_many_bytes"
+    assert reason(JPEG, *[("", b"")] * 11, limits=LIMITED) == "too_many_bytes"
+    assert reason(JPEG, ("x" * 901, b""), limits=LIMITED) == "too_many_bytes"
+
+
+@pytest.mark.parametrize("name", ["text", "caption", "id", "url"])
+def test_a_field_of_json_has_the_limit_of_a_header(name):
+    body = {"image": "AAAA", name: "x" * 48}
+    assert of_json(**body, **{"a": 1})
+    for text in ("x" * 51, "ä" * 26):
+        value = json.dumps({**body, name: text}, ensure_ascii=False).encode()
+        assert reason(value, AS_JSON, limits=LIMITED) == "too_many_bytes"
+
+
+def test_a_json_value_without_its_image_has_the_limit_of_all_headers():
+    image = base64.b64encode(bytes(30_000)).decode()
+    value = json.dumps({"image": image, "a": "x" * 960}).encode()
+    assert of(value, AS_JSON, limits=LIMITED)
+    value = json.dumps({"image": image, "a": "x" * 990}).encode()
+    assert reason(value, AS_JSON, limits=LIMITED) == "too_many_bytes"
+    value = json.dumps({"image": image, "a": [[]] * 13}).encode()
+    assert reason(value, AS_JSON, limits=LIMITED) == "too_many_bytes", "25 values and more"
+
+
+def test_a_content_type_is_remembered_by_its_beginning():
+    """A cache of whole headers would hold what anybody sends."""
+    before = envelope._kind_of.cache_info().currsize
+    for i in range(9):
+        assert kind_of(b"image/jpeg; x=" + b"x" * 1_000 + b"%d" % i) == "image"
+    assert envelope._kind_of.cache_info().currsize <= before + 1
+
+
+@pytest.mark.parametrize(
+    ("value", "headers", "least"),
+    [
+        (JPEG, [], len(JPEG)),
+        (None, [("text", b"x" * 500)], 2 * 500),
+        (b"", [("", None)] * 50, 50 * 200),
+        (b'{"a":[' + b"[]," * 999 + b"[]]}", [], 1000 * 64),
+        (b" \r\n{" + b'"a":{"b":1},' * 99 + b"}", [], 99 * 300),
+        ('{"a":1}'.encode("utf-16"), [], 300),
+    ],
+)
+def test_the_weight_of_a_record(value, headers, least):
+    """At least what Python's objects take; of an image hardly more than its bytes."""
+    assert weight(Record(0, 1, 2, value, headers)) >= least
+    if value == JPEG:
+        assert weight(Record(0, 1, 2, value, headers)) == len(JPEG)
+        assert weight(Record(0, 1, 2, b"{}", []), Facts(data=JPEG)) >= len(JPEG) + 2
 
 
 NAMES = st.sampled_from(

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from streamer.errors import InvalidRecord
 from streamer.records import UNREADABLE_HEADERS, Facts, Headers, Record
-from streamer.wire.envelope import json_limit, parse
+from streamer.wire.envelope import LIMITS, parse
 from streamer.wire.known import known
 
 AS_JSON = ("content-type", b"application/json")
-LIMIT = json_limit(10_000)
+LIMITED = LIMITS._replace(json=100_000, text=1_000, metadata=50_000)
 IMAGE = base64.b64encode(b"\xff\xd8\xff").decode()
 TOLD = {"id": "7", "text": "a", "url": "http://x", "metadata": {"n": 1}}
 
@@ -22,8 +22,8 @@ def of(value: bytes | None, *headers: tuple[str, bytes | None]) -> tuple[str, Fa
     """(why it is invalid, what is known)"""
     record = Record(0, 1, 2, value, headers)
     with pytest.raises(InvalidRecord) as caught:
-        parse(record, "image/jpeg", LIMIT)
-    return caught.value.reason, known(record, "image/jpeg", LIMIT)
+        parse(record, "image/jpeg", LIMITED)
+    return caught.value.reason, known(record, "image/jpeg", LIMITED)
 
 
 def of_json(**body) -> tuple[str, Facts]:
@@ -93,7 +93,7 @@ HEADERS: Headers = [("id", b"1"), ("text", b"a"), ("url", b"http://x"), ("meta-l
         (b"{", (AS_JSON,), "bad_json"),
         (b"[]", (AS_JSON,), "bad_json"),
         (b"\xff\xfe{", (AS_JSON,), "bad_json"),
-        (b"{" + b" " * LIMIT + b"}", (AS_JSON,), "too_many_bytes"),
+        (b"{" + b" " * LIMITED.json + b"}", (AS_JSON,), "too_many_bytes"),
         (b'{"x": ' + b"[" * 500 + b"]" * 500 + b"}", (AS_JSON,), "bad_json"),
         (None, (("uri", b"http://u"), ("sha256", b"abc")), "bad_header"),
     ],
@@ -108,10 +108,26 @@ def test_a_header_that_is_not_utf_8():
     assert found == ("bad_header", Facts("1", "caf\ufffd", None, {"a": "\ufffd", "b": "ok"}))
 
 
+def test_what_is_too_long_is_left_out():
+    long = ("meta-long", b"x" * 1_001)
+    told = Facts("1", "a", "http://x", {"lang": "en"})
+    assert of(b"x", *HEADERS, long) == ("too_many_bytes", told)
+    many = [(f"meta-{i}", b"x" * 900) for i in range(80)]
+    reason, found = of(b"x", *HEADERS, *many)
+    assert (reason, found.text) == ("too_many_bytes", "a")
+    assert 0 < len(found.metadata) < 60, "as many as fit"
+    assert of_json(id="7", text="x" * 1_001) == ("too_many_bytes", Facts("7", None, None, None))
+    assert of_json(id="7", text="a", more="x" * 50_000) == (
+        "too_many_bytes",
+        Facts("7", "a", None, None),
+    )
+    assert of_json(id="7", text="a", more=[[]] * 1_250)[1] == Facts(), "it is not even parsed"
+
+
 def test_the_names_of_headers_that_are_not_utf_8():
     record = Record(0, 1, 2, json.dumps(TOLD).encode(), UNREADABLE_HEADERS)
-    assert known(record, "application/json", LIMIT) == Facts("7", "a", "http://x", {"n": 1})
-    assert known(record, "image/jpeg", LIMIT) == Facts()
+    assert known(record, "application/json", LIMITED) == Facts("7", "a", "http://x", {"n": 1})
+    assert known(record, "image/jpeg", LIMITED) == Facts()
 
 
 texts = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
@@ -139,7 +155,7 @@ names = (
     st.sampled_from(("image/jpeg", "application/json", "text/plain")),
 )
 def test_whatever_comes_can_be_written(value, headers, default):
-    found = known(Record(0, 1, 2, value, headers), default, LIMIT)
+    found = known(Record(0, 1, 2, value, headers), default, LIMITED)
     for text in (found.id, found.text, found.url):
         assert text is None or text.encode() is not None
     json.dumps(found.metadata, ensure_ascii=False).encode()
