@@ -20,10 +20,10 @@ from streamer.errors import InvalidRecord
 MAX_PARTS = 100_000
 """Segments of a JPEG before the first scan, chunks of a PNG or WebP, blocks of a GIF before the
 first frame: many more than any encoder writes, and walked through in about 20 ms."""
-PASS_NS = 2.5
-"""What the slowest pass over a pixel took that was found: a progressive JPEG's scan that refines
-coefficients, twice decoded to see whether it is whole (`benchmarks/costly.py`)."""
 _WORK_PASSES, _WORK_PIXELS = 32, 64_000_000
+"""A pass over a pixel is 2.5 ns, which is what the slowest scan of a Huffman-coded JPEG takes: one
+that refines coefficients, decoded twice to see whether it is whole (`benchmarks/costly.py`). Formats
+state what else they do in such passes."""
 _ROW_STEPS = 100
 """of a row, whatever its width: decoders, and the conversion to RGB, go from row to row"""
 
@@ -58,7 +58,7 @@ class Prepared:
     partial: bool = False
     """It says itself that not all of the picture is in it."""
     passes: int = 1
-    """that decoding makes over all pixels of the image; one takes `PASS_NS` at most a pixel"""
+    """that decoding makes over all pixels of the image; of 2.5 ns a pixel at most"""
     steps: int = 0
     """of decoding beside these passes, none longer than a pass over one pixel"""
 
