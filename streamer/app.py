@@ -1,4 +1,4 @@
-"""One replica, put together: this page reads like section 2 of the design.
+"""One replica, put together: this page reads like "The line" in docs/architecture.md.
 
     Source ─▶ Decoder ─▶ Batcher ─▶ Judge ─▶ Claims ─▶ Epoch ─▶ Commit
     Kafka     pool       ┗━ device thread ┛   claims     writer   Kafka

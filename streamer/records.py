@@ -73,7 +73,7 @@ class Reference(NamedTuple):
 
 
 class Envelope(NamedTuple):
-    """A record's value and headers, parsed (section 4.1)."""
+    """A record's value and headers, parsed."""
 
     id: str | None
     text: str
@@ -103,7 +103,7 @@ class Facts:
 
 
 class Claim(NamedTuple):
-    """The final verdict on an origin's counting claim, as the claim log decided it (section 6.1)."""
+    """The final verdict on an origin's counting claim, as the claim log decided it."""
 
     position: int
     won: bool

@@ -1,5 +1,5 @@
 """The Kafka thread: polls, feeds the line, commits what was sealed, and answers the group's
-rebalances (section 5).
+rebalances.
 
 Two things end an epoch without a commit: its partitions were lost, or a deadline passed. Then the
 whole uncommitted work is dropped (`_drop`: a new run), and what is still owned is rewound and
@@ -427,6 +427,7 @@ class Replica:
         self._line.stage.close(partitions)
         self._terms = {p: t for p, t in self._terms.items() if p not in partitions}
         self._superseded_since = None
+        self._looked_at = float("-inf")
         self._metrics.rebalanced(event, len(partitions), len(self._terms))
         log.info(f"partitions {event}", extra={"partitions": sorted(partitions)})
 

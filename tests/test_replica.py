@@ -109,3 +109,19 @@ def test_what_a_revoke_committed_during_the_shutdown_was_not_dropped() -> None:
 def test_partitions_lost_during_the_shutdown_are_not_blamed_on_the_deadline() -> None:
     with pytest.raises(TemporaryError, match=r"dropped while the line was drained \(lost\)"):
         Draining("lost").replica.run(lambda: True, Bound(None))
+
+
+def test_a_bounded_run_is_not_over_while_a_partition_is_on_its_way_to_us() -> None:
+    """Its own partitions are done, and committed."""
+    asked: list[bool] = []
+    nothing: Any = lambda *_: None  # noqa: E731
+    source: Any = SimpleNamespace(owned={0}, is_settled=lambda: asked.pop(0))
+    line: Any = SimpleNamespace(fence=Fence(Run(1, 0)))
+    replica = Replica(source, SimpleNamespace(), line, Failure(), Metrics(), nothing, 300.0)  # type: ignore[arg-type]
+    replica._ended = line.fence.run
+    asked += [False, True]
+    assert not replica._is_over(Bound(None))
+    assert not replica._is_over(Bound(None)), "it looks from time to time"
+    assert asked == [True]
+    replica._looked_at = float("-inf")
+    assert replica._is_over(Bound(None))

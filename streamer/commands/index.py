@@ -215,8 +215,8 @@ class Place:
 
     def trouble(self, found: Found) -> str:
         """Why it cannot be used, after reading all of it; empty if it can."""
-        from streamer.dedup.snapshot import Unusable
         from streamer.dedup.store import WinnerStore
+        from streamer.wire.checked import Unusable
 
         try:
             self.snapshots.read(found, WinnerStore(self.binding.dim))
@@ -227,7 +227,7 @@ class Place:
     def restored_digest(self, found: Found, end: int) -> str | None:
         """Of the snapshot with the rest of the log; None for one that is newer than ``end``, or
         that its writer took away meanwhile."""
-        from streamer.dedup.snapshot import Unusable
+        from streamer.wire.checked import Unusable
 
         if found.header is None or found.header.offset > end:
             return None

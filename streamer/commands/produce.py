@@ -1,4 +1,4 @@
-"""``streamer produce``: images and their captions as records (contract, section 4.1: binary mode)."""
+"""``streamer produce``: images and their captions as records, in binary mode."""
 
 from __future__ import annotations
 

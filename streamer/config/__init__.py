@@ -1,4 +1,4 @@
-"""The configuration (section 8 of the design): one YAML file, read top to bottom in the order a
+"""The configuration: one YAML file, read top to bottom in the order a
 record travels.
 
     source.py    file, environment and ``--set``, merged     `load`

@@ -115,7 +115,7 @@ class Config(Section):
             )
         return self
 
-    # Names that follow from the dataset (section 4.2)
+    # Names that follow from the dataset
 
     @property
     def group(self) -> str:

@@ -1,5 +1,4 @@
-"""The meld: the pure function of the claim log that every replica applies in log order (section 6.1
-of the design).
+"""The meld: the pure function of the claim log that every replica applies in log order.
 
     A claim counts  ⇔  it is under its partition's latest valid open (same term), at an offset ≥ that open's ``from``,
                        its origin's first counting claim, and position − seen ≤ W.

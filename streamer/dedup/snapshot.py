@@ -16,7 +16,6 @@ sha256 of the data, and its own.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,15 +27,12 @@ import numpy as np
 from streamer.dedup.ledger import Ledger
 from streamer.dedup.meld import State
 from streamer.dedup.store import BLOCK, WinnerStore
+from streamer.wire import checked
+from streamer.wire.checked import Unusable
 from streamer.wire.claim import DatasetEntry, Open
 
 FORMAT = 1
 COLUMNS = ("vectors", "positions", "partitions", "offsets")
-
-
-class Unusable(Exception):
-    """A snapshot that a start must not use. ``str(error)`` says why; it never leaves the process:
-    the claim log has all of it."""
 
 
 class Array(NamedTuple):
@@ -82,22 +78,12 @@ class Header:
 
 def encode(header: Header) -> bytes:
     """JSON. Pure."""
-    body = {"format": FORMAT, **asdict(header)}
-    return json.dumps({**body, "checksum": _checksum(body)}, indent=1).encode()
+    return checked.encode(asdict(header), FORMAT)
 
 
 def decode(data: bytes) -> Header:
     """The inverse of `encode`. Pure. Raises Unusable."""
-    try:
-        body = json.loads(data)
-        checksum, version = body.pop("checksum"), body["format"]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise Unusable(f"its header cannot be read ({type(error).__name__})") from None
-    if checksum != _checksum(body):
-        raise Unusable("its header is damaged: the checksum differs")
-    if version != FORMAT:
-        raise Unusable(f"its format is {version}, this streamer reads {FORMAT}")
-    del body["format"]
+    body = checked.decode(data, FORMAT, "its header")
     try:
         body["dataset"] = DatasetEntry(**body["dataset"])
         body["ledgers"] = tuple(tuple(ledger) for ledger in body["ledgers"])
@@ -227,7 +213,3 @@ def _fill(file: BinaryIO, room: memoryview) -> None:
         if not taken:
             raise Unusable("its data end too early")
         room = room[taken:]
-
-
-def _checksum(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The claim log's topic (section 6.1): append, tail, apply. See `streamer.kafka.claims` for the
+"""The claim log's topic: append, tail, apply. See `streamer.kafka.claims` for the
 stage of the line on top of it."""
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from streamer.records import Claim, DecidedBatch, Term, key_of
 from streamer.wire.claim import Claims, Open, Withdraw
 
 MAX_IN_FLIGHT = 4
-"""Batches whose claims are on their way: enough to hide the round trip (section 6.1)."""
+"""Batches whose claims are on their way: enough to hide the round trip."""
 MAX_ROWS = W // 8
 """Claims on their way, and of batches that wait for a verdict, unless one batch alone has more: a
 claim is void when W others come between its search and itself. Of a larger batch so many are

@@ -315,8 +315,8 @@ def _manifest(message: Message) -> Manifest:
 
 
 def _again(call: Callable[[], object]) -> None:
-    """The same call until it is not retriable any more; the watchdog bounds it from outside (FACTS:
-    librdkafka#5456)."""
+    """The same call until it is not retriable any more; the watchdog bounds it from outside
+    (librdkafka#5456)."""
     while True:
         try:
             call()

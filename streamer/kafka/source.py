@@ -41,7 +41,7 @@ class Listener(Protocol):
 
 
 class Source:
-    """One consumer of the group. Never calls ``pause()`` (FACTS: it throws prefetched messages
+    """One consumer of the group. Never calls ``pause()`` (librdkafka throws prefetched messages
     away): while the line is full the caller keeps the last chunk in hand and calls `serve` now and
     then, which keeps the membership alive."""
 

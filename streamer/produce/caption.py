@@ -93,7 +93,7 @@ def joined(captions: Sequence[Caption]) -> Caption:
 
 
 def headers_of(caption: Caption) -> dict[str, str]:
-    """The headers ``text``, ``url`` and ``meta-NAME`` (contract, section 4.1).
+    """The headers ``text``, ``url`` and ``meta-NAME`` of a record.
 
     Several texts are also the metadata ``captions``, a JSON list, before what they hold already.
     What is no text is written as JSON. JSON has no NaN and no infinity: null stands for them, and

@@ -1,4 +1,4 @@
-"""The commit engine (section 5 of the design): which epoch may become true, and what is redone or
+"""The commit engine: which epoch may become true, and what is redone or
 forgotten at a start.
 
 A state machine over three ports. It knows nothing of threads, sockets or files, so that tests can
@@ -23,7 +23,8 @@ from streamer.records import Headers, Term
 from streamer.sink.agreement import Comparison, Projected, contradiction, require_no_offsets
 from streamer.sink.epoch_set import EpochSet
 from streamer.sink.ledger import Ledger
-from streamer.wire.checkpoint import Checkpoint, Unusable
+from streamer.wire.checked import Unusable
+from streamer.wire.checkpoint import Checkpoint
 from streamer.wire.checkpoint import decode as decode_checkpoint
 from streamer.wire.checkpoint import encode as encode_checkpoint
 from streamer.wire.manifest import FileEntry, Manifest
@@ -252,7 +253,7 @@ class CommitEngine:
                 waiting.append(manifest)
         self._unseen = {m.writer: m for m in waiting}
         if entries >= CHECKPOINT_EPOCHS:
-            self._write_checkpoint()
+            self._checkpoint()
 
     # Checkpoints of the commit log
 
@@ -283,15 +284,18 @@ class CommitEngine:
 
     def _checkpoint(self) -> None:
         """Reads what others have committed, and writes down what all of it says. Does without
-        where somebody's transaction is open for long."""
+        where somebody's transaction is open for long, and where brokers or storage refuse: nothing
+        depends on it. Raises Fenced."""
         try:
-            self._require_own(self._entries(CHECKPOINT_PATIENCE_S))
-        except TemporaryError as error:
-            log.info("no checkpoint of the commit log is written now: %s", error)
-            return
-        self._write_checkpoint()
+            self._read_as_last_of_our_name(CHECKPOINT_PATIENCE_S)
+            self._write_checkpoint()
+        except Fenced:
+            raise
+        except (TemporaryError, DependencyError) as error:
+            log.warning("a checkpoint of the commit log cannot be written: %s", error)
 
     def _write_checkpoint(self) -> None:
+        """Nothing where our own epochs were not all read back. Raises DependencyError."""
         if self._last_entry is None or not self.ledger.is_as_read:
             return
         offset, uuid = self._last_entry
@@ -306,10 +310,7 @@ class CommitEngine:
             claims_position=self.claims_position,
             waiting=tuple(self._unseen.values()),
         )
-        try:
-            self._files.write_checkpoint(self.writer, encode_checkpoint(checkpoint))
-        except DependencyError as error:
-            log.warning("a checkpoint of the commit log cannot be written: %s", error)
+        self._files.write_checkpoint(self.writer, encode_checkpoint(checkpoint))
 
     # The commit log
 
@@ -329,13 +330,14 @@ class CommitEngine:
             if is_new:
                 yield manifest
 
-    def _require_own(self, entries: Iterable[Manifest]) -> None:
-        """Raises Fenced if one of them is a successor's under our name: what we read could never
-        be committed."""
-        if any(manifest.writer == self.writer for manifest in list(entries)):
-            raise Fenced(
-                f"another process runs under the writer name {self.writer!r} and has committed: give every replica its own name (config: writer)"
-            )
+    def _read_as_last_of_our_name(self, patience_s: float | None = None) -> None:
+        """Reads what is new in the commit log. Raises Fenced if some of it is a successor's under
+        our name: what we read from the input could never be committed."""
+        for manifest in self._entries(patience_s):
+            if manifest.writer == self.writer:
+                raise Fenced(
+                    f"another process runs under the writer name {self.writer!r} and has committed: give every replica its own name (config: writer)"
+                )
 
     def _is_settled(self, manifest: Manifest) -> bool:
         """True once its own writer had time enough to project it."""
@@ -362,7 +364,7 @@ class CommitEngine:
         """
         for attempt in range(COMMIT_ATTEMPTS):
             committed = self._kafka.committed(partitions)
-            self._require_own(self._entries())
+            self._read_as_last_of_our_name()
             if not self.ledger.tiles and partitions:
                 require_no_offsets(self.dataset, committed)
                 self._found()

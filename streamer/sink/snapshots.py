@@ -19,11 +19,12 @@ from uuid import uuid4
 from streamer.config import Config
 from streamer.dedup import snapshot
 from streamer.dedup.meld import State, W
-from streamer.dedup.snapshot import Header, Unusable
+from streamer.dedup.snapshot import Header
 from streamer.dedup.store import WinnerStore
 from streamer.errors import DependencyError
 from streamer.sink.folder import Folder
 from streamer.sink.location import open_folder
+from streamer.wire.checked import Unusable
 from streamer.wire.claim import DatasetEntry
 
 log = logging.getLogger("streamer")

@@ -1,4 +1,4 @@
-"""One Parquet row for every record, whatever its outcome (section 4.3): columns from batches,
+"""One Parquet row for every record, whatever its outcome: columns from batches,
 written in bounded row groups."""
 
 from __future__ import annotations

@@ -1,26 +1,20 @@
 """A checkpoint of the commit log: what its entries up to one of them say together, so that a start
 reads only what came after. Nothing here is needed: the log has all of it.
-
-`encode` gives JSON with a checksum; `decode` refuses what is damaged.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from streamer.errors import ProtocolError
+from streamer.wire import checked
 from streamer.wire import manifest as wire
+from streamer.wire.checked import Unusable
 from streamer.wire.manifest import Manifest, Range
 
 FORMAT = 1
-
-
-class Unusable(Exception):
-    """A checkpoint that a start must not use. ``str(error)`` says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +41,6 @@ class Checkpoint:
 def encode(checkpoint: Checkpoint) -> bytes:
     """Pure."""
     body: dict[str, Any] = {
-        "format": FORMAT,
         "dataset": checkpoint.dataset,
         "log_id": checkpoint.log_id,
         "offset": checkpoint.offset,
@@ -58,20 +51,12 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "claims_position": checkpoint.claims_position,
         "waiting": [wire.encode(manifest).decode() for manifest in checkpoint.waiting],
     }
-    return json.dumps({**body, "checksum": _checksum(body)}, indent=1).encode()
+    return checked.encode(body, FORMAT)
 
 
 def decode(data: bytes) -> Checkpoint:
     """The inverse of `encode`. Pure. Raises Unusable."""
-    try:
-        body = json.loads(data)
-        checksum, version = body.pop("checksum"), body["format"]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise Unusable(f"it cannot be read ({type(error).__name__})") from None
-    if checksum != _checksum(body):
-        raise Unusable("it is damaged: the checksum differs")
-    if version != FORMAT:
-        raise Unusable(f"its format is {version}, this streamer reads {FORMAT}")
+    body = checked.decode(data, FORMAT, "it")
     try:
         return Checkpoint(
             dataset=body["dataset"],
@@ -86,7 +71,3 @@ def decode(data: bytes) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError, AttributeError, ProtocolError) as error:
         raise Unusable(f"it has other fields than this streamer's: {error}") from None
-
-
-def _checksum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Entries of the claim log ``NAME.claims``: bytes ⇄ types (section 6.1 of the design).
+"""Entries of the claim log ``NAME.claims``: bytes ⇄ types.
 
 What is rare is JSON, so that a person can read it; what is frequent is binary, and decoding it copies nothing.
 The first bytes tell which::
@@ -35,7 +35,7 @@ _VECTOR = np.dtype("<f2")
 
 @dataclass(frozen=True, slots=True)
 class DatasetEntry:
-    """The first entry: what the dataset is bound to for good (section 4.2)."""
+    """The first entry: what the dataset is bound to for good."""
 
     topic_id: str
     """Kafka's id of the input topic."""

@@ -1,4 +1,4 @@
-"""The manifest of one epoch (section 4.4): what the commit log and ``manifests/WRITER-EPOCH.json``
+"""The manifest of one epoch: what the commit log and ``manifests/WRITER-EPOCH.json``
 both hold, byte for byte.
 
 `encode` gives one line of JSON with its fields in a fixed order, so equal manifests are equal
@@ -40,7 +40,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that one commit makes true. Section 4.4 names the fields."""
+    """Everything that one commit makes true; docs/reference.md names the fields."""
 
     version: int
     dataset: str

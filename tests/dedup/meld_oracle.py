@@ -1,4 +1,4 @@
-"""The rules of section 6.1 once more, one row at a time in plain Python: slow, and sharing nothing
+"""The rules of the meld once more, one row at a time in plain Python: slow, and sharing nothing
 with the service but the entries.
 
 Verdicts are (kind, position of the winner, similarity); dot products are exact (every product of

@@ -1,8 +1,7 @@
-"""Judges what a dataset left behind (`tests.faults.evidence`) by the design's own words, sharing no
+"""Judges what a dataset left behind (`tests.faults.evidence`) by the words of docs/architecture.md, sharing no
 code with the service.
 
-The claim log is decoded and decided here once more, row after row, from its raw bytes (section 6.1
-of the design).
+The claim log is decoded and decided here once more, row after row, from its raw bytes.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -140,3 +141,29 @@ def test_a_server_that_is_away_is_waited_for_and_everybody_sees_it(
     assert replica.end() == 0, replica.log
     output = read_output(service.output)
     assert len(output.of("accepted")) == len(output.rows) == 20
+
+
+def test_a_replica_that_waits_for_a_server_gives_partitions_away_and_stops(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made, web: Web
+) -> None:
+    create_topic(kafka, topic_name, partitions=2)
+    produce(kafka, topic_name, [referring(f"http://{web.host}/{i}.jpg") for i in range(20)])
+    service = make_service(
+        dataset_name,
+        fetch={"schemes": ["http"], "hosts": [web.host], "give_up_after": "3s"},
+        dedup="off",
+    )
+    web.away = True
+    one = service.start("--until", "end")
+    one.wait_for(f"fetch: {web.host} answers nobody")
+    other = service.start("--until", "end", writer="w1")
+    other.wait_for("partitions assigned", timeout=90)
+    other.wait_for(f"fetch: {web.host}", timeout=90)
+    for replica in (one, other):
+        replica.kill(signal.SIGTERM)
+        assert replica.end() == 75, replica.log
+    web.away = False
+    service.run("--until", "end")
+    output = read_output(service.output)
+    assert len(output.of("accepted")) == len(output.rows) == 20
+    verified(service.output)

@@ -1,7 +1,7 @@
 """A Kafka of the size of this simulation: one input topic, one group, transactions, and the two
 logs of a dataset.
 
-It does what the real one was seen to do (FACTS in the design notes, and Kafka's own coordinator):
+It does what the real one was seen to do, and Kafka's own coordinator:
 the group fences *members* and generations, not partitions; a transaction is decided at once, but
 its markers reach the commit log and the offsets each in their own time; until then the log's end
 and those offsets are hidden from who reads committed data.

@@ -108,7 +108,7 @@ MUTATIONS = [
     _engine(
         "the log is not read at an assignment",
         (
-            "            self._require_own(self._entries())\n            if not",
+            "            self._read_as_last_of_our_name()\n            if not",
             "            if not",
         ),
         quick=True,
@@ -128,7 +128,7 @@ MUTATIONS = [
     _engine(
         "epochs of a successor under the same name are taken for granted",
         (
-            "            self._require_own(self._entries())\n            if not",
+            "            self._read_as_last_of_our_name()\n            if not",
             "            list(self._entries())\n            if not",
         ),
     ),
@@ -213,7 +213,7 @@ MUTATIONS = [
         "a checkpoint knows epochs of ours that the log gives back",
         (" or not self.ledger.is_as_read", ""),
         (
-            "            self._require_own(self._entries(CHECKPOINT_PATIENCE_S))\n",
+            "            self._read_as_last_of_our_name(CHECKPOINT_PATIENCE_S)\n",
             "            pass\n",
         ),
     ),

@@ -1,4 +1,4 @@
-"""What must hold at every moment of a simulation (section 3 of the design, invariants 1 to 4 and
+"""What must hold at every moment of a simulation (docs/architecture.md, invariants 1 to 4 and
 6)."""
 
 from __future__ import annotations

@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from streamer.app import COMMIT_LIMIT_S, limit_s
-from streamer.errors import ConfigError, Fenced, ProtocolError, TemporaryError
+from streamer.errors import (
+    ConfigError,
+    DependencyError,
+    Fenced,
+    ProtocolError,
+    TemporaryError,
+)
 from streamer.records import Term
 from streamer.sink.engine import (
     CHECKPOINT_EPOCHS,
@@ -430,6 +436,36 @@ def test_no_checkpoint_is_waited_for_where_a_transaction_stays_open() -> None:
     bench.kafka.read = hanging  # type: ignore[method-assign]
     for n in range(CHECKPOINT_EPOCHS):
         assert isinstance(bench.engine.commit(bench.sealed(5 + n, 6 + n), lambda: True), Manifest)
+    assert bench.files.kept == []
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_nothing() -> None:
+    bench = founded()
+
+    def refuse(_writer: str, _data: bytes) -> None:
+        raise DependencyError("the bucket is gone")
+
+    bench.files.write_checkpoint = refuse  # type: ignore[method-assign]
+    bench.own(0, 5)
+    for n in range(CHECKPOINT_EPOCHS):
+        assert isinstance(bench.engine.commit(bench.sealed(5 + n, 6 + n), lambda: True), Manifest)
+
+
+def test_a_successor_that_is_seen_at_a_checkpoint_ends_this_process() -> None:
+    bench = founded()
+    bench.own(0, 5)
+    for n in range(CHECKPOINT_EPOCHS - 1):
+        assert isinstance(bench.engine.commit(bench.sealed(5 + n, 6 + n), lambda: True), Manifest)
+    last = CHECKPOINT_EPOCHS - 1
+    project = bench.files.project
+
+    def late(entry: Manifest) -> None:
+        project(entry)
+        bench.kafka.log.append(manifest("w-1", last + 1, {1: (0, 3)}, previous=entry.uuid))
+
+    bench.files.project = late  # type: ignore[method-assign]
+    with pytest.raises(Fenced, match="another process runs under the writer name 'w-1'"):
+        bench.engine.commit(bench.sealed(5 + last, 6 + last), lambda: True)
     assert bench.files.kept == []
 
 

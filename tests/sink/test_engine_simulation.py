@@ -1,5 +1,5 @@
 """The commit protocol under crash, rebalance, fencing, in-doubt commits and slow storage, against
-the invariants of section 3.
+the invariants of docs/architecture.md.
 
 Each example is a whole world: one to three replicas made of the real Replica, Source, Batcher,
 EpochThread, CommitEngine, Ledger and Storage, on a simulated Kafka, disk and clock (`simulation`).
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -34,28 +35,22 @@ pytestmark = pytest.mark.timeout(3600 if LONG else 300)
 jitter = st.one_of(st.just(0), st.integers(1, 1 << 16))
 trouble = st.tuples(st.integers(1, 100), st.integers(0, len(TROUBLES) - 1), st.integers(0, 255))
 plans = st.integers(0, 3).flatmap(lambda n: st.lists(trouble, min_size=12 * n, max_size=12 * n + 8))
+of_all: dict[str, st.SearchStrategy[Any]] = {
+    "writers": st.integers(1, 3),
+    "partitions": st.integers(1, 3),
+    "records": st.sampled_from((6, 20, 60)),
+    "static": st.booleans(),
+    "hasty": st.booleans(),
+    "jitter": jitter,
+}
 worlds = st.builds(
     Setting,
-    writers=st.integers(1, 3),
-    partitions=st.integers(1, 3),
-    records=st.sampled_from((6, 20, 60)),
-    static=st.booleans(),
+    **of_all,
     copies=st.booleans(),
     latest=st.integers(0, 5).map(lambda n: n == 5),
-    hasty=st.booleans(),
     patient=st.booleans(),
-    jitter=jitter,
 )
-bounded_worlds = st.builds(
-    Setting,
-    writers=st.integers(1, 3),
-    partitions=st.integers(1, 3),
-    records=st.sampled_from((6, 20, 60)),
-    static=st.booleans(),
-    hasty=st.booleans(),
-    bounded=st.just(True),
-    jitter=jitter,
-)
+bounded_worlds = st.builds(Setting, **of_all, bounded=st.just(True))
 
 
 @WORLDS
