@@ -13,7 +13,7 @@ from streamer.testing import create_topic, jpeg, produce
 from streamer.testing.broker import MESSAGE_BYTES
 from tests.integration.service import Made, read_output
 
-BOUND_MB = 3_000
+BOUND_MB = 2_300
 """An idle process takes 550 MB, and the client's queue of messages some more."""
 MB = 1_000_000
 MEASURED = (
