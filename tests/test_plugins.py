@@ -7,8 +7,6 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from importlib.machinery import PathFinder
-from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -184,13 +182,25 @@ WITH_M = (sys.executable, "-m", "streamer")
 def hostile(folder: Path) -> Path:
     """A working directory where every module of Python and of the installed packages has a
     namesake, which leaves its name in the file ``ran`` and lets nothing go on."""
-    names = sys.stdlib_module_names | packages_distributions().keys()
-    there = {name for name in names if name.isidentifier() and PathFinder.find_spec(name)}
-    for name in there - {"streamer"}:
+    for name in installed() - {"streamer"}:
         (folder / f"{name}.py").write_text(
             f"open({str(folder / 'ran')!r}, 'a').write('{name} ')\nraise SystemExit(99)\n"
         )
     return folder
+
+
+def installed() -> set[str]:
+    """What a fresh interpreter can import. This one can import more: setuptools, once it is
+    imported, puts a folder of its own on the path."""
+    names = """
+import sys
+from importlib.machinery import PathFinder
+from importlib.metadata import packages_distributions
+names = sys.stdlib_module_names | packages_distributions().keys()
+print(*(name for name in names if name.isidentifier() and PathFinder.find_spec(name)))
+"""
+    done = subprocess.run([sys.executable, "-c", names], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
 
 
 def started(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
