@@ -16,7 +16,7 @@ import hashlib
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -33,6 +33,7 @@ from streamer.model.model import Embedded
 from streamer.records import U8, Decoded, Facts, Record, Sample
 from streamer.units import parse_duration
 from streamer.wire.envelope import parse
+from streamer.wire.limits import Limits, weight
 
 SEED_BYTES = 32
 JPEG_MAGIC = b"\xff\xd8\xff\xe0"
@@ -53,6 +54,7 @@ class SeededDecoder:
         *_rest: Any,
     ) -> None:
         self._content_type = config.kafka.default_content_type
+        self._limits = Limits.of(config.decode)
         self._prior = prior
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
@@ -63,13 +65,14 @@ class SeededDecoder:
         rows: list[Decoded] = []
         for record in records:
             prior = self._prior(record.partition, record.offset)
-            envelope = parse(record, self._content_type)
+            envelope = parse(record, self._content_type, self._limits)
             data = envelope.image
             assert isinstance(data, bytes)
             facts = Facts(
                 envelope.id, envelope.text, envelope.url, envelope.metadata, data, "jpg", 640, 480, hashlib.sha256(data).hexdigest()
             )  # fmt: skip
-            rows.append(Sample(record, facts, np.frombuffer(data, np.uint8, SEED_BYTES), [], prior))
+            pixels = np.frombuffer(data, np.uint8, SEED_BYTES)
+            rows.append(Sample(record, facts, pixels, [], prior, nbytes=weight(record, facts)))
         return rows
 
     def held(self) -> Counter[str]:
@@ -86,6 +89,7 @@ class SeededModel:
     """In place of `streamer.model.model.Model`: bytes → unit vector, one matrix product a batch."""
 
     score_names: tuple[str, ...] = ()
+    fingerprints: Mapping[str, str] = {}
     pixels_shape = None
     device = "cpu"
 
