@@ -75,6 +75,9 @@ class SeededDecoder:
             rows.append(Sample(record, facts, pixels, [], prior, nbytes=weight(record, facts)))
         return rows
 
+    def overrun(self, limit: float) -> None:
+        pass
+
     def held(self) -> Counter[str]:
         return Counter()
 

@@ -14,6 +14,7 @@ durable storage, one Kafka transaction makes the epoch and its offsets true toge
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -46,8 +47,9 @@ from streamer.model.model import Model, load_model
 from streamer.ops.health import Health
 from streamer.ops.http import OpsServer, is_free
 from streamer.ops.metrics import Metrics
-from streamer.ops.watchdog import Watchdog
+from streamer.ops.watchdog import Watchdog, end_process
 from streamer.provenance import fingerprints
+from streamer.quarantine import Quarantine
 from streamer.range import Range, live_range, replay_range
 from streamer.replica import DRAIN_DEADLINE_S, Bound, Line, Replica
 from streamer.sink.agreement import require_claims
@@ -76,6 +78,10 @@ COMMIT_LIMIT_S = 90.0
 PROJECT_BYTES_PER_S = 10_000_000
 """The watchdog takes a projection that is slower for one that hangs: a disk renames, an object
 store copies."""
+JOURNAL_LIMIT_S = 5.0
+"""So long a process that must end may take to write down why."""
+LOOK_S = 1.0
+"""How often somebody looks at what is being decoded."""
 MAINTAIN_S = 0.2
 """How often the index looks whether there is something to train or to merge."""
 
@@ -141,17 +147,22 @@ def run_range(
         state = restore(ground, at_exit)
 
         # 3. The line.
-        line, workers = put_together(ground, state, parts.decoder, at_exit)
+        quarantine = Quarantine(config.writer, ground.storage)
+        line, workers = put_together(ground, state, quarantine, parts.decoder, at_exit)
 
         # 4. Fence the predecessor, redo or forget what it left behind.
-        recovered = recover(ground, state, line, span, at_exit)
+        recovered = recover(ground, state, line, quarantine, span, at_exit)
 
         # 5. Join the group, run, leave it, and keep the dedup state for the next start.
         take_part(ground, state, workers, recovered, stop)
 
 
 def put_together(
-    ground: Ground, state: Restored, decoder_type: type[Decoder], at_exit: ExitStack
+    ground: Ground,
+    state: Restored,
+    quarantine: Quarantine,
+    decoder_type: type[Decoder],
+    at_exit: ExitStack,
 ) -> tuple[Line, list[Worker]]:
     """The stages in the order a record meets them, and the threads that will run them; none is
     started here.
@@ -180,7 +191,7 @@ def put_together(
     at_exit.callback(rules.finish)
     embedder = model.embedder
     decoder = decoder_type(
-        config, embedder.transform, embedder.decode, embedder.draft_size, rules.header_rules, stage.prior, failure,
+        config, embedder.transform, embedder.decode, embedder.draft_size, rules.header_rules, stage.prior, quarantine.condemns, failure,
         lambda: metrics.stage("decode"), metrics.fetch_failed, metrics.fetch_seconds.observe, model.pixels_shape,
     )  # fmt: skip
     at_exit.callback(decoder.close)
@@ -209,7 +220,12 @@ def put_together(
     )
     metrics.watch_queue(chunks, decided)
     metrics.watch_device_memory(model.memory)
-    workers = [Worker("device", judge.run, failure), Worker("writer", epochs.run, failure)]
+    watch = partial(watch_decoding, decoder, quarantine, config.decode.timeout, failure)
+    workers = [
+        Worker("device", judge.run, failure),
+        Worker("writer", epochs.run, failure),
+        Worker("decode watch", watch, failure),
+    ]
     if claims is not None:
         workers += [
             Worker("claims", claims.run, failure),
@@ -230,7 +246,12 @@ class Recovered:
 
 
 def recover(
-    ground: Ground, state: Restored, line: Line, span: Range, at_exit: ExitStack
+    ground: Ground,
+    state: Restored,
+    line: Line,
+    quarantine: Quarantine,
+    span: Range,
+    at_exit: ExitStack,
 ) -> Recovered:
     """Fences the predecessor, redoes or forgets what it left behind. Main thread; blocks until the
     commit log is read to its end.
@@ -272,7 +293,7 @@ def recover(
         require_claims(line.stage.position, engine.claims_position, config.claims_topic)
     line.fence.run = Run(1, engine.next_epoch)
     replica = Replica(
-        source, engine, line, ground.ops.failure, metrics, beat, poll_interval_s(config)
+        source, engine, line, quarantine, ground.ops.failure, metrics, beat, poll_interval_s(config)
     )
     bound = Bound(
         span.ends if span.fixed_ends is None else engine.ledger.fixed_ends,
@@ -366,6 +387,27 @@ def maintain(index: WinnerIndex, failure: Failure) -> None:
     while not failure.stop.is_set():
         if not index.maintain():
             failure.stop.wait(MAINTAIN_S)
+
+
+def watch_decoding(
+    decoder: Decoder, quarantine: Quarantine, timeout_s: float, failure: Failure
+) -> None:
+    """The thread that ends the process when an image takes longer than ``decode.timeout``: a
+    decoder that hangs cannot be interrupted."""
+    while not failure.stop.wait(LOOK_S):
+        overrun = decoder.overrun(timeout_s / LOOK_S)
+        if overrun is not None:
+            partition, offset, thread = overrun
+            writing = threading.Thread(
+                target=quarantine.overran, args=(partition, offset), daemon=True
+            )
+            writing.start()
+            writing.join(JOURNAL_LIMIT_S)
+            end_process(
+                f"partition {partition}, offset {offset}: the image is being decoded for more than "
+                f"decode.timeout = {timeout_s:g} s",
+                thread,
+            )
 
 
 class SystemClock:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from streamer.decode.decoder import Decoder
-from streamer.errors import TemporaryError
+from streamer.errors import StreamerError, TemporaryError
 from streamer.flow.channel import Channel
 from streamer.flow.item import Chunk, Fence, Run, Span
 from streamer.flow.worker import Failure
@@ -26,6 +26,7 @@ from streamer.kafka.claims import ClaimStage, NoClaims
 from streamer.kafka.source import Source
 from streamer.ops.health import Heartbeat
 from streamer.ops.metrics import Metrics
+from streamer.quarantine import Quarantine
 from streamer.records import Decoded, Term
 from streamer.sink.engine import CommitEngine, Sealed
 from streamer.sink.ledger import Ledger
@@ -125,10 +126,11 @@ class Replica:
     while it polls."""
 
     def __init__(
-        self, source: Source, engine: CommitEngine, line: Line, failure: Failure, metrics: Metrics, beat: Heartbeat,
-        poll_interval_s: float,
+        self, source: Source, engine: CommitEngine, line: Line, quarantine: Quarantine, failure: Failure, metrics: Metrics,
+        beat: Heartbeat, poll_interval_s: float,
     ) -> None:  # fmt: skip
         self._source = source
+        self._quarantine = quarantine
         self._engine = engine
         self._line = line
         self._failure = failure
@@ -157,20 +159,33 @@ class Replica:
         """Until ``stop()`` or the bound; then drains, seals and commits. Returns how far a bounded
         run came that was stopped before its end. Raises what ended it early; nothing uncommitted
         is visible then."""
+        try:
+            stopped = self._run(stop, bound)
+        except StreamerError:
+            self._quarantine.closed()
+            raise
+        self._quarantine.closed()
+        return stopped
+
+    def _run(self, stop: Callable[[], bool], bound: Bound) -> Progress | None:
         self._bound = bound
         while not stop():
             self._failure.raise_if_any()
             self._beat()
-            if self._commit_finished():
+            if self._commit_finished(TICK_S if self._is_confined() else 0.0):
                 self._ended = self._line.fence.run
             self._check_superseded()
             if self._rewind:
                 self._reopen()
+            if self._quarantine.is_open:
+                self._try_suspects()
             bound.fix(self._source, self._source.owned)
             if time.monotonic() - self._lag_shown_at >= LAG_S:
                 self._show_lag()
             self._feed()
-            if not self._rewind and bound.is_reached(self._source) and self._is_over(bound):
+            if self._rewind or self._quarantine.is_open:
+                continue
+            if bound.is_reached(self._source) and self._is_over(bound):
                 owned = self._source.owned
                 return bound.missing(owned, self._engine.ledger, True) if owned else None
         log.info("draining: what is on the device is decided, sealed and committed")
@@ -201,7 +216,7 @@ class Replica:
         return over
 
     def _flush(self) -> None:
-        """Asks, once a run and behind everything that was polled, for the last epoch."""
+        """Asks, once, for an epoch that ends behind everything that was polled."""
         run = self._line.fence.run
         if self._flushed is not run:
             empty: Future[list[Decoded]] = Future()
@@ -209,7 +224,21 @@ class Replica:
             if self._line.chunks.put(Chunk(Span(run, self._terms, {}, self._flushes + 1), empty)):
                 self._flushes += 1
                 self._flushed = run
-                log.info("everything up to the end is read; it is decided and committed now")
+                log.info("everything that is to be read is read; it is decided and committed now")
+
+    def _try_suspects(self) -> None:
+        """One step of the quarantine: a trial begins when what was in the line before is
+        committed."""
+        if self._ended is self._line.fence.run:
+            self._flushed = self._ended = None
+            trial = self._quarantine.proceed(self._engine.ledger.end)
+            self._source.confine(None if trial is None else {trial.partition: trial.end})
+        elif not self._rewind and self._is_confined():
+            self._flush()
+
+    def _is_confined(self) -> bool:
+        """Whether nothing more may be read until what was read is committed."""
+        return self._quarantine.is_open and self._source.windows_are_read
 
     def _is_settled(self) -> bool:
         """Whether no partition is on its way to us. If it were, and all replicas ended, nobody
@@ -246,7 +275,7 @@ class Replica:
                 last = {r.partition: r.offset for r in records}
                 stamps = [r.timestamp_ms for r in records if r.timestamp_ms > 0]
                 self._uncommitted.append((min(stamps, default=0), last))
-        if not source.has_chunk:
+        if not (source.has_chunk or self._is_confined()):
             source.poll(0.0 if source.has_any else TICK_S)
             self._polled_at = time.monotonic()
         else:
@@ -261,9 +290,9 @@ class Replica:
 
     # Commit
 
-    def _commit_finished(self) -> bool:
-        """True when the last epoch of a bounded run is committed."""
-        finished = self._line.epochs.take(0)
+    def _commit_finished(self, timeout: float) -> bool:
+        """True when the epoch that was asked for (`_flush`) is committed."""
+        finished = self._line.epochs.take(timeout)
         return (
             finished is not None
             and self._commit(finished, self._serve_once)
@@ -286,6 +315,7 @@ class Replica:
         if finished.run.number != self._line.fence.run.number:
             self._engine.discard(sealed)
             return False
+        self._quarantine.sealed()
         self._committing = finished
         began = time.monotonic()
         manifest = self._engine.commit(sealed, serve)
@@ -404,6 +434,9 @@ class Replica:
         for term in terms:
             self._engine.own(term)
         self._terms = {**self._terms, **{t.partition: t for t in terms}}
+        self._quarantine.opened(starts, self._engine.ends)
+        if self._quarantine.is_open:
+            self._source.take_nothing()
         return starts
 
     def revoked(self, partitions: Collection[int]) -> None:
@@ -425,6 +458,7 @@ class Replica:
     def _release(self, partitions: Collection[int], event: str) -> None:
         self._engine.disown(partitions)
         self._line.stage.close(partitions)
+        self._quarantine.released(partitions)
         self._terms = {p: t for p, t in self._terms.items() if p not in partitions}
         self._superseded_since = None
         self._looked_at = float("-inf")

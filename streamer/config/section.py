@@ -73,6 +73,9 @@ class Fetch(Section):
 
 class Decode(Section):
     threads: int = Field(6, ge=1, le=256)
+    timeout: Seconds = 30.0
+    """For the decoding of one image; then the process ends, and sets it aside when that happens
+    again."""
     max_bytes: Size = 20_000_000
     max_pixels: int = Field(64_000_000, ge=1)
     max_text_bytes: Size = 1_000_000

@@ -7,6 +7,7 @@ record, and nothing of it reaches its neighbours.
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import threading
 from collections import Counter
@@ -15,7 +16,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image as Pil
@@ -31,6 +32,7 @@ from streamer.decode.image import (
     set_up,
     sniff,
 )
+from streamer.decode.stopwatch import Overrun, Stopwatch
 from streamer.errors import InvalidRecord
 from streamer.flow.worker import Failure
 from streamer.records import (
@@ -49,6 +51,8 @@ from streamer.wire.envelope import parse
 from streamer.wire.known import known
 from streamer.wire.limits import Limits, weight
 
+CLOSE_S = 5.0
+"""So long an image that is being decoded may keep a process that ends."""
 PIXELS_IN_FLIGHT = 64_000_000
 """Pixels that all threads together may be decoding (or one image's, where ``decode.max_pixels`` is
 more): 11 to 17 bytes each at their peak (WebP the most)."""
@@ -58,6 +62,7 @@ _LIMITS = frozenset(("too_many_bytes", "too_many_pixels", "too_costly", "zero_si
 
 Transform = Callable[[Pil.Image], U8]
 Prior = Callable[[int, int], Claim | None]
+Condemns = Callable[[int, int], bool]
 
 
 class HeaderRules(Protocol):
@@ -89,6 +94,7 @@ class Decoder:
         draft_size: tuple[int, int],
         rules: HeaderRules,
         prior: Prior,
+        condemns: Condemns,
         failure: Failure,
         busy: Callable[[], AbstractContextManager[None]] = nullcontext,
         fetch_failed: Callable[[str], None] = lambda cause: None,
@@ -96,7 +102,8 @@ class Decoder:
         pixels_shape: tuple[int, ...] | None = None,
     ) -> None:
         """``prior(partition, offset)`` is the verdict of an earlier claim; called on the pool's
-        threads, like the rules and the embedder's functions.
+        threads, like the rules and the embedder's functions. What ``condemns`` names is invalid
+        and not looked at (`streamer.quarantine`).
 
         ``busy`` wraps the work on each chunk, for its time; ``fetch_failed`` and ``fetched`` are
         `Fetcher`'s ``failed`` and ``fetched``. What is no single record's fault (a bug) is reported
@@ -113,6 +120,7 @@ class Decoder:
         self._pixels_shape = pixels_shape
         self._rules = rules
         self._prior = prior
+        self._condemns = condemns
         self._failure = failure
         self._busy = busy
         self._pixels = _PixelBudget(max(PIXELS_IN_FLIGHT, config.decode.max_pixels))
@@ -120,6 +128,8 @@ class Decoder:
         self._threads = ThreadPoolExecutor(config.decode.threads, thread_name_prefix="decode")
         self._unfinished: set[Future[list[Decoded]]] = set()
         """What somebody still waits for."""
+        self._working: set[Future[None]] = set()
+        self._stopwatch = Stopwatch()
 
     def submit(self, records: list[Record]) -> Future[list[Decoded]]:
         """One answer for each record, in their order. Does not block; take the futures in the order
@@ -132,8 +142,13 @@ class Decoder:
         result.set_running_or_notify_cancel()  # so that nobody else cancels it
         self._unfinished.add(result)
         result.add_done_callback(self._unfinished.discard)
-        self._threads.submit(self._start, records, result)
+        self._work(self._start, records, result)
         return result
+
+    def _work(self, step: Callable[..., None], *args: Any) -> None:
+        working = self._threads.submit(step, *args)
+        self._working.add(working)
+        working.add_done_callback(self._working.discard)
 
     def forget(self) -> None:
         """Nobody waits any more for what was submitted before: its futures are never done. Does not
@@ -144,10 +159,16 @@ class Decoder:
         """Server → records that wait for it because it answers nobody. Any thread."""
         return self._fetcher.held()
 
+    def overrun(self, limit: float) -> Overrun | None:
+        """An image whose decoding was met here more than ``limit`` times. To be called in even
+        intervals, by one thread; does not block."""
+        return self._stopwatch.look(limit)
+
     def close(self) -> None:
-        """Forgets what has not begun and waits for the images being decoded, seconds at most.
+        """Forgets what has not begun and waits for the images being decoded, `CLOSE_S` at most.
         Futures left over raise CancelledError."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        concurrent.futures.wait(list(self._working), CLOSE_S)
         self._fetcher.close()
         for result in list(self._unfinished):
             result.set_exception(CancelledError("the decoder was closed"))
@@ -179,7 +200,7 @@ class Decoder:
         # RuntimeError: the pool was closed while the fetches were on their way, and `close` settles
         # the result
         with suppress(RuntimeError):
-            self._threads.submit(self._finish, opened, result)
+            self._work(self._finish, opened, result)
 
     def _finish(self, opened: list[_Opened | Settled], result: Future[list[Decoded]]) -> None:
         with _Carry(result, self._failure):
@@ -191,6 +212,8 @@ class Decoder:
 
     def _open(self, record: Record, wanted: Callable[[], bool]) -> _Opened | Settled:
         prior = self._prior(record.partition, record.offset)
+        if self._condemns(record.partition, record.offset):
+            return _invalid(record, Facts(), InvalidRecord("crashed"), [], prior)
         try:
             envelope = parse(record, self._content_type, self._record_limits)
         except InvalidRecord as error:
@@ -210,16 +233,18 @@ class Decoder:
         failures: list[FailedRule] = []
         try:
             data = facts.data = row.image if isinstance(row.image, bytes) else row.image.result(0)
-            facts.sha256 = hashlib.sha256(data).hexdigest()
-            header = self._read_header(data, facts)
-            failures = self._rules.check(facts)
+            with self._stopwatch.measure(record.partition, record.offset):
+                facts.sha256 = hashlib.sha256(data).hexdigest()
+                header = self._read_header(data, facts)
+                failures = self._rules.check(facts)
             if prior is None:
                 reason = next((f.name for f in failures if f.removes), None)
                 if reason is not None:
                     return Settled(record, facts, Decision("filtered", reason, _names(failures)))
             if isinstance(header, InvalidRecord):
                 raise header
-            return Sample(record, facts, self._decode_pixels(data, header), failures, prior)
+            pixels = self._decode_pixels(record, data, header)
+            return Sample(record, facts, pixels, failures, prior)
         except InvalidRecord as error:
             return _invalid(record, facts, error, failures, prior)
 
@@ -241,8 +266,11 @@ class Decoder:
         facts.format, facts.width, facts.height = header.format, header.width, header.height
         return header
 
-    def _decode_pixels(self, data: bytes, header: Header | None) -> U8:
-        with self._pixels.hold(0 if header is None else header.pixels):
+    def _decode_pixels(self, record: Record, data: bytes, header: Header | None) -> U8:
+        with (
+            self._pixels.hold(0 if header is None else header.pixels),
+            self._stopwatch.measure(record.partition, record.offset),
+        ):
             if self._own_decode is not None:
                 with _EMBEDDER:
                     return self._checked(self._own_decode(data))

@@ -18,6 +18,8 @@ from streamer.wire.limits import weight
 
 CHUNK_RECORDS = 64
 CHUNK_BYTES = 8_000_000
+POLL_MESSAGES = 10 * CHUNK_RECORDS
+"""A poll ends after so many, whatever became of them."""
 NO_TARGET = 1 << 62
 REFERENCE_BYTES = 4_000_000
 """What a record that may be a reference counts for: its image's bytes are known only once they are
@@ -41,8 +43,8 @@ class Listener(Protocol):
 
 
 class Source:
-    """One consumer of the group. Never calls ``pause()`` (librdkafka throws prefetched messages
-    away): while the line is full the caller keeps the last chunk in hand and calls `serve` now and
+    """One consumer of the group. Never calls ``pause()`` because the line is full (librdkafka throws
+    prefetched messages away): the caller keeps the last chunk in hand and calls `serve` now and
     then, which keeps the membership alive."""
 
     def __init__(self, config: Config, admin: Admin) -> None:
@@ -62,6 +64,15 @@ class Source:
         self._bytes = 0
         self._marks: dict[int, int] = {}
         self._targets: dict[int, int] = {}
+        self._windows: Mapping[int, int] | None = None
+        self._held: list[Record] = []
+        """What came behind the windows. A seek would bring it again, but takes half a second: the
+        fetch that is under way must come back first."""
+        self._passed: set[int] = set()
+        """Partitions of which messages came that were neither taken nor held."""
+        self._paused: set[int] = set()
+        self._log_ends: dict[int, int] = {}
+        """Partition → the end offset that the client told last; it does so once."""
         self.owned: set[int] = set()
         """Partitions whose records are taken; of others, what is still in the client's queue is
         ignored."""
@@ -132,11 +143,15 @@ class Source:
         Raises what a callback raised, and the broker's final errors.
         """
         message = self._poll(timeout)
-        while message is not None:
+        for _ in range(POLL_MESSAGES):
+            if message is None:
+                return
             self._accept(message)
-            if self.has_chunk:
-                break
+            if self.has_chunk or self._windows_are_polled():
+                return
             message = self._poll(0)
+        if message is not None:
+            self._accept(message)
 
     def serve(self) -> None:
         """Runs the group's callbacks once; a message that comes along is kept in hand."""
@@ -169,6 +184,10 @@ class Source:
         self._marks = {p: o for p, o in self._marks.items() if p in self.owned}
         for partition in partitions:
             self.reached.pop(partition, None)
+            self._log_ends.pop(partition, None)
+        self._passed.difference_update(partitions)
+        self._held = [r for r in self._held if r.partition in self.owned]
+        self._resume(self._paused.intersection(partitions))
 
     def rewind(self, starts: Mapping[int, int]) -> None:
         """Reads these partitions again from the given offsets. Not inside a callback."""
@@ -176,6 +195,53 @@ class Source:
             self.consumer.seek(TopicPartition(self._topic, partition, offset))
             self.owned.add(partition)
             self.reached[partition] = offset
+            self._log_ends.pop(partition, None)
+        self._held = [r for r in self._held if r.partition not in starts]
+
+    # Windows
+
+    def confine(self, windows: Mapping[int, int] | None) -> None:
+        """From now on only records of these partitions are taken, below these offsets; None: of
+        all. What is not taken meanwhile is read when it may be. Not inside a callback."""
+        self._windows = windows
+        wanted = self.owned if windows is None else self.owned.intersection(windows)
+        self._resume(self._paused & wanted)
+        held, self._held = self._held, []
+        for record in held:
+            if record.partition not in self._passed:
+                self._take(record)
+        for partition in self._passed & wanted:
+            self._passed.discard(partition)
+            self.consumer.seek(TopicPartition(self._topic, partition, self.reached[partition]))
+        if unwanted := self.owned - wanted - self._paused:
+            self.consumer.pause([TopicPartition(self._topic, p) for p in sorted(unwanted)])
+            self._paused |= unwanted
+            self._passed |= unwanted
+
+    def take_nothing(self) -> None:
+        """`confine` to no partition, also inside a callback: what comes is not taken."""
+        self._windows = {}
+
+    @property
+    def windows_are_read(self) -> bool:
+        """Whether nothing more is to be taken, and nothing is in hand."""
+        return not self.has_any and self._windows_are_polled()
+
+    def _windows_are_polled(self) -> bool:
+        return self._windows is not None and all(
+            self.reached.get(p, -1) >= min(self._end(p), self._log_ends.get(p, NO_TARGET))
+            for p in self.owned.intersection(self._windows)
+        )
+
+    def _end(self, partition: int) -> int:
+        """Records of it at or beyond this offset are not taken."""
+        target = self._targets.get(partition, NO_TARGET)
+        return target if self._windows is None else min(target, self._windows.get(partition, 0))
+
+    def _resume(self, partitions: Collection[int]) -> None:
+        if partitions:
+            self.consumer.resume([TopicPartition(self._topic, p) for p in sorted(partitions)])
+            self._paused.difference_update(partitions)
 
     # Bounded runs
 
@@ -216,16 +282,25 @@ class Source:
         if error is not None:
             self._event(error, partition, offset)
         elif partition in self.owned:
-            target = self._targets.get(partition, NO_TARGET)
-            if offset >= target:
-                self._mark(partition, target)
-                return
-            record = Record(
-                partition, offset, timestamp_ms(message), message.value(), _headers(message)
+            self._take(
+                Record(partition, offset, timestamp_ms(message), message.value(), _headers(message))
             )
+
+    def _take(self, record: Record) -> None:
+        """Into the hand, unless it is behind a target or a window."""
+        partition, end = record.partition, self._end(record.partition)
+        if record.offset < end:
             self._records.append(record)
             self._bytes += self._weight(record)
-            self.reached[partition] = offset + 1
+            self.reached[partition] = record.offset + 1
+            return
+        self._mark(partition, end)
+        if record.offset < self._targets.get(partition, NO_TARGET):
+            known = partition in (self._windows or {}) and partition not in self._passed
+            if known and len(self._held) < CHUNK_RECORDS:
+                self._held.append(record)
+            else:
+                self._passed.add(partition)
 
     def _weight(self, record: Record) -> int:
         """Bytes that the record counts for in the line, with those of the image that it may refer
@@ -243,7 +318,11 @@ class Source:
         code = error.code()
         if code == KafkaError._PARTITION_EOF:
             if partition in self.owned:
-                self._mark(partition, min(offset, self._targets.get(partition, NO_TARGET)))
+                end = self._end(partition)
+                self._mark(partition, min(offset, end))
+                self._log_ends[partition] = offset
+                if offset > end:
+                    self._passed.add(partition)
         elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise ProtocolError(
                 f"{self._topic} partition {partition}: the next records expired, or the topic was made again, while this dataset was behind "

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 from streamer.errors import EXIT_TRY_AGAIN
 from streamer.ops.logs import say_now
@@ -74,8 +75,13 @@ class Watchdog:
 
 
 def _end(limit: _Limit) -> None:
+    end_process(f"{limit.what} did not end within {limit.seconds:g} s", limit.thread)
+
+
+def end_process(why: str, thread: int) -> NoReturn:
+    """At once, without waiting for anybody; ``thread`` is the identifier of the one that hangs."""
     say_now(
-        f"{limit.what} did not end within {limit.seconds:g} s{_where(limit.thread)}: the process ends (exit {EXIT_TRY_AGAIN}); "
+        f"{why}{_where(thread)}: the process ends (exit {EXIT_TRY_AGAIN}); "
         "the next start finds out what was committed and goes on from there"
     )
     os._exit(EXIT_TRY_AGAIN)

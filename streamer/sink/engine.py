@@ -189,6 +189,8 @@ class CommitEngine:
         self.writer = writer
         self.ledger = Ledger()
         self.terms: dict[int, Term] = {}
+        self.ends: dict[int, int] = {}
+        """Partition → its end offset in the input topic when it was assigned."""
         self._kafka = kafka
         self._files = files
         self._clock = clock
@@ -379,6 +381,7 @@ class CommitEngine:
                 "",
             )
             if not problem:
+                self.ends |= {p: bounds[p][1] for p in starts}
                 return starts
             self._clock.sleep(0.1 * 2**attempt)
         raise ProtocolError(problem)

@@ -12,6 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 from uuid import uuid4
@@ -28,6 +29,7 @@ log = logging.getLogger("streamer")
 STAGING = ".staging"
 CHECKPOINTS = ".checkpoints"
 """Of the commit log: two files of each writer."""
+JOURNALS = ".reading"
 _STAGED = re.compile(r"(\d{8,})-([0-9a-f-]+)")
 _MANIFEST = re.compile(r"([a-z0-9-]+)-(\d{8,})\.json")
 
@@ -192,6 +194,24 @@ class Storage:
             self.folder.replace(oldest, data, f"{CHECKPOINTS}/{writer}.new")
         except FileNotFoundError as error:
             raise self.folder.refused(error, "write", oldest) from error
+
+    # What replicas read
+
+    def journals(self) -> Iterator[tuple[str, bytes]]:
+        """Everybody's: writer and bytes. Raises DependencyError."""
+        for entry in self.folder.walk(JOURNALS):
+            writer, dot, rest = entry.path.rpartition("/")[2].rpartition(".json")
+            if dot and not rest:
+                with suppress(FileNotFoundError):  # it is being replaced
+                    yield writer, self.read(entry.path)
+
+    def write_journal(self, writer: str, data: bytes) -> None:
+        """Raises DependencyError."""
+        path = f"{JOURNALS}/{writer}.json"
+        try:
+            self.folder.replace(path, data, f"{JOURNALS}/{writer}.new")
+        except FileNotFoundError as error:
+            raise self.folder.refused(error, "write", path) from error
 
     def check_writable(self) -> None:
         """Writes, reads, and removes a small file. Raises DependencyError (DiskFull); leaves

@@ -41,6 +41,7 @@ def decode(records: list[Record], chunk: int) -> tuple[list[Decoded], float]:
         (64, 64),
         rules,
         lambda p, o: None,
+        lambda p, o: False,
         failure,
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

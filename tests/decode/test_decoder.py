@@ -47,13 +47,15 @@ class Line:
         priors=None,
         transform=None,
         shape=None,  # type: ignore[assignment]
+        condemned=(),
     ) -> None:
         self.stop = Failure()
         self.transformed: list[tuple[int, int]] = []
         settings = config(output={"path": "/x"}) if settings is None else settings
         self.decoder = Decoder(
             settings, transform or self._transform, own_decode, (0, 0), Rules(filters, settings.output.formats).header_rules,
-            lambda partition, offset: (priors or {}).get((partition, offset)), self.stop, pixels_shape=shape,
+            lambda partition, offset: (priors or {}).get((partition, offset)), lambda *origin: origin in condemned, self.stop,
+            pixels_shape=shape,
         )  # fmt: skip
 
     def _transform(self, image: Image.Image) -> np.ndarray:
@@ -75,6 +77,36 @@ def line():
     yield make
     for made in lines:
         made.decoder.close()
+
+
+def test_a_condemned_record_is_not_looked_at(line):
+    made = line(condemned={(0, 1)}, priors={(0, 2): CLAIM})
+    first, second, third = made(record(photo()), record(photo(), 1), record(photo(), 2))
+    assert isinstance(first, Sample)
+    assert isinstance(third, Sample)
+    assert isinstance(second, Settled)
+    assert second.decision == Decision("invalid", "crashed")
+    assert len(made.transformed) == 2
+
+
+def test_an_image_that_is_decoded_for_long_is_named_and_not_one_that_waits_for_it(line):
+    """It holds all the pixels that may be decoded at a time, so the other one waits."""
+    held = threading.Event()
+    large = photo(size=(9000, 8000))
+    made = line(
+        config(output={"path": "/x"}, decode={"threads": 2, "max_pixels": 72_000_000}),
+        transform=lambda image: held.wait(30) and np.zeros((8, 8, 3), np.uint8),
+    )
+    results = [made.decoder.submit([record(large, offset)]) for offset in (0, 1)]
+    try:
+        found = set()
+        for _ in range(20):
+            found.add(made.decoder.overrun(3))
+            time.sleep(0.1)
+    finally:
+        held.set()
+    assert len([result.result(30) for result in results]) == 2
+    assert len({overrun.offset for overrun in found if overrun}) == 1
 
 
 def test_a_record_becomes_a_sample(line):

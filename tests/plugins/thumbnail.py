@@ -3,6 +3,7 @@ Re-encodings stay near, others do not."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import time
@@ -40,6 +41,17 @@ class ThumbnailEmbedder(ImageEmbedder):
 
     def _is_held(self) -> bool:
         return self._hold.is_file() and self._hold.read_text() == str(os.getpid())
+
+
+class PoisonedEmbedder(ThumbnailEmbedder):
+    """A very wide image crashes it, with a very high one it hangs."""
+
+    def transform(self, image: Image.Image) -> np.ndarray:
+        if image.width > 3 * image.height:
+            ctypes.string_at(0)
+        while image.height > 3 * image.width:
+            time.sleep(1)
+        return super().transform(image)
 
 
 class Moody(Filter):

@@ -86,6 +86,7 @@ class SimConsumer:
         self._positions: dict[int, int] = {}
         self._ended: dict[int, int] = {}
         self._turns: deque[int] = deque()
+        self._paused: set[int] = set()
 
     # The group
 
@@ -141,6 +142,12 @@ class SimConsumer:
             raise KafkaException(KafkaError(KafkaError._STATE))
         self._positions[tp.partition] = tp.offset
         self._ended.pop(tp.partition, None)
+
+    def pause(self, partitions: list[TopicPartition]) -> None:
+        self._paused.update(tp.partition for tp in partitions)
+
+    def resume(self, partitions: list[TopicPartition]) -> None:
+        self._paused.difference_update(tp.partition for tp in partitions)
 
     def get_watermark_offsets(self, tp: TopicPartition, cached: bool) -> tuple[int, int]:
         log = self._broker.input[tp.partition]
@@ -202,12 +209,15 @@ class SimConsumer:
         return any(
             self._broker.input[p].end > at or self._ended.get(p) != at
             for p, at in self._positions.items()
+            if p not in self._paused
         )
 
     def _fetch(self) -> SimMessage | None:
         for _ in range(len(self._turns)):
             partition = self._turns[0]
             self._turns.rotate(-1)
+            if partition in self._paused:
+                continue
             log, at = self._broker.input[partition], self._positions[partition]
             if at < log.begin:
                 return SimMessage(partition, at, KafkaError(KafkaError._AUTO_OFFSET_RESET))

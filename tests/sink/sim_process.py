@@ -29,6 +29,7 @@ from streamer.errors import DependencyError, StreamerError, TemporaryError, Unfi
 from streamer.flow.item import Chunk, Decided, Fence, Run
 from streamer.flow.worker import Failure
 from streamer.judge.batcher import Batcher
+from streamer.quarantine import Quarantine
 from streamer.records import DecidedBatch, Facts
 from streamer.replica import Line, Replica
 from streamer.sink.engine import CommitEngine
@@ -201,8 +202,9 @@ class Process(Owner):
         metrics: Any = SimMetrics(world.drops)
         epochs = self._epoch_thread(decided, fence, open_epoch, stage, failure, metrics)
         line: Any = Line(fence, chunks, SimDecoder(), stage, epochs)  # type: ignore[arg-type]
+        quarantine = Quarantine(self.writer, storage)
         replica: Replica = world.parts.replica.Replica(
-            source, engine, line, failure, metrics, lambda: None, world.poll_interval_s
+            source, engine, line, quarantine, failure, metrics, lambda: None, world.poll_interval_s
         )
         lost = replica.lost
 
@@ -213,7 +215,9 @@ class Process(Owner):
         replica.lost = seen_lost  # type: ignore[method-assign]
         self._spawn("writer", epochs.run, failure)
         batcher: Any = Batcher(chunks, 3, 0.05, fence)  # type: ignore[arg-type]
-        self._spawn("line", lambda: self._pass_on(batcher, decided, fence, failure), failure)
+        self._spawn(
+            "line", lambda: self._pass_on(batcher, decided, fence, quarantine, failure), failure
+        )
         source.subscribe(replica)
         stopped = replica.run(
             lambda: self.stopping,
@@ -264,14 +268,24 @@ class Process(Owner):
         self.schedule.spawn(self, f"{self.name} {name}", guarded)
 
     def _pass_on(
-        self, batcher: Batcher, decided: SimChannel[Decided], fence: Fence, failure: Failure
+        self,
+        batcher: Batcher,
+        decided: SimChannel[Decided],
+        fence: Fence,
+        quarantine: Quarantine,
+        failure: Failure,
     ) -> None:
-        """Judge and claims."""
+        """Decoder, judge and claims."""
         while not failure.stop.is_set():
             batch = batcher.take(0.05)
             if batch is None:
                 continue
             records = [row.record for row in batch.rows]
+            for r in records:
+                origin = r.partition, r.offset
+                if self.world.is_poison(*origin) and not quarantine.condemns(*origin):
+                    self.world.kill(self, f"poison at {origin}")
+                    return
             decisions = [OUTCOMES[r.offset % len(OUTCOMES)] for r in records]
             outcome = DecidedBatch(
                 records, [Facts()] * len(records), decisions, NOTHING, NOTHING, {}

@@ -55,6 +55,8 @@ class Setting:
     patient: bool = False
     """The user raised ``max.poll.interval.ms``: the group waits longer for a member that hangs than
     staging is left alone."""
+    poison: bool = False
+    """Some records of partition 0 end the process that has them in its line."""
     jitter: int = 0
     """Not 0: the seed of small random delays of everything."""
 
@@ -303,6 +305,9 @@ class World:
         if process.exit_code is None:
             process.exit_code = 137
             self.exited(process)
+
+    def is_poison(self, partition: int, offset: int) -> bool:
+        return self.setting.poison and partition == 0 and offset in (7, 47)
 
     def forgotten(self, process: Process, how: str) -> None:
         """What this process has not committed by now can never be committed."""

@@ -41,6 +41,7 @@ of_all: dict[str, st.SearchStrategy[Any]] = {
     "records": st.sampled_from((6, 20, 60)),
     "static": st.booleans(),
     "hasty": st.booleans(),
+    "poison": st.integers(0, 3).map(lambda n: n == 3),
     "jitter": jitter,
 }
 worlds = st.builds(
@@ -56,6 +57,7 @@ bounded_worlds = st.builds(Setting, **of_all, bounded=st.just(True))
 @WORLDS
 @example(Setting(), [])
 @example(Setting(writers=3, partitions=3, records=60, jitter=1), [])
+@example(Setting(writers=3, partitions=2, records=200, poison=True), [])
 @given(worlds, plans)
 def test_every_record_is_committed_once_whatever_happens(
     setting: Setting, plan: list[Trouble]

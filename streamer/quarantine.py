@@ -1,0 +1,215 @@
+"""No record ends replica after replica: the one that does is found, and set aside.
+
+A process that ends without a word (a fault in a codec, out of memory, a decoder that hangs) may owe
+that to a record, and whoever reads the partition next ends the same way. So each replica writes down
+what it reads. Who takes over a partition that has not moved since then *suspects* it: before
+anything else is read, its first offsets go through the line alone, committed by themselves, in ever
+smaller windows down to one record. A record that was alone in the line when `DEATHS` processes
+ended is *condemned*: it becomes `invalid`, reason ``crashed``, without being looked at.
+
+Nothing depends on what is written: without it, it only takes longer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple, Protocol
+
+from streamer.errors import DependencyError
+from streamer.wire.checked import Unusable
+from streamer.wire.journal import Journal, Reading, decode, encode
+
+log = logging.getLogger("streamer")
+
+WINDOW = 64
+"""Offsets of the first trial. A trial takes some 50 ms, a process's start half a minute on a GPU:
+so one window, and then one by one."""
+DEATHS = 3
+"""Chance may end a process while it tries a record, but hardly again and again."""
+OVERRUNS = 2
+"""So often a decoding may take too long: there it is known which one it was."""
+
+
+class Journals(Protocol):
+    """The storage; see `streamer.sink.storage.Storage`."""
+
+    def journals(self) -> Iterable[tuple[str, bytes]]:
+        """Everybody's: writer and bytes. Raises DependencyError."""
+
+    def write_journal(self, writer: str, data: bytes) -> None:
+        """Raises DependencyError."""
+
+
+class Trial(NamedTuple):
+    """What may be in the line, alone."""
+
+    partition: int
+    first: int
+    end: int
+
+
+class Quarantine:
+    """Kafka thread, but for `condemns` (any) and `overran`. What it writes and reads of the storage
+    blocks; where that refuses, it does without."""
+
+    def __init__(self, writer: str, journals: Journals) -> None:
+        self._writer = writer
+        self._journals = journals
+        self._earlier: dict[int, Reading] | None = None
+        """What our own predecessor read, of partitions that nobody is known to have taken."""
+        self._readings: dict[int, Reading] = {}
+        """Of what we own, as it is written."""
+        self._owned: set[int] = set()
+        self.is_open = False
+        """Whether something is suspected, or was: until `proceed` says that there is nothing."""
+        self._suspects: dict[int, Reading] = {}
+        """Partition → its next trial."""
+        self._tried: tuple[int, Reading] | None = None
+        self._overruns: dict[tuple[int, int], int] = {}
+        self._condemned: frozenset[tuple[int, int]] = frozenset()
+
+    def condemns(self, partition: int, offset: int) -> bool:
+        return (partition, offset) in self._condemned
+
+    def opened(self, starts: Mapping[int, int], ends: Mapping[int, int]) -> None:
+        """Partitions that begin, or begin again, at these offsets; ``ends``: their end offsets."""
+        others = self._read()
+        for partition, start in starts.items():
+            known = self._suspects.pop(partition, None)
+            if self._tried is not None and self._tried[0] == partition:
+                known, self._tried = self._tried[1], None
+            if known is not None and known.first == start:  # it begins again in this process
+                self._suspects[partition] = known
+            elif partition not in self._owned and start < ends[partition]:
+                found = [j[partition] for j in others if partition in j]
+                worst = max((r for r in found if r.first == start), key=_narrowness, default=None)
+                if worst is not None:
+                    self._suspects[partition] = _narrower(worst)
+                    self._readings[partition] = worst
+                    log.warning(
+                        "a process ended without a word while it read this partition: its next "
+                        "records are read alone, in small windows",
+                        extra={"partition": partition, "offset": start, "window": _narrower(worst).size},
+                    )  # fmt: skip
+            self._owned.add(partition)
+            if self._earlier is not None:
+                self._earlier.pop(partition, None)
+        self._overruns = {
+            (p, offset): n
+            for (p, offset), n in self._overruns.items()
+            if offset >= starts.get(p, 0)
+        }
+        self.is_open = self.is_open or bool(self._suspects)
+        self._condemn()
+        if not self.is_open:
+            self._readings |= {p: Reading(start) for p, start in starts.items()}
+        self._write()
+
+    def released(self, partitions: Collection[int]) -> None:
+        """They belong to somebody else from now on."""
+        for partition in partitions:
+            self._owned.discard(partition)
+            self._readings.pop(partition, None)
+            self._suspects.pop(partition, None)
+            if self._tried is not None and self._tried[0] == partition:
+                self._tried = None
+        self._write()
+
+    def proceed(self, end: Callable[[int], int | None]) -> Trial | None:
+        """The line is empty, and what went through it is committed up to ``end(partition)``: the
+        next trial. None: there is none, everything may be read."""
+        if self._tried is not None:
+            partition, tried = self._tried
+            following = end(partition) or 0
+            if tried.first < following < tried.until:
+                self._suspects[partition] = Reading(following, tried.size, tried.until)
+            self._tried = None
+        partition = min(self._suspects, default=-1)
+        if partition < 0:
+            self.is_open = False
+            self._readings = {p: Reading(end(p) or 0) for p in self._owned}
+            self._write()
+            log.info("nothing is suspected any more: everything is read as ever")
+            return None
+        tried = self._suspects.pop(partition)
+        self._tried = partition, tried
+        self._readings = {p: r for p, r in self._readings.items() if p in self._suspects}
+        self._readings[partition] = tried
+        self._condemn()
+        self._write()
+        return Trial(partition, tried.first, min(tried.first + tried.size, tried.until))
+
+    def sealed(self) -> None:
+        """What was on trial is decided and on the storage: whatever ends the process now, it is not
+        a record's fault."""
+        if self._tried is None:
+            return
+        partition, tried = self._tried
+        following = tried.first + 1
+        if tried.size == 1 and following < tried.until:
+            self._readings[partition] = Reading(following, WINDOW, tried.until)
+        else:
+            self._readings.pop(partition, None)
+        self._write()
+
+    def overran(self, partition: int, offset: int) -> None:
+        """Its decoding takes too long. Any thread, and the last thing that the process does."""
+        origin = partition, offset
+        self._overruns[origin] = self._overruns.get(origin, 0) + 1
+        self._write()
+
+    def closed(self) -> None:
+        """The process ends with a word, so no record is to blame."""
+        self._readings.clear()
+        self._tried = None
+        self._write()
+
+    def _condemn(self) -> None:
+        """Who is condemned is told when he comes along."""
+        trials = [*self._suspects.items(), *([self._tried] if self._tried else [])]
+        condemned = {(p, r.first) for p, r in trials if r.size == 1 and r.deaths >= DEATHS}
+        condemned |= {origin for origin, n in self._overruns.items() if n >= OVERRUNS}
+        for partition, offset in sorted(condemned - self._condemned):
+            log.error(
+                "a record is set aside as invalid (crashed): processes ended while they had it alone "
+                "in the line, or its decoding took longer than decode.timeout",
+                extra={"partition": partition, "offset": offset},
+            )
+        self._condemned = frozenset(condemned)
+
+    def _read(self) -> list[Mapping[int, Reading]]:
+        """What others read, and once what our predecessor did."""
+        found: dict[str, Journal] = {}
+        try:
+            for writer, data in self._journals.journals():
+                found[writer] = decode(data)
+        except (DependencyError, Unusable) as error:
+            log.warning("a journal of what a replica read is not used: %s", error)
+        if self._earlier is None:
+            self._earlier = dict(found.get(self._writer, Journal()).readings)
+        for journal in found.values():
+            for origin, n in journal.overruns.items():
+                self._overruns[origin] = max(n, self._overruns.get(origin, 0))
+        others = [j.readings for writer, j in found.items() if writer != self._writer]
+        return [*others, dict(self._earlier)]
+
+    def _write(self) -> None:
+        journal = Journal({**(self._earlier or {}), **self._readings}, self._overruns)
+        try:
+            self._journals.write_journal(self._writer, encode(journal))
+        except DependencyError as error:
+            log.warning("what this replica reads cannot be written down: %s", error)
+
+
+def _narrowness(reading: Reading) -> tuple[bool, int, int]:
+    return reading.size > 0, -reading.size, reading.deaths
+
+
+def _narrower(reading: Reading) -> Reading:
+    """The trial after a process ended with ``reading`` in hand."""
+    if reading.size == 0:
+        return Reading(reading.first, WINDOW, reading.first + WINDOW)
+    if reading.size > 1:
+        return Reading(reading.first, 1, reading.until)
+    return Reading(reading.first, 1, reading.until, reading.deaths + 1)
