@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +48,7 @@ from streamer.ops.health import Health
 from streamer.ops.http import OpsServer, is_free
 from streamer.ops.metrics import Metrics
 from streamer.ops.watchdog import Watchdog, end_process
+from streamer.pauses import Pauses
 from streamer.provenance import fingerprints
 from streamer.quarantine import Quarantine
 from streamer.range import Range, live_range, replay_range
@@ -148,10 +149,11 @@ def run_range(
 
         # 3. The line.
         quarantine = Quarantine(config.writer, ground.storage)
-        line, workers = put_together(ground, state, quarantine, parts.decoder, at_exit)
+        pauses = Pauses(config.writer, ground.storage)
+        line, workers = put_together(ground, state, quarantine, pauses, parts.decoder, at_exit)
 
         # 4. Fence the predecessor, redo or forget what it left behind.
-        recovered = recover(ground, state, line, quarantine, span, at_exit)
+        recovered = recover(ground, state, line, quarantine, pauses, span, at_exit)
 
         # 5. Join the group, run, leave it, and keep the dedup state for the next start.
         take_part(ground, state, workers, recovered, stop)
@@ -161,6 +163,7 @@ def put_together(
     ground: Ground,
     state: Restored,
     quarantine: Quarantine,
+    pauses: Pauses,
     decoder_type: type[Decoder],
     at_exit: ExitStack,
 ) -> tuple[Line, list[Worker]]:
@@ -214,6 +217,7 @@ def put_together(
         fence,
         open_epoch,
         lambda: stage.position,
+        pauses.allowed,
         failure,
         metrics,
         health.heartbeat("writer", HEARTBEAT_S),
@@ -250,6 +254,7 @@ def recover(
     state: Restored,
     line: Line,
     quarantine: Quarantine,
+    pauses: Pauses,
     span: Range,
     at_exit: ExitStack,
 ) -> Recovered:
@@ -292,9 +297,14 @@ def recover(
     if config.dedup is not None:
         require_claims(line.stage.position, engine.claims_position, config.claims_topic)
     line.fence.run = Run(1, engine.next_epoch)
+
+    def show_paused(partitions: Collection[int]) -> None:
+        health.paused(partitions)
+        metrics.paused(len(partitions))
+
     replica = Replica(
-        source, engine, line, quarantine, ground.ops.failure, metrics, beat, poll_interval_s(config)
-    )
+        source, engine, line, quarantine, pauses, ground.ops.failure, metrics, show_paused, beat, poll_interval_s(config)
+    )  # fmt: skip
     bound = Bound(
         span.ends if span.fixed_ends is None else engine.ledger.fixed_ends,
         span.not_before,

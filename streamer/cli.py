@@ -29,6 +29,7 @@ VERBS = {
     "replay": "Backlog into a new dataset.",
     "lag": "Per partition: committed, end, records and seconds behind.",
     "check": "All that a start needs, from the config to the model: one line each.",
+    "resume": "Partitions that are paused by a flood of invalid records, and on with them.",
     "index": "Snapshots of the dedup state: shows, writes and checks them.",
     "dataset": "Exactly-once audit and statistics of an output folder.",
 }

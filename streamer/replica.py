@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from streamer.decode.decoder import Decoder
-from streamer.errors import StreamerError, TemporaryError
+from streamer.errors import DeadLetterFuse, StreamerError, TemporaryError
 from streamer.flow.channel import Channel
 from streamer.flow.item import Chunk, Fence, Run, Span
 from streamer.flow.worker import Failure
@@ -26,9 +26,10 @@ from streamer.kafka.claims import ClaimStage, NoClaims
 from streamer.kafka.source import Source
 from streamer.ops.health import Heartbeat
 from streamer.ops.metrics import Metrics
+from streamer.pauses import Pauses
 from streamer.quarantine import Quarantine
 from streamer.records import Decoded, Term
-from streamer.sink.engine import CommitEngine, Sealed
+from streamer.sink.engine import CommitEngine, Sealed, iso
 from streamer.sink.ledger import Ledger
 from streamer.sink.writer import EpochThread, Finished
 
@@ -41,6 +42,8 @@ SUPERSEDED_LIMIT_S = 60.0
 STANDBY_S = 2.0
 """How often a replica without partitions looks whether a bounded run is over."""
 TICK_S = 0.02
+PAUSES_S = 5.0
+"""How often a replica looks whether a paused partition may go on."""
 LAG_S = 1.0
 """How often the lag is shown; a replica that commits nothing must not look as if nothing were
 behind."""
@@ -126,11 +129,14 @@ class Replica:
     while it polls."""
 
     def __init__(
-        self, source: Source, engine: CommitEngine, line: Line, quarantine: Quarantine, failure: Failure, metrics: Metrics,
-        beat: Heartbeat, poll_interval_s: float,
+        self, source: Source, engine: CommitEngine, line: Line, quarantine: Quarantine, pauses: Pauses, failure: Failure,
+        metrics: Metrics, show_paused: Callable[[Collection[int]], None], beat: Heartbeat, poll_interval_s: float,
     ) -> None:  # fmt: skip
         self._source = source
         self._quarantine = quarantine
+        self._pauses = pauses
+        self._pauses_seen_at = float("-inf")
+        self._show_paused = show_paused
         self._engine = engine
         self._line = line
         self._failure = failure
@@ -179,6 +185,7 @@ class Replica:
                 self._reopen()
             if self._quarantine.is_open:
                 self._try_suspects()
+            self._look_at_pauses()
             bound.fix(self._source, self._source.owned)
             if time.monotonic() - self._lag_shown_at >= LAG_S:
                 self._show_lag()
@@ -186,6 +193,9 @@ class Replica:
             if self._rewind or self._quarantine.is_open:
                 continue
             if bound.is_reached(self._source) and self._is_over(bound):
+                if self._pauses.paused:
+                    partition, pause = min(self._pauses.paused.items())
+                    raise DeadLetterFuse(_told(partition, pause.why))
                 owned = self._source.owned
                 return bound.missing(owned, self._engine.ledger, True) if owned else None
         log.info("draining: what is on the device is decided, sealed and committed")
@@ -239,6 +249,28 @@ class Replica:
     def _is_confined(self) -> bool:
         """Whether nothing more may be read until what was read is committed."""
         return self._quarantine.is_open and self._source.windows_are_read
+
+    def _look_at_pauses(self) -> None:
+        """Pauses a partition that floods the dead letters, and goes on with one that somebody has
+        looked at."""
+        flood = self._line.epochs.flood(self._line.fence.run)
+        if flood is not None:
+            partition, why = flood
+            log.error("%s", _told(partition, why))
+            at = self._engine.ledger.end(partition) or 0
+            self._pauses.pause(partition, at, why, iso(time.time()))
+            self._hold()
+            self._drop("flood")
+        elif self._pauses.paused and time.monotonic() - self._pauses_seen_at >= PAUSES_S:
+            self._pauses_seen_at = time.monotonic()
+            if self._pauses.look():
+                log.info("paused partitions go on", extra={"paused": sorted(self._pauses.paused)})
+                self._hold()
+            self._source.ask_ends(self._pauses.paused)
+
+    def _hold(self) -> None:
+        self._source.hold(self._pauses.paused)
+        self._show_paused(self._pauses.paused)
 
     def _is_settled(self) -> bool:
         """Whether no partition is on its way to us. If it were, and all replicas ended, nobody
@@ -400,6 +432,8 @@ class Replica:
 
     def assigned(self, partitions: Collection[int]) -> Mapping[int, int]:
         starts = self._open(partitions)
+        self._pauses.opened(partitions)
+        self._hold()
         self._bound.fix(
             self._source, partitions
         )  # before the first record: the same poll may already bring some
@@ -459,6 +493,8 @@ class Replica:
         self._engine.disown(partitions)
         self._line.stage.close(partitions)
         self._quarantine.released(partitions)
+        self._pauses.released(partitions)
+        self._hold()
         self._terms = {p: t for p, t in self._terms.items() if p not in partitions}
         self._superseded_since = None
         self._looked_at = float("-inf")
@@ -489,3 +525,10 @@ class Replica:
             raise TemporaryError(
                 f"partitions {sorted(superseded)} belong to another replica, but the group does not say so. Start again."
             )
+
+
+def _told(partition: int, why: str) -> str:
+    return (
+        f"partition {partition} is paused: {why}. Nothing of them was committed. Look at the records in a scratch dataset (`streamer replay run "
+        "--dataset scratch --from count:200 --set dead_letters.max_ratio=1`), then mend what is wrong, or go on with `streamer resume -c CONFIG`."
+    )

@@ -14,16 +14,19 @@ from streamer.flow.item import Fence, Run
 from streamer.flow.worker import Failure
 from streamer.ops.metrics import Metrics
 from streamer.ops.tally import EpochTally
+from streamer.pauses import Pauses
 from streamer.quarantine import Quarantine
 from streamer.records import Term
 from streamer.replica import Bound, Replica
 from streamer.sink.writer import Finished
 
 
-def nobody() -> Quarantine:
-    """Suspects nothing, and writes nowhere."""
-    journals: Any = SimpleNamespace(journals=lambda: (), write_journal=lambda writer, data: None)
-    return Quarantine("w", journals)
+def nobody() -> tuple[Quarantine, Pauses]:
+    """They suspect nothing, pause nothing and write nowhere."""
+    places: Any = SimpleNamespace(
+        journals=lambda: (), write_journal=lambda writer, data: None, pauses=lambda: ()
+    )
+    return Quarantine("w", places), Pauses("w", places)
 
 
 class Source:
@@ -31,6 +34,9 @@ class Source:
 
     def __init__(self) -> None:
         self.owned = {0, 1}
+
+    def hold(self, partitions: Collection[int]) -> None:
+        pass
 
     def ends(self) -> dict[int, int]:
         return dict.fromkeys(self.owned, 10)
@@ -58,7 +64,7 @@ def test_a_replica_that_lost_its_partitions_shows_no_lag_and_owns_none() -> None
     fence = Fence(Run(1, 0))
     decoder = SimpleNamespace(forget=lambda: runs.append(fence.run.number))
     line: Any = SimpleNamespace(fence=fence, stage=stage, decoder=decoder)
-    replica = Replica(source, engine, line, nobody(), Failure(), metrics, nothing, 300.0)  # type: ignore[arg-type]
+    replica = Replica(source, engine, line, *nobody(), Failure(), metrics, nothing, nothing, 300.0)  # type: ignore[arg-type]
     replica._uncommitted.append((1_000, {0: 9}))
     replica._show_lag()
     assert lags(metrics) == {"0": 6, "1": 6}
@@ -94,8 +100,12 @@ class Draining:
             decoder=SimpleNamespace(forget=nothing),
             epochs=SimpleNamespace(take=self.take),
         )
-        source: Any = SimpleNamespace(owned={0, 1}, joined=True, ends=dict, serve=self.serve)
-        self.replica = Replica(source, engine, line, nobody(), Failure(), Metrics(), nothing, 300.0)
+        source: Any = SimpleNamespace(
+            owned={0, 1}, joined=True, ends=dict, serve=self.serve, hold=nothing
+        )
+        self.replica = Replica(
+            source, engine, line, *nobody(), Failure(), Metrics(), nothing, nothing, 300.0
+        )
         self.replica._terms = {0: Term(0, 1, 1, 0)}
         self.replica._polled_at = float("-inf")
 
@@ -125,7 +135,7 @@ def test_a_bounded_run_is_not_over_while_a_partition_is_on_its_way_to_us() -> No
     source: Any = SimpleNamespace(owned={0}, is_settled=lambda: asked.pop(0))
     line: Any = SimpleNamespace(fence=Fence(Run(1, 0)))
     replica = Replica(
-        source, SimpleNamespace(), line, nobody(), Failure(), Metrics(), nothing, 300.0
+        source, SimpleNamespace(), line, *nobody(), Failure(), Metrics(), nothing, nothing, 300.0
     )  # type: ignore[arg-type]
     replica._ended = line.fence.run
     asked += [False, True]

@@ -141,6 +141,9 @@ class BatchConfig(Section):
 
 class DeadLetters(Section):
     max_ratio: float = Field(0.2, ge=0, le=1)
+    on_flood: Literal["pause", "stop"] = "pause"
+    """What becomes of a partition with more invalid records than that: it is not read until
+    somebody has looked, or the process ends."""
 
 
 class Http(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -20,6 +21,7 @@ CHUNK_RECORDS = 64
 CHUNK_BYTES = 8_000_000
 POLL_MESSAGES = 10 * CHUNK_RECORDS
 """A poll ends after so many, whatever became of them."""
+ASK_LIMIT_S = 2.0
 NO_TARGET = 1 << 62
 REFERENCE_BYTES = 4_000_000
 """What a record that may be a reference counts for: its image's bytes are known only once they are
@@ -70,6 +72,9 @@ class Source:
         fetch that is under way must come back first."""
         self._passed: set[int] = set()
         """Partitions of which messages came that were neither taken nor held."""
+        self._on_hold: frozenset[int] = frozenset()
+        self._is_new_hold = False
+        self._asked_ends: dict[int, int] = {}
         self._paused: set[int] = set()
         self._log_ends: dict[int, int] = {}
         """Partition → the end offset that the client told last; it does so once."""
@@ -142,6 +147,9 @@ class Source:
 
         Raises what a callback raised, and the broker's final errors.
         """
+        if self._is_new_hold:
+            self._is_new_hold = False
+            self.confine(self._windows)
         message = self._poll(timeout)
         for _ in range(POLL_MESSAGES):
             if message is None:
@@ -205,6 +213,7 @@ class Source:
         all. What is not taken meanwhile is read when it may be. Not inside a callback."""
         self._windows = windows
         wanted = self.owned if windows is None else self.owned.intersection(windows)
+        wanted = wanted - self._on_hold
         self._resume(self._paused & wanted)
         held, self._held = self._held, []
         for record in held:
@@ -217,6 +226,12 @@ class Source:
             self.consumer.pause([TopicPartition(self._topic, p) for p in sorted(unwanted)])
             self._paused |= unwanted
             self._passed |= unwanted
+
+    def hold(self, partitions: Collection[int]) -> None:
+        """From now on nothing is taken of these, whatever the windows are, and of the others again.
+        Any callback."""
+        self._is_new_hold = self._is_new_hold or self._on_hold != set(partitions)
+        self._on_hold = frozenset(partitions)
 
     def take_nothing(self) -> None:
         """`confine` to no partition, also inside a callback: what comes is not taken."""
@@ -235,6 +250,8 @@ class Source:
 
     def _end(self, partition: int) -> int:
         """Records of it at or beyond this offset are not taken."""
+        if partition in self._on_hold:
+            return 0
         target = self._targets.get(partition, NO_TARGET)
         return target if self._windows is None else min(target, self._windows.get(partition, 0))
 
@@ -250,12 +267,15 @@ class Source:
         self._targets.update(targets)
 
     def is_done(self) -> bool:
-        """True when every owned partition reached its target (`stop_at`) and nothing is in hand any
-        more."""
+        """True when every owned partition that is not on hold reached its target (`stop_at`) and
+        nothing is in hand any more."""
         return (
             self.joined
             and not self.has_any
-            and all(self.reached.get(p, -1) >= self._targets.get(p, NO_TARGET) for p in self.owned)
+            and all(
+                self.reached.get(p, -1) >= self._targets.get(p, NO_TARGET)
+                for p in self.owned - self._on_hold
+            )
         )
 
     def ends(self) -> dict[int, int]:
@@ -265,8 +285,19 @@ class Source:
             _, high = self.consumer.get_watermark_offsets(
                 TopicPartition(self._topic, partition), cached=True
             )
-            ends[partition] = max(high, self.reached.get(partition, 0))
+            ends[partition] = max(
+                high, self.reached.get(partition, 0), self._asked_ends.get(partition, 0)
+            )
         return ends
+
+    def ask_ends(self, partitions: Collection[int]) -> None:
+        """Of what is not fetched the client hears nothing. Blocks for a round trip each; where the
+        brokers do not answer, the ends stay as they are."""
+        for partition in partitions:
+            place = TopicPartition(self._topic, partition)
+            with suppress(KafkaException):
+                _, high = self.consumer.get_watermark_offsets(place, ASK_LIMIT_S, cached=False)
+                self._asked_ends[partition] = high
 
     # Inside
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,7 @@ class Health:
         self._lock = threading.Lock()
         self._phase = ("starting", False)
         self._held: Callable[[], Mapping[str, int]] = dict
+        self._paused: tuple[int, ...] = ()
         self._beats: dict[str, Heartbeat] = {}
 
     def enter(self, phase: str, ready: bool = False) -> None:
@@ -72,6 +73,10 @@ class Health:
         """``read`` gives the records that wait for each server; it must not block. The phase names
         the servers."""
         self._held = read
+
+    def paused(self, partitions: Collection[int]) -> None:
+        """The phase names them from now on."""
+        self._paused = tuple(sorted(partitions))
 
     def heartbeat(self, name: str, limit_s: float) -> Heartbeat:
         """Watches a thread from now on; it must beat at least every ``limit_s`` seconds until
@@ -109,4 +114,9 @@ class Health:
 
     def _described(self, phase: str) -> str:
         held = sorted(self._held())
-        return f"{phase}, waiting for {', '.join(held)}" if held else phase
+        if held:
+            phase = f"{phase}, waiting for {', '.join(held)}"
+        if self._paused:
+            paused = ", ".join(map(str, self._paused))
+            phase = f"{phase}, paused partitions: {paused} (too many invalid records)"
+        return phase

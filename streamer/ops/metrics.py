@@ -25,10 +25,10 @@ from streamer.ops.thread_cpu import ThreadCpu
 from streamer.records import FORMAT_RULE, NEAR_DUPLICATE
 
 STAGES = ("decode", "embed", "filter", "claim", "write", "seal", "commit", "project")
-DROP_CAUSES = ("revoked", "shutdown", "lost", "aborted", "stale")
+DROP_CAUSES = ("revoked", "shutdown", "lost", "aborted", "stale", "flood")
 """Why an open epoch was forgotten: the deadline of a revoke or of a shutdown passed, its partitions
 were lost, every attempt of its transaction was aborted, or its term or first offset was no longer
-the current one."""
+the current one; or too many records of a partition were invalid, which is paused then."""
 REBALANCES = ("assigned", "revoked", "lost")
 FETCH_ERRORS = (
     "uri_not_allowed",
@@ -231,6 +231,11 @@ class Metrics:
             "Partitions that this replica owns; 0 means that it is a spare, or lost them.",
             registry=self.registry,
         )
+        self._paused = Gauge(
+            "streamer_partitions_paused",
+            "Partitions of this replica that are not read because too many records were invalid; they wait for somebody to look.",
+            registry=self.registry,
+        )
 
     def _make_dependencies(self) -> None:
         self.claim_round_trip = Histogram(
@@ -295,6 +300,9 @@ class Metrics:
         """``read`` gives values by the names in `INDEX`, 0 for a missing one; called at each scrape
         in the HTTP thread, must not block."""
         self._index = read
+
+    def paused(self, partitions: int) -> None:
+        self._paused.set(partitions)
 
     def watch_held(self, read: Callable[[], Mapping[str, int]]) -> None:
         """``read`` gives the records that wait for each server; called at each scrape in the HTTP

@@ -30,6 +30,7 @@ STAGING = ".staging"
 CHECKPOINTS = ".checkpoints"
 """Of the commit log: two files of each writer."""
 JOURNALS = ".reading"
+PAUSES = ".paused"
 _STAGED = re.compile(r"(\d{8,})-([0-9a-f-]+)")
 _MANIFEST = re.compile(r"([a-z0-9-]+)-(\d{8,})\.json")
 
@@ -210,6 +211,21 @@ class Storage:
         path = f"{JOURNALS}/{writer}.json"
         try:
             self.folder.replace(path, data, f"{JOURNALS}/{writer}.new")
+        except FileNotFoundError as error:
+            raise self.folder.refused(error, "write", path) from error
+
+    def pauses(self) -> Iterator[bytes]:
+        """Of all partitions. Raises DependencyError."""
+        for entry in self.folder.walk(PAUSES):
+            if entry.path.endswith(".json"):
+                with suppress(FileNotFoundError):  # it is being replaced
+                    yield self.read(entry.path)
+
+    def write_pause(self, partition: int, data: bytes) -> None:
+        """Raises DependencyError."""
+        path = f"{PAUSES}/{partition:05d}.json"
+        try:
+            self.folder.replace(path, data, f"{PAUSES}/{partition:05d}-{uuid4().hex}.new")
         except FileNotFoundError as error:
             raise self.folder.refused(error, "write", path) from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Protocol
 from uuid import uuid4
 
 from streamer.config import Config
-from streamer.errors import DEAD_LINKS, DeadLetterFuse, DependencyError, ProtocolError
+from streamer.errors import DeadLetterFuse, DependencyError, ProtocolError
 from streamer.flow.channel import Channel
 from streamer.flow.item import Decided, Fence, Run
 from streamer.flow.worker import Failure
@@ -21,6 +20,7 @@ from streamer.ops.tally import EpochTally
 from streamer.records import DecidedBatch, Term
 from streamer.sink.engine import DeadLetter, Sealed, iso
 from streamer.sink.epoch import EpochWriter
+from streamer.sink.fuse import Flood, Fuse
 from streamer.wire.limits import headers_bytes
 
 log = logging.getLogger("streamer")
@@ -31,9 +31,6 @@ EPOCH_BYTES = 20_000_000_000
 """An epoch is sealed at so many bytes, whatever its records."""
 MAX_SEALED = 2
 """Epochs that may wait for the Kafka thread."""
-FUSE_WINDOW = 1000
-FUSE_LEAST = 100
-"""Fewer records than this never blow the fuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +61,12 @@ class EpochThread:
         fence: Fence,
         open_epoch: OpenEpoch,
         claims_position: Callable[[], int],
+        allowed: Mapping[int, int],
         failure: Failure,
         metrics: Metrics,
         beat: Callable[[], None],
     ) -> None:
+        """``allowed``: see `Fuse`."""
         self._beat = beat
         self._limits = config.output
         self._decided = decided
@@ -76,7 +75,9 @@ class EpochThread:
         self._claims_position = claims_position
         self._failure = failure
         self._metrics = metrics
-        self._fuse = Fuse(config.dead_letters.max_ratio)
+        self._fuse = Fuse(config.dead_letters.max_ratio, allowed)
+        self._stops = config.dead_letters.on_flood == "stop"
+        self._flooded: tuple[Run, Flood] | None = None
         self._sealed: Channel[Finished] = Channel("sealed", MAX_SEALED)
         self._opened = 0
         self._run = fence.run
@@ -87,6 +88,12 @@ class EpochThread:
         """The oldest finished epoch; None if nothing came within ``timeout`` seconds."""
         return self._sealed.get(timeout)
 
+    def flood(self, run: Run) -> Flood | None:
+        """Of which partition too many records are invalid; nothing of the run is written any more.
+        Any thread; does not block."""
+        flooded = self._flooded
+        return None if flooded is None or flooded[0].number != run.number else flooded[1]
+
     def run(self) -> None:
         try:
             while not self._failure.stop.is_set():
@@ -94,10 +101,12 @@ class EpochThread:
                 self._beat()
                 if self._run.number != self._fence.run.number:
                     self._forget()
+                if self.flood(self._run) is not None:
+                    continue
                 if item is not None and self._fence.holds(item.span):
                     with self._metrics.stage("write"):
                         self._append(item)
-                    if item.span.flush:
+                    if item.span.flush and self.flood(self._run) is None:
                         self._seal(item.span.flush)
                 if self._epoch is not None and self._is_due(self._epoch):
                     self._seal(0)
@@ -111,17 +120,32 @@ class EpochThread:
         span, batch = item.span, item.batch
         if self._epoch is None and not batch.records and not self._moves(span.marks, span.terms):
             return
+        flood = self._fuse.count(batch)
+        if flood is not None:
+            self._blow(flood)
+            return
         epoch = self._epoch or self._open(span.run)
         for record in batch.records:
             self._range(epoch, record.partition, span.terms).advance(record.offset)
         if batch.records:
-            self._fuse.count(batch)
             epoch.write(batch)
         for partition, offset in span.marks.items():
             if partition in span.terms:
                 known = self._range(epoch, partition, span.terms)
                 known.next = max(known.next, offset)
         self._metrics.epoch_open(epoch.records, epoch.nbytes, epoch.opened)
+
+    def _blow(self, flood: Flood) -> None:
+        if self._stops:
+            raise DeadLetterFuse(
+                f"partition {flood.partition}: {flood.why}. Nothing of this epoch was committed. Look at the records in a scratch dataset (`streamer replay run "
+                "--dataset scratch --from count:200 --set dead_letters.max_ratio=1`), or raise dead_letters.max_ratio (1 switches the fuse off)."
+            )
+        if self._epoch is not None:
+            self._epoch.files.discard()
+            self._epoch = None
+            self._metrics.epoch_open(0, 0, 0)
+        self._flooded = self._run, flood
 
     def _moves(self, marks: Mapping[int, int], terms: Mapping[int, Term]) -> bool:
         """True if an end-of-partition mark lies beyond what is decided."""
@@ -252,35 +276,3 @@ class _Epoch:
             terms={p: r.term for p, r in self.ranges.items()}, counts=dict(self.files.counts), files=files, dead_letters=self.dead,
             claims_position=claims_position, started=iso(self.opened), sealed=iso(time.time()), began=self.began,
         )  # fmt: skip
-
-
-class Fuse:
-    """Stops the process when too many records in a row of `FUSE_WINDOW` are invalid: without it
-    dead letters lose data silently. Dead links count neither way: many references lead nowhere, and
-    that is not our fault."""
-
-    def __init__(self, max_ratio: float) -> None:
-        self._max_ratio = max_ratio
-        self._batches: deque[tuple[int, Counter[str]]] = deque()
-        self._records = 0
-        self._invalid: Counter[str] = Counter()
-
-    def count(self, batch: DecidedBatch) -> None:
-        """Raises DeadLetterFuse."""
-        reasons = Counter(d.reason or "" for d in batch.decisions if d.outcome == "invalid")
-        dead_links = sum(reasons.pop(reason, 0) for reason in DEAD_LINKS)
-        self._batches.append((len(batch.records) - dead_links, reasons))
-        self._records += self._batches[-1][0]
-        self._invalid += reasons
-        while self._records - self._batches[0][0] >= FUSE_WINDOW:
-            records, reasons = self._batches.popleft()
-            self._records -= records
-            self._invalid -= reasons
-        invalid = self._invalid.total()
-        if self._records >= FUSE_LEAST and invalid > self._max_ratio * self._records:
-            by_reason = ", ".join(f"{n} {reason}" for reason, n in self._invalid.most_common())
-            raise DeadLetterFuse(
-                f"{invalid} of the last {self._records} records are invalid ({by_reason}), more than dead_letters.max_ratio = "
-                f"{self._max_ratio:g}. Nothing of this epoch was committed. Look at the records in a scratch dataset (`streamer replay run --dataset scratch "
-                "--from count:200 --set dead_letters.max_ratio=1`), or raise dead_letters.max_ratio (1 switches the fuse off)."
-            )

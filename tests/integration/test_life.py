@@ -21,6 +21,7 @@ from tests.integration.service import (
     check_exactly_once,
     photographs,
     read_output,
+    streamer,
     verified,
 )
 
@@ -199,18 +200,31 @@ def test_a_port_in_use_ends_the_start_before_anything_is_written(
     assert not service.output.exists()
 
 
-def test_too_many_invalid_records_blow_the_fuse(
-    kafka: str, topic_name: str, dataset_name: str, make_service: Made, tmp_path: Path
+@pytest.mark.parametrize("on_flood", ["stop", "pause"])
+def test_too_many_invalid_records_end_a_run_that_has_an_end(
+    on_flood: str,
+    kafka: str,
+    topic_name: str,
+    dataset_name: str,
+    make_service: Made,
+    tmp_path: Path,
 ) -> None:
     images = photographs(200, seed=66, invalid=0.6)
     create_topic(kafka, topic_name)
     produce(kafka, topic_name, [(image, {}) for image in images])
-    service = make_service(dataset_name, **settings(tmp_path, output={"epoch_records": 1000}))
+    service = make_service(
+        dataset_name,
+        **settings(tmp_path, output={"epoch_records": 1000}, dead_letters={"on_flood": on_flood}),
+    )
     replica = service.run("--until", "end", expect=1)
     assert "dead_letters.max_ratio" in replica.lines[-1]
     assert not files(service.output / "metadata")
     assert read_topic(kafka, f"{dataset_name}.dead") == []
-    service.run("--until", "end", dead_letters={"max_ratio": 1})
+    if on_flood == "pause":
+        streamer("resume", "-c", str(service.config()), "--execute")
+        service.run("--until", "end")
+    else:
+        service.run("--until", "end", dead_letters={"max_ratio": 1})
     assert verified(service.output)["records"] == len(images)
 
 

@@ -126,7 +126,9 @@ class Oracle:
                 and self._disk.files.get(public, (None, 0.0))[0] != self._public[public][1]
             ):
                 raise Violation(f"2: {path} is deleted: it is committed, and not public yet")
-        elif path != "README.md" and not path.startswith((".checkpoints/", ".reading/")):
+        elif path != "README.md" and not path.startswith(
+            (".checkpoints/", ".reading/", ".paused/")
+        ):
             if path not in self._public:
                 raise Violation(f"{path} becomes public, and no committed epoch has this name")
             manifest, right = self._public[path]

@@ -29,6 +29,7 @@ from streamer.errors import DependencyError, StreamerError, TemporaryError, Unfi
 from streamer.flow.item import Chunk, Decided, Fence, Run
 from streamer.flow.worker import Failure
 from streamer.judge.batcher import Batcher
+from streamer.pauses import Pauses
 from streamer.quarantine import Quarantine
 from streamer.records import DecidedBatch, Facts
 from streamer.replica import Line, Replica
@@ -204,7 +205,16 @@ class Process(Owner):
         line: Any = Line(fence, chunks, SimDecoder(), stage, epochs)  # type: ignore[arg-type]
         quarantine = Quarantine(self.writer, storage)
         replica: Replica = world.parts.replica.Replica(
-            source, engine, line, quarantine, failure, metrics, lambda: None, world.poll_interval_s
+            source,
+            engine,
+            line,
+            quarantine,
+            Pauses(self.writer, storage),
+            failure,
+            metrics,
+            lambda paused: None,
+            lambda: None,
+            world.poll_interval_s,
         )
         lost = replica.lost
 
@@ -252,6 +262,7 @@ class Process(Owner):
                 fence,
                 open_epoch,
                 lambda: stage.position,
+                {},
                 failure,
                 metrics,
                 lambda: None,

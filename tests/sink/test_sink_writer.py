@@ -13,15 +13,15 @@ from sink_data import Maker
 
 import streamer.sink.writer
 from streamer.config import Config
-from streamer.errors import DeadLetterFuse, DependencyError, ProtocolError
+from streamer.errors import DependencyError, ProtocolError
 from streamer.flow.channel import Channel
 from streamer.flow.item import Decided, Fence, Run, Span
 from streamer.flow.worker import Failure, Worker
 from streamer.ops.metrics import Metrics
-from streamer.records import DecidedBatch, Decision, Facts, Record, Term
+from streamer.records import DecidedBatch, Decision, Term
 from streamer.sink.epoch import EpochWriter
 from streamer.sink.storage import Storage, staging_path
-from streamer.sink.writer import FUSE_LEAST, FUSE_WINDOW, MAX_SEALED, EpochThread, Finished, Fuse
+from streamer.sink.writer import MAX_SEALED, EpochThread, Finished
 
 FIRST = Run(1, 7)
 WAIT_S = 20.0
@@ -54,6 +54,7 @@ class Bench:
             self.fence,
             self._open,
             lambda: 99,
+            {},
             self.failure,
             Metrics(),
             lambda: None,
@@ -317,63 +318,3 @@ def test_a_line_out_of_order_stops_the_process(bench: Bench, how: str) -> None:
         bench.failure.raise_if_any()
     bench.worker = Worker("writer", lambda: None, bench.failure)
     bench.worker.start()
-
-
-# The fuse
-
-
-def batch(invalid: int, valid: int, reason: str = "truncated") -> DecidedBatch:
-    n = invalid + valid
-    decisions = [Decision("invalid", reason)] * invalid + [Decision("accepted")] * valid
-    nothing: object = None
-    return DecidedBatch(
-        [Record(0, i, 0, b"", ()) for i in range(n)], [Facts()] * n, decisions, nothing, nothing, {}
-    )  # type: ignore[arg-type]
-
-
-def test_the_fuse_blows_when_more_than_the_ratio_is_invalid_and_says_what() -> None:
-    fuse = Fuse(0.2)
-    fuse.count(batch(20, 80))
-    with pytest.raises(
-        DeadLetterFuse,
-        match=r"21 of the last 101 records are invalid \(20 truncated, 1 corrupt\), more than dead_letters\.max_ratio = 0\.2",
-    ):
-        fuse.count(batch(1, 0, "corrupt"))
-
-
-@pytest.mark.parametrize("reason", ["not_found", "unreachable"])
-def test_dead_links_never_blow_the_fuse(reason: str) -> None:
-    fuse = Fuse(0.0)
-    for _ in range(10):
-        fuse.count(batch(FUSE_LEAST, FUSE_LEAST, reason))
-
-
-def test_dead_links_do_not_hide_what_blows_the_fuse() -> None:
-    fuse = Fuse(0.2)
-    for _ in range(10):
-        fuse.count(batch(10 * FUSE_WINDOW, 0, "not_found"))
-        fuse.count(batch(2, 8))
-    with pytest.raises(DeadLetterFuse, match=r"21 of the last 101 records"):
-        fuse.count(batch(1, 0))
-
-
-def test_few_records_never_blow_the_fuse() -> None:
-    fuse = Fuse(0.0)
-    fuse.count(batch(FUSE_LEAST - 1, 0))
-    with pytest.raises(DeadLetterFuse):
-        fuse.count(batch(0, 1))
-
-
-def test_the_fuse_looks_at_the_latest_records_only() -> None:
-    fuse = Fuse(0.2)
-    for _ in range(20):
-        fuse.count(batch(0, FUSE_WINDOW // 2))
-    fuse.count(batch(FUSE_WINDOW // 5, 0))  # of 10 000 records 2 %, of the window's 20 %
-    with pytest.raises(DeadLetterFuse, match=r"300 of the last 1300 records"):
-        fuse.count(batch(FUSE_WINDOW // 10, 0))
-
-
-def test_a_ratio_of_1_switches_the_fuse_off() -> None:
-    fuse = Fuse(1.0)
-    for _ in range(10):
-        fuse.count(batch(FUSE_WINDOW, 0))
