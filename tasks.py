@@ -11,6 +11,7 @@
     python3 tasks.py imports         which module may import which
     python3 tasks.py bench NAME …    one script of benchmarks/; without a name: their list
     python3 tasks.py chaos [ARGS]    replicas on a real Kafka under random faults: --minutes 30 --faults 100 --seed N
+    python3 tasks.py killpoints      a replica dies at every named step, and again in the recovery: half an hour
     python3 tasks.py setup           only the environment
     python3 tasks.py clean           removes the environment and every cache of this folder
 
@@ -267,6 +268,12 @@ def chaos(args: list[str]) -> int:
     become(str(PYTHON), "-m", "tests.faults.chaos", *args)
 
 
+def killpoints(args: list[str]) -> int:
+    os.chdir(str(ROOT))
+    os.environ["STREAMER_LONG"] = "1"
+    become(str(PYTHON), "-m", "pytest", "tests/faults/test_killpoints.py", *args)
+
+
 def check(args: list[str]) -> int:
     """All of them, also after one has failed: a person wants the whole list."""
     steps: dict[str, Callable[[], int]] = {
@@ -332,6 +339,7 @@ TASKS: dict[str, Callable[[list[str]], int]] = {
     "imports": imports,
     "bench": bench,
     "chaos": chaos,
+    "killpoints": killpoints,
     "setup": lambda args: 0,
 }
 
