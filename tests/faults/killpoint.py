@@ -88,7 +88,6 @@ def live(point: Point | None, arguments: tuple[str, ...], log: str) -> None:
     os.chdir(SCRIPT)
     if point is not None:
         _arm(point)
-    from streamer import cli
 
     cli = importlib.import_module("streamer.cli")
     # Some within a test's few epochs
