@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -56,37 +55,47 @@ def look_at(folder: Folder) -> Look:
     return Look(sizes, tuple(staged))
 
 
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The files of one epoch."""
+
+    readable: frozenset[str]
+    """Paths worth reading, of those that no other epoch named before."""
+    is_whole: bool
+    """All of them are there, and as long as they should be."""
+
+
 class FileAudit:
     """Every file is named once, is present, and is as long as it should be."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._named: set[str] = set()
-        self.readable: set[str] = set()
-        """Paths worth reading."""
 
-    def check(self, epochs: Iterable[Epoch], look: Look) -> None:
-        """``look`` was taken after the manifests of these epochs were read."""
-        for epoch in epochs:
-            for file in epoch.files:
-                if file.path in self._named:
-                    self._report.problem("file_twice", file.path, f"named again by {epoch.path}")
-                    continue
-                self._named.add(file.path)
-                size = look.sizes.get(file.path)
-                if size is None:
-                    self._report.problem("file_missing", file.path, f"named by {epoch.path}")
-                    continue
-                self.readable.add(file.path)
-                if size != file.bytes:
-                    detail = f"{size} bytes, {file.bytes} in {epoch.path}"
-                    self._report.problem("file_size", file.path, detail)
+    def check(self, epoch: Epoch, look: Look) -> Present:
+        """``look`` was taken after the epoch's manifest was read."""
+        readable, whole = set(), True
+        for file in epoch.files:
+            size = look.sizes.get(file.path)
+            whole = whole and size == file.bytes and file.path not in self._named
+            if file.path in self._named:
+                self._report.problem("file_twice", file.path, f"named again by {epoch.path}")
+                continue
+            self._named.add(file.path)
+            if size is None:
+                self._report.problem("file_missing", file.path, f"named by {epoch.path}")
+                continue
+            readable.add(file.path)
+            if size != file.bytes:
+                detail = f"{size} bytes, {file.bytes} in {epoch.path}"
+                self._report.problem("file_size", file.path, detail)
+        return Present(frozenset(readable), whole)
 
-    def check_rest(self, look: Look, named_since: Collection[str] = ()) -> None:
+    def check_rest(self, look: Look) -> None:
         """What no manifest names, that of an epoch in staging aside. Every manifest that was there
-        after ``look`` must be known: checked, or its files among ``named_since``."""
+        after ``look`` must be checked."""
         projecting = {staged.name for staged in look.staged}
-        for path in sorted(look.sizes.keys() - self._named - set(named_since)):
+        for path in sorted(look.sizes.keys() - self._named):
             name = _PUBLIC.fullmatch(path)
             if name is not None and name[1] in projecting:
                 detail = (
