@@ -21,6 +21,12 @@ from streamer.sink.location import open_folder
 Advance = Callable[[int], None]
 T = TypeVar("T", covariant=True)
 _LOOK_S = 0.2
+_STOP = -1 << 62
+"""In place of the bytes that were read: tasks end with the next ones that they read."""
+
+
+class Stopped(Exception):
+    """In a process of the pool, when nobody wants its result any more."""
 
 
 class Work(Protocol[T]):
@@ -51,9 +57,10 @@ class Pool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """After an error it does not wait: the processes end with what they do now, or with us."""
         if self._executor is not None:
-            self._executor.shutdown(wait=kind is None, cancel_futures=True)
+            if kind is not None:
+                self._read.value = _STOP
+            self._executor.shutdown(cancel_futures=True)
 
     def results(self, tasks: Iterable[Work[T]]) -> Iterator[T]:
         """Of each task, in order; a few are done ahead. Raises what a task raises, and
@@ -120,3 +127,5 @@ def _do(task: Work[T]) -> T:
 def _count(nbytes: int) -> None:
     with _counter.get_lock():
         _counter.value += nbytes
+        if _counter.value < 0:
+            raise Stopped

@@ -50,7 +50,15 @@ class Remembered:
         self._path = path
         self._written = time.monotonic()
         with self._explained():
-            self._file = sqlite3.connect(path, timeout=10)
+            self._file = sqlite3.connect(path, timeout=2)
+        try:
+            self._open(uri)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self, uri: str) -> None:
+        with self._explained():
             self._file.execute("BEGIN IMMEDIATE")  # two audits would undo each other's work
             [(application,)] = self._file.execute("PRAGMA application_id")
             [(tables,)] = self._file.execute("SELECT count(*) FROM sqlite_master")
@@ -61,7 +69,7 @@ class Remembered:
         known = self.fact("folder", uri)
         if known != uri:
             raise ConfigError(
-                f"--remember: {path} is of the folder {known}; what was proven there says nothing "
+                f"--remember: {self._path} is of the folder {known}; what was proven there says nothing "
                 f"of {uri}. Name another file."
             )
         self.set_fact("folder", uri)

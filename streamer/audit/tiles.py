@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -13,6 +14,16 @@ from streamer.records import I64
 
 Span = tuple[int, int, int]
 """Partition, first offset, and the one after the last."""
+
+
+class Founder(Protocol):
+    """A first manifest."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def ends(self) -> Mapping[int, int]:
+        """Partition → where a replay ends."""
 
 
 class Tiles:
@@ -125,10 +136,12 @@ class Tiles:
                 "skipped": skipped,
             }
 
-    def check_ends(self, report: Report, first: Epoch | None) -> None:
+    def check_ends(self, report: Report, first: Founder | None) -> None:
         """A replay has come to the end that its first manifest names. ``first``: which manifest
         that is, where the commit log told; else the least that any founder names must be there."""
-        founders = self._founders if first is None else [first] if first.ends else []
+        founders: Sequence[Founder] = (
+            self._founders if first is None else [first] if first.ends else []
+        )
         for partition in sorted({p for founder in founders for p in founder.ends}):
             end = min(f.ends[partition] for f in founders if partition in f.ends)
             at = max(self.end(partition), self._begin(partition))

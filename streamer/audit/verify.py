@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from streamer.audit.claims import Claims
-from streamer.audit.commits import CommitAudit, Committed
+from streamer.audit.commits import CommitAudit, Committed, Mark
 from streamer.audit.duplicates import Filing
 from streamer.audit.epoch import BOUND, Checked, CheckEpoch, FindDuplicates
 from streamer.audit.files import FileAudit, Look, Present, look_at, note_staged, staged_spans
@@ -26,6 +26,8 @@ from streamer.sink.location import open_folder
 
 MAX_PASSES = 100
 """What replicas project while the audit runs is audited too, in up to this many passes."""
+_LOG = "commit log"
+"""What is remembered of it."""
 ALONE_BYTES = 100_000_000
 """Less than this is read by one process: others would take longer to start."""
 
@@ -62,11 +64,6 @@ class Audit:
         self.folder: Folder = open_folder(path)
         self._path = path
         self._memory = None if remember is None else Remembered(remember, self.folder.uri)
-        if self._memory is not None and recheck:
-            self._memory.forget()
-        self._commits = None if committed is None else CommitAudit(committed, self.report)
-        if committed is not None:
-            self.report.compared_with = committed.topic
         self._known: set[str] = set()
         self._tiles, self._files = Tiles(), FileAudit(self.report)
         self._tables: dict[int, str] = {}
@@ -75,6 +72,20 @@ class Audit:
         self._threshold: float | None = None
         """τ as the files say; None: no deduplication."""
         self._certified = True
+        try:
+            self._begin(committed, recheck)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _begin(self, committed: Committed | None, recheck: bool) -> None:
+        if self._memory is not None and recheck:
+            self._memory.forget()
+        self._commits = (
+            None if committed is None else CommitAudit(committed, self.report, self._mark())
+        )
+        if committed is not None:
+            self.report.compared_with = committed.topic
         self.epochs: list[Epoch] = read_manifests(self.folder, self.report, self._known)
         if not self.epochs and (self._commits is None or self._commits.first is None):
             detail = "there is none; is this the folder OUTPUT/DATASET?"
@@ -129,6 +140,10 @@ class Audit:
             filing.finish()
             self._compare(pool, filing)
             claims.check(report)
+        if self._memory is not None and self._commits is not None and report.ok:
+            mark = self._commits.mark()
+            if mark is not None:
+                self._memory.set_fact(_LOG, mark.as_json())
         if pairs and self._threshold is not None and any(keys for keys, _ in winners):
             keys = [key for some, _ in winners for key in some]
             vectors = np.concatenate([found for some, found in winners if some])
@@ -154,6 +169,20 @@ class Audit:
             break
         if self.report.forgotten:
             self._memory.forget()
+        if self._commits is not None and self._commits.begins_at is not None:
+            known = {order(one.epoch) for one in self._fresh if self._is_known(one)}
+            last = self._commits.begins_at.last
+            if not all(
+                (writer, n) in known for writer, end in last.items() for n in range(end + 1)
+            ):
+                self._commits.read_whole()
+
+    def _mark(self) -> Mark | None:
+        raw = None if self._memory is None else self._memory.fact(_LOG)
+        try:
+            return None if raw is None else Mark.from_json(raw)
+        except (KeyError, TypeError, ValueError):
+            return None
 
     def _is_known(self, one: _Epoch) -> bool:
         return self._memory is not None and self._memory.get(one.epoch) is not None
@@ -194,7 +223,8 @@ class Audit:
             if found is None:
                 checked = next(results)
                 self.report.checked_epochs += 1
-                if self._memory is not None and not checked.report.problems:
+                right = one.present.is_whole and not checked.report.problems
+                if self._memory is not None and right:
                     self._memory.add(one.epoch, checked, whole=False)
             else:
                 checked, whole = found
