@@ -6,14 +6,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from importlib.machinery import PathFinder
 from multiprocessing.connection import wait as wait_for_any
 from typing import Any, Protocol, TypeVar
 
+import streamer
 from streamer.errors import DependencyError
 from streamer.sink.folder import Folder
 from streamer.sink.location import open_folder
@@ -45,10 +48,10 @@ class Pool:
         self._advance = advance
         self._told = 0
         self._executor: ProcessPoolExecutor | None = None
-        if jobs > 1:
+        if jobs > 1 and _are_found():
             # A fork would copy Arrow's and librdkafka's locks without the threads that hold them
             context = multiprocessing.get_context("spawn")
-            self._read = context.Value("q")
+            self._read: Any = context.Value("q")
             self._executor = ProcessPoolExecutor(jobs, context, _begin, (path, self._read))
         else:
             self._folder = open_folder(path)
@@ -61,6 +64,7 @@ class Pool:
             if kind is not None:
                 self._read.value = _STOP
             self._executor.shutdown(cancel_futures=True)
+            self._executor = self._read = None  # before the interpreter ends: they hold semaphores
 
     def results(self, tasks: Iterable[Work[T]]) -> Iterator[T]:
         """Of each task, in order; a few are done ahead. Raises what a task raises, and
@@ -92,6 +96,13 @@ class Pool:
         done = self._read.value
         self._advance(done - self._told)
         self._told = done
+
+
+def _are_found() -> bool:
+    """Whether a new process would import this package: not, where it was found in the working
+    directory, which is not on the path."""
+    found = PathFinder.find_spec("streamer", sys.path)
+    return found is not None and found.origin == streamer.__file__
 
 
 _folder: Folder

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.lib.stride_tricks import sliding_window_view
 from pyarrow import json as arrow_json
 
 from streamer.audit.manifests import File
@@ -70,11 +71,21 @@ class ShardCheck:
         suffixes = sorted({formats[0], "json", "txt"})
         if len(suffixes) != 3:
             raise Strange("a format that is no image's")
-        done = 0
+        image = formats[0]
+        done = compared = nbytes = 0
+        described: list[bytes] = []
         while done < rows.num_rows:
             members = self._window.take(rows.num_rows - done)
-            self._compare(rows.slice(done, len(members)), members, suffixes, formats[0])
+            some = rows.slice(done, len(members))
+            members.require_names(some["key"].to_pylist(), suffixes)
+            _compare_images(some, members, suffixes.index(image))
+            _compare_texts(some, members, suffixes.index("txt"))
+            described += [bytes(data) for data in members.contents(suffixes.index("json"))]
             done += len(members)
+            nbytes += int(members.sizes[:, suffixes.index("json")].sum())
+            if nbytes >= WINDOW or done == rows.num_rows:  # a call takes a millisecond
+                _compare_json(described, rows.slice(compared, done - compared))
+                described, compared, nbytes = [], done, 0
         self._samples += done
 
     @property
@@ -89,22 +100,20 @@ class ShardCheck:
         if self._window.finish() != self._file.sha256:
             raise Strange("another checksum")
 
-    def _compare(
-        self, rows: pa.RecordBatch, members: _Members, suffixes: list[str], image: str
-    ) -> None:
-        keys = rows["key"].to_pylist()
-        members.require_names(keys, suffixes)
-        at = {suffix: column for column, suffix in enumerate(suffixes)}
-        if not np.array_equal(members.sizes[:, at[image]], _numbers(rows["bytes"])):
-            raise Strange("sizes of images")
-        sha256 = hashlib.sha256
-        hashes = [sha256(data).hexdigest() for data in members.contents(at[image])]
-        if hashes != rows["sha256"].to_pylist():
-            raise Strange("images")
-        texts = pc.fill_null(rows["text"], "").cast(pa.binary()).to_pylist()
-        if [bytes(data) for data in members.contents(at["txt"])] != texts:
-            raise Strange("texts")
-        _compare_json([bytes(data) for data in members.contents(at["json"])], rows)
+
+def _compare_images(rows: pa.RecordBatch, members: _Members, column: int) -> None:
+    if not np.array_equal(members.sizes[:, column], _numbers(rows["bytes"])):
+        raise Strange("sizes of images")
+    sha256 = hashlib.sha256
+    hashes = [sha256(data).hexdigest() for data in members.contents(column)]
+    if hashes != rows["sha256"].to_pylist():
+        raise Strange("images")
+
+
+def _compare_texts(rows: pa.RecordBatch, members: _Members, column: int) -> None:
+    texts = pc.fill_null(rows["text"], "").cast(pa.binary()).to_pylist()
+    if [bytes(data) for data in members.contents(column)] != texts:
+        raise Strange("texts")
 
 
 def _compare_json(described: list[bytes], rows: pa.RecordBatch) -> None:
@@ -150,8 +159,8 @@ class _Members:
         self._view = memoryview(window)
         self._starts = np.array(starts, np.int64).reshape(-1, 3)
         self.sizes = np.array(sizes, np.int64).reshape(-1, 3)
-        whole: U8 = np.frombuffer(window, np.uint8)
-        self._headers: U8 = whole[self._starts.reshape(-1, 1) + np.arange(_BLOCK)]
+        blocks = sliding_window_view(np.frombuffer(window, np.uint8), _BLOCK)
+        self._headers: U8 = blocks[self._starts.reshape(-1)]
         self._require_plain()
 
     def __len__(self) -> int:
