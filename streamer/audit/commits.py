@@ -168,7 +168,7 @@ class CommitAudit:
                         here, there_ = f"sha256 {found.sha256[:12]}", f"{epoch.sha256[:12]}"
                     detail = f"{here} here, {there_} in {self._committed.topic}"
                     self._report.problem("epoch_differs", found.path, detail)
-            elif epoch.uuid in staged or (not epoch.files and latest[epoch.writer] == name):
+            elif epoch.uuid in staged or (not epoch.has_files and latest[epoch.writer] == name):
                 # A manifest that founds a dataset has no files, so nothing of it is staged.
                 detail = f"{self._committed.topic} names it; it waits to be projected"
                 self._report.note("unprojected", manifest_path(*name), detail)
@@ -224,7 +224,7 @@ class CommitAudit:
                     f"{error}): {data[:80]!r}"
                 ) from None
             self.first = self.first or Founding(epoch.path, epoch.dataset, epoch.ends)
-            self._all[epoch.writer, epoch.epoch] = epoch
+            self._all[epoch.writer, epoch.epoch] = epoch.without_files()
             self._last = offset, epoch.sha256
             if until is not None and offset >= until:
                 break

@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streamer.audit.manifests import Epoch, File
+from streamer.audit.manifests import NOT_A_MANIFEST, Epoch, File, read_manifest
 from streamer.audit.named import Named, named_by, no_duplicates
 from streamer.audit.report import Report
 from streamer.audit.rows import BATCH_ROWS, COLUMNS, OF_A_SAMPLE, RowCheck, vectors_of
 from streamer.audit.shards import ShardCheck, Strange
 from streamer.audit.table import Damaged, open_table
 from streamer.audit.tars import check_tar
+from streamer.errors import DependencyError
 from streamer.records import F16, I64
 from streamer.sink.folder import Folder
 from streamer.units import counted
@@ -53,14 +54,14 @@ class CheckEpoch:
     """All of an epoch. A task of `streamer.audit.pool`: it raises DependencyError if the storage
     refuses."""
 
-    epoch: Epoch
-    readable: frozenset[str]
-    """The files to look into."""
+    known: Epoch
+    readable: frozenset[str] | None
+    """The files to look into; None: all."""
     winners: bool = False
     """Keep those, too."""
 
     def __call__(self, folder: Folder, advance: Advance) -> Checked:
-        epoch, checked = self.epoch, Checked()
+        epoch, checked = _whole(folder, self.known), Checked()
         report = checked.report
         if (
             len(epoch.tables) > 1
@@ -88,17 +89,28 @@ class CheckEpoch:
 class FindDuplicates:
     """Only the duplicates, of an epoch of which all else is known. Like `CheckEpoch`."""
 
-    epoch: Epoch
-    readable: frozenset[str]
+    known: Epoch
+    readable: frozenset[str] | None
 
     def __call__(self, folder: Folder, advance: Advance) -> Checked:
         found = [no_duplicates()]
         columns = ["key", "partition", "offset", "duplicate_of", "similarity", "claim", "embedding"]
-        for file in _once(self.epoch.tables, self.readable).values():
+        for file in _once(_whole(folder, self.known).tables, self.readable).values():
             with suppress(Damaged), open_table(folder, file.path) as table:
                 for batch in table.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
                     found.append(named_by(file.path, batch, Report()))
         return Checked(duplicates=_joined(found))
+
+
+def _whole(folder: Folder, known: Epoch) -> Epoch:
+    """With its files, which the audit does not keep. Raises DependencyError if it changed."""
+    try:
+        epoch = read_manifest(folder, known.path)
+    except (*NOT_A_MANIFEST, FileNotFoundError):
+        epoch = None
+    if epoch is None or epoch.sha256 != known.sha256:
+        raise DependencyError(f"{folder.place(known.path)} changed while it was verified")
+    return epoch
 
 
 @contextmanager
@@ -110,8 +122,8 @@ def _present(epoch: Epoch, file: File, report: Report) -> Iterator[None]:
         report.problem("file_missing", file.path, f"named by {epoch.path}")
 
 
-def _once(files: tuple[File, ...], readable: Collection[str]) -> dict[str, File]:
-    return {file.path: file for file in files if file.path in readable}
+def _once(files: tuple[File, ...], readable: Collection[str] | None) -> dict[str, File]:
+    return {file.path: file for file in files if readable is None or file.path in readable}
 
 
 def _check_table(

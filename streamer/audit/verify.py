@@ -14,7 +14,7 @@ from streamer.audit.commits import CommitAudit, Committed, Mark
 from streamer.audit.duplicates import Filing
 from streamer.audit.epoch import BOUND, Checked, CheckEpoch, FindDuplicates
 from streamer.audit.files import FileAudit, Look, Present, look_at, note_staged, staged_spans
-from streamer.audit.manifests import Epoch, check_chains, order, read_manifests
+from streamer.audit.manifests import Epoch, check_chains, new_manifests, order, read_manifests
 from streamer.audit.pairs import check_pairs
 from streamer.audit.pool import Pool
 from streamer.audit.remembered import Remembered
@@ -38,7 +38,10 @@ class _Epoch:
 
     number: int
     epoch: Epoch
+    """Without its files."""
     present: Present
+    nbytes: int
+    """Of its files."""
 
 
 class Audit:
@@ -65,7 +68,7 @@ class Audit:
         self._path = path
         self._memory = None if remember is None else Remembered(remember, self.folder.uri)
         self._known: set[str] = set()
-        self._tiles, self._files = Tiles(), FileAudit(self.report)
+        self._tiles, self._files = Tiles(), FileAudit(self.folder, self.report)
         self._tables: dict[int, str] = {}
         """Number of an epoch → its table, if it has one to read."""
         self._bound: dict[str, str] = {}
@@ -86,16 +89,15 @@ class Audit:
         )
         if committed is not None:
             self.report.compared_with = committed.topic
-        self.epochs: list[Epoch] = read_manifests(self.folder, self.report, self._known)
+        paths = new_manifests(self.folder, self._known)
+        self._look = look_at(self.folder)
+        self._fresh = self._read(paths, self._look)
+        self.epochs = [one.epoch for one in self._fresh]
         if not self.epochs and (self._commits is None or self._commits.first is None):
             detail = "there is none; is this the folder OUTPUT/DATASET?"
             self.report.problem("no_dataset", "manifests", detail)
-        self._look = look_at(self.folder)
-        self._fresh = self._number(self.epochs, self._look)
         self._distrust()
-        self.total_bytes = sum(
-            file.bytes for one in self._fresh if not self._is_known(one) for file in one.epoch.files
-        )
+        self.total_bytes = sum(one.nbytes for one in self._fresh if not self._is_known(one))
         """What `run` will read, at least."""
 
     def __enter__(self) -> Audit:
@@ -131,11 +133,11 @@ class Audit:
                     if filing.is_due:
                         self._compare(pool, filing)
                 look = look_at(self.folder)
-                new = read_manifests(self.folder, report, self._known)
-                if not new:
+                paths = new_manifests(self.folder, self._known)
+                if not paths:
                     break
-                self.epochs = sorted([*self.epochs, *new], key=order)
-                fresh = self._number(new, look_at(self.folder))
+                fresh = self._read(paths, look_at(self.folder))
+                self.epochs = sorted([*self.epochs, *(one.epoch for one in fresh)], key=order)
             self._whole_folder(look)
             filing.finish()
             self._compare(pool, filing)
@@ -189,16 +191,22 @@ class Audit:
 
     # Epochs
 
-    def _number(self, epochs: list[Epoch], look: Look) -> list[_Epoch]:
-        """``look`` was taken after their manifests were read."""
-        numbered = []
-        for number, epoch in enumerate(epochs, len(self._tiles.epochs)):
+    def _read(self, paths: list[str], look: Look) -> list[_Epoch]:
+        """Manifests that were there before ``look`` was taken, by writer and epoch."""
+        found = []
+        for epoch in read_manifests(self.folder, self.report, paths):
             present = self._files.check(epoch, look)
-            table = next((t.path for t in epoch.tables if t.path in present.readable), None)
+            readable = present.readable
+            tables = (t.path for t in epoch.tables if readable is None or t.path in readable)
+            nbytes = sum(file.bytes for file in epoch.files)
+            found.append((epoch.without_files(), present, next(tables, None), nbytes))
+        found.sort(key=lambda one: order(one[0]))
+        numbered = []
+        for number, (epoch, present, table, nbytes) in enumerate(found, len(self._tiles.epochs)):
             if table is not None:
                 self._tables[number] = table
-            numbered.append(_Epoch(number, epoch, present))
-        self._tiles.add(epochs)
+            numbered.append(_Epoch(number, epoch, present, nbytes))
+        self._tiles.add(one.epoch for one in numbered)
         return numbered
 
     def _checked(
