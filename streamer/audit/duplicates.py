@@ -20,7 +20,7 @@ from streamer.audit.tiles import Tiles
 from streamer.records import F64, I64, NEAR_DUPLICATE, Bools, key_of
 from streamer.sink.folder import Folder
 
-MEMORY_BYTES = 64_000_000
+MEMORY_BYTES = 32_000_000
 ROUND_BYTES = 8_000_000_000
 """Duplicates that wait, in memory and in temporary files, before their winners are read: each round
 reads the table of every winner's epoch once, and what it proves is remembered."""

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from importlib.machinery import PathFinder
 from multiprocessing.connection import wait as wait_for_any
 from typing import Any, Protocol, TypeVar
 
@@ -101,7 +100,8 @@ class Pool:
 def _are_found() -> bool:
     """Whether a new process would import this package: not, where it was found in the working
     directory, which is not on the path."""
-    found = PathFinder.find_spec("streamer", sys.path)
+    specs = (finder.find_spec("streamer", None) for finder in sys.meta_path)
+    found = next((spec for spec in specs if spec is not None), None)
     return found is not None and found.origin == streamer.__file__
 
 

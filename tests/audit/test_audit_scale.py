@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,26 @@ class Refuse:
 def test_a_process_that_fails(folder: Path, task: Any, said: str) -> None:
     with Pool(str(folder), 2, lambda n: None) as pool, pytest.raises(DependencyError, match=said):
         list(pool.results([task, task]))
+
+
+def test_where_others_would_not_find_the_package_one_process_does_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m streamer` in a checkout that is not installed."""
+    monkeypatch.setattr(verify, "ALONE_BYTES", 0)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not Path(p, "streamer").is_dir()])
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])
+    assert audit(folder, jobs=2).ok
+    with Pool(str(folder), 2, lambda n: None) as pool:
+        assert list(pool.results([Pid()])) == [os.getpid()]
+    monkeypatch.undo()
+    with Pool(str(folder), 2, lambda n: None) as pool:
+        assert list(pool.results([Pid()])) != [os.getpid()]
+
+
+class Pid:
+    def __call__(self, _folder: Folder, _advance: Callable[[int], None]) -> int:
+        return os.getpid()
 
 
 # What is remembered

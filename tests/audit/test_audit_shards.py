@@ -8,7 +8,7 @@ import json
 import random
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -122,6 +122,18 @@ def _two_in_one(found: Members) -> Members:
     return found
 
 
+def _cut_in_two(end: bytes, begin: bytes) -> Callable[[Members], Members]:
+    """Together they are two objects, of which the second has a field more."""
+
+    def apply(found: Members) -> Members:
+        first, second = [i for i, (name, _) in enumerate(found) if name.endswith(".json")][:2]
+        found[first] = found[first][0], found[first][1] + b' {"more":' + end
+        found[second] = found[second][0], begin + b"," + found[second][1][1:]
+        return found
+
+    return apply
+
+
 def _field(name: str, value: object) -> Callable[[bytes], bytes]:
     return lambda data: json.dumps({**json.loads(data), name: value}).encode()
 
@@ -140,6 +152,11 @@ FINE: dict[str, Callable[[Members], Members]] = {
 }
 WRONG: dict[str, Callable[[Members], Members]] = {
     "a json twice in one member": _two_in_one,
+    "an object that ends in the next member": _cut_in_two(b"", b'{"x":1}'),
+    "an object that began in the member before": _cut_in_two(b'{"x":1}', b""),
+    "a sample too many": lambda found: [
+        *found, *((f"00000_000000000999.{end}", b"{}") for end in ("jpg", "json", "txt"))
+    ],
     "two jsons in one line": in_json(lambda data: data + data),
     "a field twice": in_json(lambda data: data[:-1] + b',"offset":99}'),
     "a field of another kind": in_json(_field("offset", "0")),
@@ -176,10 +193,25 @@ def test_other_kinds_of_tars(folder: Path) -> None:
     assert agree(folder)
     put(folder, TAR, data[:end] + bytes(512) + b"anything")
     assert agree(folder)
+    put(folder, TAR, b"".join(_in_a_folder(data)))
+    assert not agree(folder)
     link = tarfile.TarInfo(found[0][0])
     link.type, link.linkname = tarfile.LNKTYPE, "elsewhere"
     put(folder, TAR, link.tobuf(tarfile.USTAR_FORMAT) + data)
     assert not agree(folder)
+
+
+def _in_a_folder(data: bytes) -> Iterator[bytes]:
+    """Each header gets a prefix, and a checksum that fits."""
+    at = 0
+    while any(data[at : at + 512]):
+        header = bytearray(data[at : at + 512])
+        header[345:346], header[148:156] = b"a", b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        end = at + 512 + (int(header[124:135], 8) + 511 & -512)
+        yield bytes(header) + data[at + 512 : end]
+        at = end
+    yield data[at:]
 
 
 def test_a_sample_larger_than_a_window(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
