@@ -63,6 +63,14 @@ def size(n: float) -> str:
     return f"{n:.4g} TB"
 
 
+def duration(seconds: float) -> str:
+    """For people: ``45 s``, ``12 min``, ``3 h 5 min``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 def counted(number: int, noun: str) -> str:
     """``1 record``, ``2 records``: for nouns whose plural is an s."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

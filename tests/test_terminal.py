@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.console import Console, new_table
+from streamer import console
+from streamer.console import Console, new_table, reading
 from streamer.errors import InvalidRecord
 from streamer.redact import digest, hide, mask, redacted
 from streamer.terminal import indented, shown
@@ -94,3 +96,31 @@ def test_what_stands_in_a_secrets_place_shows_that_it_changed() -> None:
 
     assert told("one") == told("one") != told("two")
     assert "one" not in json.dumps(told("one"))
+
+
+def test_what_takes_long_says_so_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter((0.0, 10.0, 40.0, 50.0, 100.0))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    with reading("checking", 100_000_000) as advance:
+        for _ in range(4):
+            advance(10_000_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "checking: 20 MB of 100 MB, 500 KB/s, 3 min left",
+        "checking: 40 MB of 100 MB, 400 KB/s, 2 min left",
+    ]
+
+
+def test_a_person_sees_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("TERM", "xterm")
+    with reading("checking", 100_000_000) as advance:
+        advance(50_000_000)
+    assert "checking" in shown.getvalue()
+    assert "50.0/100.0 MB" in shown.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamer.units import parse_duration, parse_size, parse_time
+from streamer.units import duration, parse_duration, parse_size, parse_time
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,11 @@ def test_times_are_utc_where_they_name_no_zone():
     assert parse_time("2026-01-31T13:00:00.5+01:00") == 1769860800.5
     with pytest.raises(ValueError):
         parse_time("yesterday")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min"), (3569, "59 min"), (3600, "1 h 0 min"), (90_061, "25 h 1 min")],
+)  # fmt: skip
+def test_durations_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

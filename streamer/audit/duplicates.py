@@ -1,11 +1,9 @@
-"""Every duplicate against the record that it names, and every pair of winners against the
-threshold."""
+"""Every duplicate against the record that it names."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -13,211 +11,307 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from streamer.audit.manifests import Epoch
+from streamer.audit.named import Named
 from streamer.audit.report import Report
-from streamer.audit.rows import Duplicates, vectors_of
+from streamer.audit.rows import vectors_of
+from streamer.audit.spill import Spill
 from streamer.audit.table import Damaged, open_table
 from streamer.audit.tiles import Tiles
-from streamer.records import F16, origin_of
+from streamer.records import F64, I64, NEAR_DUPLICATE, Bools, key_of
 from streamer.sink.folder import Folder
 
-PENDING_BYTES = 256_000_000
-"""Vectors of duplicates kept in memory before the files of their winners are read."""
+MEMORY_BYTES = 32_000_000
+ROUND_BYTES = 8_000_000_000
+"""Duplicates that wait, in memory and in temporary files, before their winners are read: each round
+reads the table of every winner's epoch once, and what it proves is remembered."""
+BUCKETS = 2048
+"""Files that they wait in, by the epoch of the winner."""
+BLOCK = 2048
+"""Vectors that are multiplied at a time."""
 _TARGET = ["partition", "offset", "outcome", "reason", "flags", "claim", "embedding"]
 
 
-class _Pending(NamedTuple):
-    where: str
-    of: str
-    similarity: float
-    claim: int
-    vector: F16
+@dataclass(slots=True)
+class Compared:
+    report: Report = field(default_factory=Report)
+    found_in: set[int] = field(default_factory=set)
+    """Numbers of the epochs whose duplicates are in ``report``."""
 
 
-class DuplicateAudit:
-    """Gathers duplicates by the file of the winner that they name, and reads each such file once in
-    a while."""
+class Filing:
+    """Puts duplicates to the epochs of their winners. One thread; a context manager."""
 
-    def __init__(self, folder: Folder, tiles: Tiles, readable: set[str], report: Report) -> None:
-        self._folder = folder
+    def __init__(self, tiles: Tiles, tables: Mapping[int, str], report: Report) -> None:
+        """``tables``: the path of each epoch's table, of those that have one to read, by the
+        numbers that ``tiles`` has; may grow."""
+        self.found_in: set[int] = set()
+        """Epochs among whose duplicates something was found."""
+        self._pending: list[int] = []
+        """Epochs whose duplicates wait to be compared."""
+        self._unfound_in: set[int] = set()
+        self._dtype: np.dtype[np.void] | None = None
         self._tiles = tiles
-        self._readable = readable
+        self._tables = tables
         self._report = report
-        self._pending: dict[str, dict[tuple[int, int], list[_Pending]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
-        self._bytes = 0
-        self._unfound: list[_Pending] = []
+        self._spill = Spill(MEMORY_BYTES)
+        self._unfound = Spill(MEMORY_BYTES)
         """Their winners' epochs are not public so far; some may be when all is read."""
 
-    def add(self, path: str, duplicates: Duplicates, threshold: float | None) -> None:
-        for i, key in enumerate(duplicates.keys):
-            pending = _Pending(
-                f"{path}#{key}", duplicates.of[i], duplicates.similarity[i], int(duplicates.claims[i]), duplicates.vectors[i].copy()
-            )  # fmt: skip
-            if threshold is not None and not pending.similarity >= threshold:
-                self._report.problem(
-                    "similarity",
-                    pending.where,
-                    f"{pending.similarity!r} is below the threshold {threshold!r}",
-                )
-            if not self._file(pending):
-                self._unfound.append(pending)
-        if self._bytes >= PENDING_BYTES:
-            self.flush()
+    def __enter__(self) -> Filing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spill.__exit__()
+        self._unfound.__exit__()
+
+    @property
+    def is_due(self) -> bool:
+        return self._spill.nbytes >= ROUND_BYTES
+
+    def add(self, number: int, named: Named, threshold: float | None) -> None:
+        """The duplicates of the epoch ``number``, which may be changed."""
+        self._pending.append(number)
+        if not len(named):
+            return
+        named["epoch"] = number
+        self._dtype = self._dtype or named.dtype
+        if named.dtype != self._dtype:
+            detail = (
+                f"vectors of {_dim(named.dtype)} numbers, {_dim(self._dtype)} in the files before"
+            )
+            self._problem("similarity", named[0], detail)
+            return
+        if threshold is not None:
+            for one in named[~(named["similarity"] >= threshold)]:
+                detail = f"{float(one['similarity'])!r} is below the threshold {threshold!r}"
+                self._problem("similarity", one, detail)
+        self._file(named)
+
+    def tasks(self) -> Iterator[Compare]:
+        """What waits, by winner's epoch."""
+        for _, named in self._spill.take():
+            targets, sources = (
+                {number: self._tables[number] for number in np.unique(named[field]).tolist()}
+                for field in ("target", "epoch")
+            )
+            yield Compare(named, targets, sources)
+
+    def settled(self) -> list[int]:
+        """After `tasks`: the epochs whose duplicates are all compared, and right."""
+        right = [n for n in self._pending if n not in self.found_in and n not in self._unfound_in]
+        self._pending = [n for n in self._pending if n in self._unfound_in]
+        return right
 
     def finish(self) -> None:
-        """After the last `add`, when every epoch is known."""
-        for pending in [p for p in self._unfound if not self._file(p)]:
-            what = f"names {pending.of}, whose offset is in no manifest"
-            if self._tiles.may_come(*origin_of(pending.of)):
-                self._report.note("target_pending", pending.where, f"{what} yet")
-            else:
-                self._report.problem("duplicate_target", pending.where, what)
-        self.flush()
+        """When every epoch is known, and before the last `tasks`."""
+        self._unfound_in.clear()
+        for _, named in self._unfound.take():
+            self._file(named, is_last=True)
 
-    def _file(self, pending: _Pending) -> bool:
-        """Puts it to the file that must hold its winner. False: no epoch has that offset."""
-        try:
-            origin = origin_of(pending.of)
-        except ValueError:
-            self._report.problem("duplicate_target", pending.where, f"{pending.of!r} is no key")
-            return True
-        epoch = self._tiles.find(*origin)
-        if epoch is None:
-            return False
-        if _is_skipped(epoch, *origin):
-            self._report.note(
-                "withdrawn_target", pending.where, f"names {pending.of}, which was skipped"
-            )
+    def _file(self, named: Named, is_last: bool = False) -> None:
+        targets = self._tiles.find(named["of_partition"], named["of_offset"])
+        nowhere = targets < 0
+        if is_last:
+            for one in named[nowhere]:
+                self._report_unfound(one)
         else:
-            path = next((t.path for t in epoch.tables if t.path in self._readable), None)
-            if path is None:
-                self._report.problem(
-                    "duplicate_target",
-                    pending.where,
-                    f"names {pending.of}, but {epoch.path} has no table to read",
-                )
-            else:
-                self._pending[path][origin].append(pending)
-                self._bytes += pending.vector.nbytes
-        return True
+            self._unfound_in.update(named["epoch"][nowhere].tolist())
+            self._unfound.add(named["offset"][nowhere] % BUCKETS, named[nowhere])
+        named, targets = named[~nowhere], targets[~nowhere]
+        named["target"] = targets
+        there = np.ones(len(named), bool)
+        for number in np.unique(targets).tolist():
+            epoch = self._tiles.epochs[number]
+            here = targets == number
+            if number not in self._tables:
+                there &= ~here
+                for one in named[here]:
+                    detail = f"names {_winner(one)}, but {epoch.path} has no table to read"
+                    self._problem("duplicate_target", one, detail)
+            elif epoch.skipped:
+                skipped = here & _is_skipped(epoch, named)
+                there &= ~skipped
+                for one in named[skipped]:
+                    detail = f"names {_winner(one)}, which was skipped"
+                    self._note("withdrawn_target", one, detail)
+        self._spill.add(targets[there] % BUCKETS, named[there])
 
-    def flush(self) -> None:
-        """Reads the winners' files and compares. Raises DependencyError if the storage refuses."""
-        for path, wanted in self._pending.items():
+    def _report_unfound(self, one: np.void) -> None:
+        what = f"names {_winner(one)}, whose offset is in no manifest"
+        if self._tiles.may_come(int(one["of_partition"]), int(one["of_offset"])):
+            self._note("target_pending", one, f"{what} yet")
+        else:
+            self._problem("duplicate_target", one, what)
+
+    def _problem(self, code: str, one: np.void, detail: str) -> None:
+        self.found_in.add(int(one["epoch"]))
+        self._report.problem(code, _where(self._tables[int(one["epoch"])], one), detail)
+
+    def _note(self, code: str, one: np.void, detail: str) -> None:
+        self.found_in.add(int(one["epoch"]))
+        self._report.note(code, _where(self._tables[int(one["epoch"])], one), detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Reads the winners' tables, of each the row groups that hold some. A task of
+    `streamer.audit.pool`: it raises DependencyError if the storage refuses."""
+
+    named: Named
+    targets: dict[int, str]
+    """Number of a winner's epoch → its table."""
+    sources: dict[int, str]
+    """Number of a duplicate's epoch → its table."""
+
+    def __call__(self, folder: Folder, advance: Callable[[int], None]) -> Compared:
+        found = Compared()
+        for number, path in self.targets.items():
+            look = _Look(self.named[self.named["target"] == number], self.sources, found)
             try:
-                with open_table(self._folder, path) as table:
-                    self._compare(table, wanted)
-            except Damaged as error:  # reported as table_unreadable where its rows are read
-                missing = next(iter(wanted.values()))[0]
-                self._report.problem(
-                    "duplicate_target",
-                    missing.where,
-                    f"the file of its winner cannot be read: {error}",
-                )
+                with open_table(folder, path) as table:
+                    look.read(table)
+            except (Damaged, FileNotFoundError) as error:  # reported where its rows are read
+                look.lost(f"the file of its winner cannot be read: {error}")
                 continue
-            for pendings in wanted.values():
-                for pending in pendings:
-                    self._report.problem(
-                        "duplicate_target", pending.where, f"names {pending.of}, which has no row"
-                    )
-        self._pending.clear()
-        self._bytes = 0
+            for one in look.unmatched():
+                look.problem("duplicate_target", one, f"names {_winner(one)}, which has no row")
+        return found
 
-    def _compare(
-        self, table: pq.ParquetFile, wanted: dict[tuple[int, int], list[_Pending]]
-    ) -> None:
-        """Takes what it finds out of ``wanted``."""
-        offsets = pa.array(sorted({offset for _, offset in wanted}), pa.int64())
+
+class _Look:
+    """The duplicates of winners in one table."""
+
+    def __init__(self, named: Named, sources: dict[int, str], found: Compared) -> None:
+        self._sources = sources
+        self._found = found
+        origins = np.stack([named["of_partition"], named["of_offset"]], axis=1)
+        self._winners, self._winner_of = np.unique(origins, axis=0, return_inverse=True)
+        self._named = named
+        self._matched = np.zeros(len(self._winners), bool)
+
+    def unmatched(self) -> Named:
+        return self._named[~self._matched[self._winner_of]]
+
+    def problem(self, code: str, one: np.void, detail: str) -> None:
+        self._found.found_in.add(int(one["epoch"]))
+        self._found.report.problem(code, self._where(one), detail)
+
+    def lost(self, detail: str) -> None:
+        """One finding for all that are left."""
+        left = self.unmatched()
+        self._found.found_in.update(left["epoch"].tolist())
+        self._found.report.problem("duplicate_target", self._where(left[0]), detail)
+
+    def _where(self, one: np.void) -> str:
+        return _where(self._sources[int(one["epoch"])], one)
+
+    def read(self, table: pq.ParquetFile) -> None:
+        offsets = pa.array(np.unique(self._winners[:, 1]), pa.int64())
         for group in range(table.num_row_groups):
-            hits = pc.is_in(table.read_row_group(group, columns=["offset"])["offset"], offsets)
-            if not pc.any(hits).as_py():
-                continue  # the embeddings are most of the file
-            for row in table.read_row_group(group, columns=_TARGET).filter(hits).to_batches():
-                vectors = row["embedding"]
-                for i, (partition, offset) in enumerate(
-                    zip(row["partition"].to_pylist(), row["offset"].to_pylist(), strict=True)
-                ):
-                    for pending in wanted.pop((partition, offset), ()):
-                        self._judge(
-                            pending,
-                            {name: row[name][i].as_py() for name in _TARGET[2:-1]},
-                            vectors.slice(i, 1),
-                        )
+            origins = table.read_row_group(group, columns=["offset"], use_threads=False)
+            hits = pc.is_in(origins["offset"], offsets)
+            if pc.any(hits).as_py():  # the embeddings are most of the file
+                rows = table.read_row_group(group, columns=_TARGET, use_threads=False)
+                for batch in rows.filter(hits).to_batches(max_chunksize=BLOCK):
+                    self._judge(batch)
 
-    def _judge(self, pending: _Pending, winner: dict[str, object], vector: pa.Array) -> None:
-        claim, flags = winner["claim"], winner["flags"]
-        if winner["outcome"] == "invalid" and winner["reason"] == "withdrawn":
-            self._report.note("withdrawn_target", pending.where, f"names {pending.of}")
-        elif winner["outcome"] != "accepted":
-            self._report.problem(
-                "duplicate_target",
-                pending.where,
-                f"names {pending.of}, which is {winner['outcome']}",
+    def _judge(self, batch: pa.RecordBatch) -> None:
+        """The first row of each winner counts."""
+        winners = self._numbers(batch["partition"].to_numpy(), batch["offset"].to_numpy())
+        _, first = np.unique(winners, return_index=True)
+        first = first[(winners[first] >= 0) & ~self._matched[winners[first]]]
+        self._matched[winners[first]] = True
+        row_of = np.full(len(self._winners), -1)
+        row_of[winners[first]] = first
+        rows = row_of[self._winner_of]
+        for part in np.array_split(np.flatnonzero(rows >= 0), 1 + len(rows) // BLOCK):
+            if len(part):
+                self._compare(self._named[part], batch.take(pa.array(rows[part])))
+
+    def _numbers(self, partitions: I64, offsets: I64) -> I64:
+        """Which winner each origin is; -1: none."""
+        found = np.full(len(offsets), -1)
+        for partition in np.unique(partitions):
+            # They are sorted by partition, and each partition's by offset
+            begin, end = np.searchsorted(self._winners[:, 0], [partition, partition + 1])
+            here = np.flatnonzero(partitions == partition)
+            at = begin + np.searchsorted(self._winners[begin:end, 1], offsets[here])
+            at = np.minimum(at, end - 1)
+            hit = (begin < end) & (self._winners[at, 1] == offsets[here])
+            found[here[hit]] = at[hit]
+        return found
+
+    def _compare(self, named: Named, winners: pa.RecordBatch) -> None:
+        """n duplicates and their n winners."""
+        withdrawn = pc.and_(
+            pc.equal(winners["outcome"], "invalid"), pc.equal(winners["reason"], "withdrawn")
+        )
+        withdrawn = _bools(withdrawn)
+        accepted = _bools(pc.equal(winners["outcome"], "accepted"))
+        flagged = _flagged(winners["flags"]) & accepted
+        for i in np.flatnonzero(withdrawn):
+            self._found.found_in.add(int(named[i]["epoch"]))
+            self._found.report.note(
+                "withdrawn_target", self._where(named[i]), f"names {_winner(named[i])}"
             )
-            return
-        elif isinstance(flags, list) and "near_duplicate" in flags:
-            self._report.problem(
-                "duplicate_target",
-                pending.where,
-                f"names {pending.of}, which is itself a flagged duplicate",
-            )
-            return
-        if pending.claim >= 0 and isinstance(claim, int) and claim >= pending.claim:
-            self._report.problem(
-                "duplicate_target",
-                pending.where,
-                f"claimed at {pending.claim}, before {pending.of} at {claim}",
-            )
-        if vector.null_count == 0:
-            # Every product of two fp16 numbers, and every sum of those of unit vectors, is exact in
-            # float64: any order gives these bits.
-            similarity = float(
-                np.dot(pending.vector.astype(np.float64), vectors_of(vector)[0].astype(np.float64))
-            )
-            if similarity != pending.similarity:
-                self._report.problem(
-                    "similarity",
-                    pending.where,
-                    f"{pending.similarity!r}, but the embeddings give {similarity!r}",
-                )
+        for i in np.flatnonzero(~withdrawn & ~accepted):
+            detail = f"names {_winner(named[i])}, which is {winners['outcome'][i]}"
+            self.problem("duplicate_target", named[i], detail)
+        for i in np.flatnonzero(flagged):
+            detail = f"names {_winner(named[i])}, which is itself a flagged duplicate"
+            self.problem("duplicate_target", named[i], detail)
+        right = (withdrawn | accepted) & ~flagged
+        claims = pc.fill_null(winners["claim"], -1).to_numpy()
+        for i in np.flatnonzero(right & (named["claim"] >= 0) & (claims >= named["claim"])):
+            detail = f"claimed at {named[i]['claim']}, before {_winner(named[i])} at {claims[i]}"
+            self.problem("duplicate_target", named[i], detail)
+        right &= _bools(pc.is_valid(winners["embedding"]))
+        here = named[right]
+        similarity = _products(here, winners["embedding"].filter(pa.array(right)))
+        for i in np.flatnonzero(similarity != here["similarity"]):
+            detail = f"{float(here[i]['similarity'])!r}, but the embeddings give {float(similarity[i])!r}"
+            self.problem("similarity", here[i], detail)
 
 
-def _is_skipped(epoch: Epoch, partition: int, offset: int) -> bool:
-    return any(first <= offset < end for first, end in epoch.skipped.get(partition, []))
+def _products(named: Named, winners: pa.Array) -> F64:
+    """Every product of two fp16 numbers, and every sum of those of unit vectors, is exact in
+    float64: any order gives these bits. NaN where the dimensions differ."""
+    vectors = vectors_of(winners)
+    if vectors.shape != named["vector"].shape:
+        return np.full(len(named), np.nan)
+    wide = named["vector"].astype(np.float64), vectors.astype(np.float64)
+    products: F64 = np.einsum("nd,nd->n", *wide)
+    return products
 
 
-def check_pairs(
-    keys: list[str],
-    vectors: F16,
-    threshold: float,
-    certified: bool,
-    report: Report,
-    advance: Callable[[int], None],
-    block: int = 2048,
-) -> None:
-    """Brute force over all winners: O(n²) time, n · d · 6 bytes. Nominates in float32, decides in
-    float64 on the fp16 vectors.
+def _flagged(flags: pa.Array) -> Bools:
+    found = np.zeros(len(flags), bool)
+    near = pc.equal(flags.flatten(), NEAR_DUPLICATE)
+    found[pc.list_parent_indices(flags).filter(near).to_numpy()] = True
+    return found
 
-    ``certified``: a pair is a problem; else it is what the user's settings may leave, and a note.
-    """
-    wide = vectors.astype(np.float32)
-    n = len(keys)
-    for top in range(0, n, block):
-        for left in range(0, top + 1, block):
-            near = np.argwhere(
-                wide[top : top + block] @ wide[left : left + block].T >= threshold - 1e-4
-            )
-            for i, j in near:
-                a, b = top + i, left + j
-                if b < a:
-                    similarity = float(
-                        np.dot(vectors[a].astype(np.float64), vectors[b].astype(np.float64))
-                    )
-                    if similarity >= threshold:
-                        detail = f"and {keys[b]} are both accepted, with similarity {similarity!r}"
-                        if certified:
-                            report.problem("pair", keys[a], detail)
-                        else:
-                            report.note("pair_missed", keys[a], detail)
-        advance(min(block, n - top))
+
+def _is_skipped(epoch: Epoch, named: Named) -> Bools:
+    found = np.zeros(len(named), bool)
+    for partition, ranges in epoch.skipped.items():
+        for first, end in ranges:
+            offsets = named["of_offset"]
+            found |= (named["of_partition"] == partition) & (offsets >= first) & (offsets < end)
+    return found
+
+
+def _bools(column: pa.Array) -> Bools:
+    found: Bools = pc.fill_null(column, False).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _dim(dtype: np.dtype[np.void]) -> int:
+    return int(dtype["vector"].shape[0])
+
+
+def _where(table: str, one: np.void) -> str:
+    return f"{table}#{key_of(int(one['partition']), int(one['offset']))}"
+
+
+def _winner(one: np.void) -> str:
+    return key_of(int(one["of_partition"]), int(one["of_offset"]))

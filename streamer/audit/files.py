@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Collection, Iterable
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamer.audit.manifests import Epoch
 from streamer.audit.report import Report
 from streamer.audit.tiles import Span
-from streamer.sink.folder import Folder
+from streamer.sink.folder import Entry, Folder
 
 _STAGING = ".staging"
 _STAGED = re.compile(r"(\d{8,})-([0-9a-f-]+)")
@@ -39,14 +43,42 @@ class Look:
     """What a folder held at one moment. Staging was listed after the public files: a file that is
     public before its manifest is has its epoch in there."""
 
-    sizes: dict[str, int]
-    """Path → bytes, of what is in shards/ and metadata/."""
+    sizes: Sizes
+    """Of what is in shards/ and metadata/."""
     staged: tuple[Staged, ...]
+
+
+class Sizes:
+    """Path → bytes of many files: 16 bytes each, for the paths are not kept."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        names, sizes = array("Q"), array("q")
+        for entry in entries:
+            names.append(_short(entry.path))
+            sizes.append(entry.size)
+        order = np.argsort(np.frombuffer(names, np.uint64), kind="stable")
+        self.names = np.frombuffer(names, np.uint64)[order]
+        self._sizes = np.frombuffer(sizes, np.int64)[order]
+
+    def get(self, path: str) -> int | None:
+        """None: there is no such file."""
+        name = np.uint64(_short(path))
+        at = int(np.searchsorted(self.names, name))
+        return int(self._sizes[at]) if at < len(self.names) and self.names[at] == name else None
+
+
+_SECRET = os.urandom(16)
+
+
+def _short(path: str) -> int:
+    """64 bits for a path, of which nobody can make two alike."""
+    data = path.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=_SECRET).digest(), "little")
 
 
 def look_at(folder: Folder) -> Look:
     """Lists public files, then staging. Raises DependencyError if the storage refuses."""
-    sizes = {e.path: e.size for below in ("shards", "metadata") for e in folder.walk(below)}
+    sizes = Sizes(_public(folder))
     staged = []
     for writer in folder.folders(_STAGING):
         for name in folder.folders(f"{_STAGING}/{writer}"):
@@ -56,37 +88,58 @@ def look_at(folder: Folder) -> Look:
     return Look(sizes, tuple(staged))
 
 
+def _public(folder: Folder) -> Iterator[Entry]:
+    for below in ("shards", "metadata"):
+        yield from folder.walk(below)
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The files of one epoch."""
+
+    readable: frozenset[str] | None
+    """Paths worth reading, of those that no other epoch named before. None: all of them, and each
+    is as long as it should be."""
+
+    @property
+    def is_whole(self) -> bool:
+        return self.readable is None
+
+
 class FileAudit:
     """Every file is named once, is present, and is as long as it should be."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, folder: Folder, report: Report) -> None:
+        self._folder = folder
         self._report = report
-        self._named: set[str] = set()
-        self.readable: set[str] = set()
-        """Paths worth reading."""
+        self._named: set[int] = set()
 
-    def check(self, epochs: Iterable[Epoch], look: Look) -> None:
-        """``look`` was taken after the manifests of these epochs were read."""
-        for epoch in epochs:
-            for file in epoch.files:
-                if file.path in self._named:
-                    self._report.problem("file_twice", file.path, f"named again by {epoch.path}")
-                    continue
-                self._named.add(file.path)
-                size = look.sizes.get(file.path)
-                if size is None:
-                    self._report.problem("file_missing", file.path, f"named by {epoch.path}")
-                    continue
-                self.readable.add(file.path)
-                if size != file.bytes:
-                    detail = f"{size} bytes, {file.bytes} in {epoch.path}"
-                    self._report.problem("file_size", file.path, detail)
+    def check(self, epoch: Epoch, look: Look) -> Present:
+        """``look`` was taken after the epoch's manifest was there."""
+        readable, whole = set(), True
+        for file in epoch.files:
+            size, name = look.sizes.get(file.path), _short(file.path)
+            whole = whole and size == file.bytes and name not in self._named
+            if name in self._named:
+                self._report.problem("file_twice", file.path, f"named again by {epoch.path}")
+                continue
+            self._named.add(name)
+            if size is None:
+                self._report.problem("file_missing", file.path, f"named by {epoch.path}")
+                continue
+            readable.add(file.path)
+            if size != file.bytes:
+                detail = f"{size} bytes, {file.bytes} in {epoch.path}"
+                self._report.problem("file_size", file.path, detail)
+        return Present(None if whole else frozenset(readable))
 
-    def check_rest(self, look: Look, named_since: Collection[str] = ()) -> None:
+    def check_rest(self, look: Look) -> None:
         """What no manifest names, that of an epoch in staging aside. Every manifest that was there
-        after ``look`` must be known: checked, or its files among ``named_since``."""
+        after ``look`` must be checked."""
         projecting = {staged.name for staged in look.staged}
-        for path in sorted(look.sizes.keys() - self._named - set(named_since)):
+        unknown = {name for name in map(int, look.sizes.names) if name not in self._named}
+        paths = (entry.path for entry in _public(self._folder)) if unknown else ()
+        for path in sorted(path for path in paths if _short(path) in unknown):
             name = _PUBLIC.fullmatch(path)
             if name is not None and name[1] in projecting:
                 detail = (

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streamer.audit.report import Report
@@ -39,12 +41,18 @@ class Epoch:
     ends: dict[int, int]
     """Partition → where a replay ends; only in the first manifests of one."""
     counts: dict[str, int]
-    tables: tuple[File, ...]
-    tars: tuple[File, ...]
+    has_files: bool
+    tables: tuple[File, ...] = ()
+    tars: tuple[File, ...] = ()
+    """Nothing in either where only the rest is kept: `without_files`."""
 
     @property
     def files(self) -> tuple[File, ...]:
         return self.tables + self.tars
+
+    def without_files(self) -> Epoch:
+        """A kilobyte, of which the audit of an old dataset keeps a million."""
+        return replace(self, tables=(), tars=())
 
 
 NOT_A_MANIFEST = (
@@ -53,27 +61,34 @@ NOT_A_MANIFEST = (
 )
 
 
-def read_manifests(folder: Folder, report: Report, known: set[str]) -> list[Epoch]:
-    """Every readable manifest, by writer and epoch, but those at the paths in ``known``, to which
-    the ones that were read are added. Raises DependencyError if the storage refuses."""
-    epochs = []
-    for entry in folder.walk("manifests"):
-        if entry.path in known:
-            continue
-        known.add(entry.path)
+def new_manifests(folder: Folder, known: set[str]) -> list[str]:
+    """The paths of those that are not in ``known``, to which they are added. Raises DependencyError
+    if the storage refuses."""
+    new = [entry.path for entry in folder.walk("manifests") if entry.path not in known]
+    known.update(new)
+    return new
+
+
+def read_manifests(folder: Folder, report: Report, paths: Iterable[str]) -> Iterator[Epoch]:
+    """Those that can be read. Raises DependencyError if the storage refuses."""
+    for path in paths:
         try:
-            with folder.open(entry.path) as file:
-                epoch = parse_manifest(entry.path, file.read())
+            epoch = read_manifest(folder, path)
         except NOT_A_MANIFEST as error:
-            report.problem("manifest_unreadable", entry.path, f"{type(error).__name__}: {error}")
+            report.problem("manifest_unreadable", path, f"{type(error).__name__}: {error}")
             continue
-        name = _NAME.fullmatch(entry.path)
+        name = _NAME.fullmatch(path)
         if name is None or (name[1], int(name[2])) != (epoch.writer, epoch.epoch):
-            report.problem(
-                "manifest_name", entry.path, f"it says writer {epoch.writer}, epoch {epoch.epoch}"
-            )
-        epochs.append(epoch)
-    return sorted(epochs, key=order)
+            detail = f"it says writer {epoch.writer}, epoch {epoch.epoch}"
+            report.problem("manifest_name", path, detail)
+        yield epoch
+
+
+def read_manifest(folder: Folder, path: str) -> Epoch:
+    """Raises one of `NOT_A_MANIFEST`, and DependencyError."""
+    with folder.explained("read", path), folder.open(path) as file:
+        data = file.read()
+    return parse_manifest(path, data)
 
 
 def manifest_path(writer: str, epoch: int) -> str:
@@ -89,6 +104,7 @@ def parse_manifest(path: str, data: bytes) -> Epoch:
     raw: dict[str, Any] = json.loads(data)
     if raw["version"] != 1:
         raise ValueError(f"version {raw['version']!r} is not known")
+    previous = raw["previous_uuid"]
     files = [
         File(str(f["path"]), int(f["bytes"]), str(f["sha256"]), int(f["rows"]))
         for f in raw["files"]
@@ -96,18 +112,19 @@ def parse_manifest(path: str, data: bytes) -> Epoch:
     return Epoch(
         path=path,
         sha256=hashlib.sha256(data).hexdigest(),
-        dataset=str(raw["dataset"]),
-        writer=str(raw["writer"]),
+        dataset=sys.intern(str(raw["dataset"])),
+        writer=sys.intern(str(raw["writer"])),
         epoch=int(raw["epoch"]),
-        uuid=str(raw["uuid"]),
-        previous=None if raw["previous_uuid"] is None else str(raw["previous_uuid"]),
+        uuid=sys.intern(str(raw["uuid"])),
+        previous=None if previous is None else sys.intern(str(previous)),
         ranges={int(p): (int(first), int(end)) for p, (first, end) in raw["partitions"].items()},
         skipped={
             int(p): [(int(first), int(end)) for first, end in ranges]
             for p, ranges in raw["skipped"].items()
         },
         ends={int(p): int(end) for p, end in raw["pipeline"].get("ends", {}).items()},
-        counts={str(k): int(v) for k, v in raw["counts"].items()},
+        counts={sys.intern(str(k)): int(v) for k, v in raw["counts"].items()},
+        has_files=bool(files),
         tables=tuple(f for f in files if f.path.endswith(".parquet")),
         tars=tuple(f for f in files if not f.path.endswith(".parquet")),
     )

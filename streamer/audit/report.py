@@ -85,6 +85,12 @@ class Report:
     pairs: dict[str, float] | None = None
     """With --pairs: ``compared``, so many winners with each other, and the ``threshold``. None:
     they were not."""
+    checked_epochs: int = 0
+    """Epochs whose files were read."""
+    remembered_epochs: int = 0
+    """Epochs that an earlier audit had found right."""
+    forgotten: str = ""
+    """Why nothing of what was remembered is trusted any more; empty if it is."""
     problems: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
 
@@ -105,6 +111,19 @@ class Report:
         if self.counts[finding.code] <= KEPT:
             findings.append(finding)
 
+    def absorb(self, other: Report) -> None:
+        """Adds what another one counted and found, behind what is here."""
+        self.records += other.records
+        self.outcomes.update(other.outcomes)
+        self.rows.update(other.rows)
+        here = self.counts.copy()
+        for ours, theirs in ((self.problems, other.problems), (self.notes, other.notes)):
+            for finding in theirs:
+                here[finding.code] += 1
+                if here[finding.code] <= KEPT:
+                    ours.append(finding)
+        self.counts.update(other.counts)
+
     def as_json(self) -> dict[str, Any]:
         return {
             "ok": self.ok,
@@ -116,6 +135,7 @@ class Report:
             ],
             "notes": [{"code": f.code, "path": f.path, "detail": f.detail} for f in self.notes],
             "counts": dict(self.counts),
+            "epochs": {"checked": self.checked_epochs, "remembered": self.remembered_epochs},
             "pairs": self.pairs,
             "compared_with": self.compared_with,
         }

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from streamer.audit.manifests import read_manifests
+from streamer.audit.manifests import new_manifests, order, read_manifests
 from streamer.audit.report import Report
 from streamer.audit.table import Damaged, open_table
 from streamer.errors import DependencyError
@@ -97,7 +97,8 @@ def statistics(
     """Reads all columns but the embeddings. ``advance(tables read, tables)``. Raises ConfigError or
     DependencyError."""
     folder, unreadable = open_folder(path), Report()
-    epochs = read_manifests(folder, unreadable, set())
+    paths = new_manifests(folder, set())
+    epochs = sorted(read_manifests(folder, unreadable, paths), key=order)
     if unreadable.problems:
         first = unreadable.problems[0]
         raise DependencyError(f"{folder.place(first.path)}: {first.code}: {first.detail}")

@@ -1,4 +1,7 @@
-"""The samples of one shard against their rows, in one streaming pass that also takes the checksum."""
+"""What is wrong with a shard, sample by sample, in one streaming pass that also takes the checksum.
+
+For shards that `streamer.audit.shards` finds strange: slow, and exact in its words.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from streamer.audit.manifests import File
@@ -22,30 +25,24 @@ _UNKNOWN_IN_JSON = {"id": "", "url": "", "width": 0, "height": 0, "metadata": "{
 class _Hashed(io.RawIOBase):
     """A file that is hashed as it is read."""
 
-    def __init__(self, source: BinaryIO, advance: Callable[[int], None]) -> None:
+    def __init__(self, source: BinaryIO) -> None:
         super().__init__()
         self._source = source
-        self._advance = advance
         self.sha256 = hashlib.sha256()
 
     def read(self, n: int = -1) -> bytes:
         data = self._source.read(n)
         self.sha256.update(data)
-        self._advance(len(data))
         return data
 
 
 def check_tar(
-    folder: Folder,
-    file: File,
-    rows: Mapping[str, dict[str, Any]],
-    report: Report,
-    advance: Callable[[int], None],
+    folder: Folder, file: File, rows: Mapping[str, dict[str, Any]], report: Report
 ) -> None:
     """``rows``: key → the accepted row whose shard this is. Raises DependencyError if the storage
-    refuses."""
+    refuses, and FileNotFoundError."""
     with folder.explained("read", file.path), folder.open(file.path) as source:
-        hashed = _Hashed(source, advance)
+        hashed = _Hashed(source)
         samples = 0
         found: set[str] = set()
         try:

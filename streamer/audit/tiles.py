@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
 
 from streamer.audit.manifests import Epoch
 from streamer.audit.report import Report
+from streamer.records import I64
 
 Span = tuple[int, int, int]
 """Partition, first offset, and the one after the last."""
+
+
+class Founder(Protocol):
+    """A first manifest."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def ends(self) -> Mapping[int, int]:
+        """Partition → where a replay ends."""
 
 
 class Tiles:
     """The ranges of the epochs that are public. Epochs may be added while others are audited."""
 
     def __init__(self) -> None:
-        self._tiles: dict[int, list[tuple[int, int, Epoch]]] = defaultdict(list)
-        self._firsts: dict[int, list[int]] = {}
+        self.epochs: list[Epoch] = []
+        """By their numbers: in the order in which they were added."""
+        self._tiles: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        """First offset, the one after the last, and the epoch's number; in order."""
+        self._arrays: dict[int, I64] = {}
+        """The same as (n, 3) arrays."""
         self._marks: dict[int, set[int]] = defaultdict(set)
         """Empty ranges: they say where a partition's first one may begin."""
         self._ends: dict[int, int] = {}
@@ -27,29 +44,35 @@ class Tiles:
         """First manifests of a replay; two replicas may have founded it at once."""
 
     def add(self, epochs: Iterable[Epoch]) -> None:
-        for epoch in epochs:
+        for number, epoch in enumerate(epochs, len(self.epochs)):
+            self.epochs.append(epoch)
             if epoch.ends:
                 self._founders.append(epoch)
             for partition, (first, end) in epoch.ranges.items():
                 if first < end:
-                    self._tiles[partition].append((first, end, epoch))
+                    self._tiles[partition].append((first, end, number))
                 else:
                     self._marks[partition].add(first)
                 self._ends[partition] = max(end, self._ends.get(partition, 0))
         for partition, tiles in self._tiles.items():
-            tiles.sort(key=lambda tile: tile[:2])
-            self._firsts[partition] = [first for first, _, _ in tiles]
+            tiles.sort()
+            self._arrays[partition] = np.array(tiles, np.int64)
 
     def expect(self, spans: Iterable[Span]) -> None:
         """Ranges of epochs that are complete, but not public yet."""
         self._pending += spans
 
-    def find(self, partition: int, offset: int) -> Epoch | None:
-        at = bisect_right(self._firsts.get(partition, []), offset) - 1
-        if at < 0:
-            return None
-        first, end, epoch = self._tiles[partition][at]
-        return epoch if first <= offset < end else None
+    def find(self, partitions: I64, offsets: I64) -> I64:
+        """(n,) and (n,) → (n,) numbers of the epochs that hold these offsets; -1: none does."""
+        found = np.full(len(offsets), -1)
+        for partition in np.unique(partitions).tolist():
+            tiles = self._arrays.get(partition)
+            if tiles is not None:
+                here = np.flatnonzero(partitions == partition)
+                at = np.searchsorted(tiles[:, 0], offsets[here], "right") - 1
+                inside = (at >= 0) & (offsets[here] < tiles[at, 1])
+                found[here[inside]] = tiles[at[inside], 2]
+        return found
 
     def end(self, partition: int) -> int:
         """One past the last public offset; 0 for a partition that no manifest names."""
@@ -84,8 +107,9 @@ class Tiles:
             begin = self._begin(partition)
             start = tiles[0][0] if tiles else begin
             if begin < start:
-                self._report_gap(report, tiles[0][2], partition, begin, start)
-            for (a, b), (_, _, epoch) in zip(_between(tiles), tiles[1:], strict=True):
+                self._report_gap(report, self.epochs[tiles[0][2]], partition, begin, start)
+            for (a, b), (_, _, number) in zip(_between(tiles), tiles[1:], strict=True):
+                epoch = self.epochs[number]
                 if a < b:
                     self._report_gap(report, epoch, partition, a, b)
                 elif a > b:
@@ -95,7 +119,8 @@ class Tiles:
                         f"partition {partition}: offsets [{b}, {a}) are in an earlier manifest too",
                     )
             skipped = 0
-            for first, end, epoch in tiles:
+            for first, end, number in tiles:
+                epoch = self.epochs[number]
                 for a, b in epoch.skipped.get(partition, []):
                     skipped += b - a
                     if not first <= a <= b <= end:
@@ -111,10 +136,12 @@ class Tiles:
                 "skipped": skipped,
             }
 
-    def check_ends(self, report: Report, first: Epoch | None) -> None:
+    def check_ends(self, report: Report, first: Founder | None) -> None:
         """A replay has come to the end that its first manifest names. ``first``: which manifest
         that is, where the commit log told; else the least that any founder names must be there."""
-        founders = self._founders if first is None else [first] if first.ends else []
+        founders: Sequence[Founder] = (
+            self._founders if first is None else [first] if first.ends else []
+        )
         for partition in sorted({p for founder in founders for p in founder.ends}):
             end = min(f.ends[partition] for f in founders if partition in f.ends)
             at = max(self.end(partition), self._begin(partition))
@@ -144,7 +171,7 @@ class Tiles:
             report.problem("range_gap", epoch.path, detail)
 
 
-def _between(tiles: list[tuple[int, int, Epoch]]) -> list[tuple[int, int]]:
+def _between(tiles: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
     """For each tile but the first: where those before it end, and where it begins."""
     found, cursor = [], tiles[0][1] if tiles else 0
     for first, end, _ in tiles[1:]:

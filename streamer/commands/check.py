@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streamer.kafka.admin import TopicInfo
     from streamer.model.model import Model
     from streamer.sink.ledger import Ledger
+    from streamer.wire.checkpoint import Checkpoint
 
 
 def _print_schema(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -171,7 +172,7 @@ def _topics(probed: Probed) -> str:
 
 def _output(probed: Probed) -> str:
     from streamer.kafka.admin import Admin
-    from streamer.kafka.log import LogReader
+    from streamer.kafka.log import LogReader, from_checkpoint
     from streamer.sink.agreement import Comparison
     from streamer.sink.ledger import Ledger
     from streamer.sink.storage import Storage
@@ -185,19 +186,37 @@ def _output(probed: Probed) -> str:
             f"{storage.root_uri} is writable. Skipped, needs the input topic: whether the dataset's "
             "epochs are there"
         )
-    with LogReader(config, Admin(config.kafka), config.commits_topic) as log:
-        comparison = Comparison(config.commits_topic, storage, storage.projected())
-        ledger, count = Ledger(), 0
+    admin = Admin(config.kafka)
+    with LogReader(config, admin, config.commits_topic) as log:
+        checkpoint = from_checkpoint(log, config, admin, storage)
+        # As at a start: a checkpoint's epochs were all projected, but for those that it names
+        projected = storage.projected() if checkpoint is None else None
+        comparison = Comparison(config.commits_topic, storage, projected)
+        ledger, since = Ledger(), 0
+        if checkpoint is not None:
+            ledger = Ledger.restored(checkpoint)
+            probed.claims_position = checkpoint.claims_position
+            for manifest in checkpoint.waiting:
+                comparison.add(manifest)
         for message in log.read(whole=True):
             manifest = decode(message.value() or b"")
             comparison.add(manifest)
             ledger.apply(manifest)
             probed.claims_position = max(probed.claims_position, manifest.claims_position)
-            count += 1
+            since += 1
     comparison.unprojected()
     probed.committed = ledger
-    epochs = f"; all of {counted(count, 'epoch')} are there" if count else ""
-    return f"{storage.root_uri} is writable{epochs}"
+    count = sum(epoch + 1 for epoch, _ in ledger.last.values())
+    return f"{storage.root_uri} is writable{_found(count, since, checkpoint)}"
+
+
+def _found(epochs: int, since: int, checkpoint: Checkpoint | None) -> str:
+    if not epochs:
+        return ""
+    if checkpoint is None:
+        return f"; all of {counted(epochs, 'epoch')} are there"
+    after = f"the {since} after the checkpoint at offset {checkpoint.offset}"
+    return f"; of {counted(epochs, 'epoch')} {after} are there"
 
 
 def _offsets(probed: Probed) -> str:

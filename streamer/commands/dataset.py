@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from streamer.commands.options import read_config
-from streamer.console import Console, new_table, progress
+from streamer.console import Console, new_table, progress, reading
 from streamer.errors import EXIT_FAILED
 from streamer.terminal import tell
 from streamer.units import counted, size
@@ -52,8 +53,29 @@ def command() -> None:
     is_flag=True,
     help="Also compares all accepted records with each other: quadratic, for small datasets.",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that read at the same time. As many as there are cores if left out.",
+)
+@click.option(
+    "--remember",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Writes down what is found right, as it goes, and leaves out what FILE says already: new "
+    "epochs, and the rest of an audit that was stopped.",
+)
+@click.option("--all", "everything", is_flag=True, help="With --remember: checks all of it again.")
 def verify(
-    folder: str | None, path: str | None, overrides: tuple[str, ...], as_json: bool, pairs: bool
+    folder: str | None,
+    path: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    pairs: bool,
+    jobs: int | None,
+    remember: Path | None,
+    everything: bool,
 ) -> None:
     """Proves from the output that every record was decided once; exit code 1 if anything is wrong.
 
@@ -63,23 +85,27 @@ def verify(
     not complete: -c asks Kafka.
     """
     from streamer.audit import Audit
+    from streamer.audit.pool import cores
 
+    if everything and remember is None:
+        raise click.UsageError("--all is for --remember FILE; without that all is checked anyway.")
     path = path or (os.environ.get("STREAMER_CONFIG") if folder is None else None)
     with ExitStack() as at_exit:
         if path is not None:
             config = read_config(path, overrides)
             committed = at_exit.enter_context(_committed(config))
-            audit = Audit(folder or dataset_uri(config), committed)
+            place = folder or dataset_uri(config)
         elif folder is not None:
-            audit = Audit(folder)
+            committed, place = None, folder
         else:
             raise click.UsageError("Give the dataset's folder DIR, or its config with -c.")
-        with progress("checking", audit.total_bytes) as advance:
-            report = audit.run(pairs, advance)
+        audit = at_exit.enter_context(Audit(place, committed, remember, everything))
+        with reading("checking", audit.total_bytes) as advance:
+            report = audit.run(pairs, advance, jobs or cores())
     if as_json:
         tell(report.as_json())
     else:
-        _print_report(audit.folder.uri, report)
+        _print_report(audit.folder.uri, report, remember)
     if not report.ok:
         sys.exit(EXIT_FAILED)
 
@@ -123,12 +149,19 @@ def stats(folder: str, as_json: bool) -> None:
         _print_statistics(found)
 
 
-def _print_report(place: str, report: Report) -> None:
+def _print_report(place: str, report: Report, remember: Path | None) -> None:
     from streamer.audit import NOTES, PROBLEMS
 
     console = Console()
     partitions = counted(len(report.partitions), "partition")
     console.print(f"{place}: {counted(report.records, 'record')} in {partitions}")
+    if remember is not None:
+        if report.forgotten:
+            console.print(f"all is checked again: {report.forgotten}", style="yellow")
+        console.print(
+            f"{counted(report.remembered_epochs, 'epoch')} as remembered in {remember}, "
+            f"{report.checked_epochs} checked"
+        )
     if report.records:
         console.print(_outcomes({"all": dict(report.outcomes)}, ""))
     ranges = new_table("partition", "first", "next", "records", "skipped")

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from streamer.config import Config
-from streamer.errors import TemporaryError
+from streamer.errors import ConfigError, DependencyError, TemporaryError
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import consumer_config, explain, timestamp_ms
-from streamer.kafka.log import LogReader
+from streamer.kafka.log import LogReader, from_checkpoint
 from streamer.kafka.topics import configured_starts, input_topic
+from streamer.sink.storage import Storage
 from streamer.units import counted
 from streamer.wire import claim
 from streamer.wire import manifest as wire
@@ -98,10 +99,23 @@ def _tile_ends(config: Config, admin: Admin) -> dict[int, int]:
     """Partition → where the last committed epoch that has it ends."""
     ends: dict[int, int] = {}
     with LogReader(config, admin, config.commits_topic) as log:
+        if (storage := _storage(config)) is not None:
+            checkpoint = from_checkpoint(log, config, admin, storage)
+            ends = {p: end for p, (_, end) in checkpoint.tiles.items()} if checkpoint else {}
         for message in log.read():
             for partition, (_, following) in wire.decode(message.value() or b"").partitions.items():
                 ends[partition] = max(following, ends.get(partition, 0))
     return ends
+
+
+def _storage(config: Config) -> Storage | None:
+    """None where the output folder cannot be read from here: the log has all of it, too."""
+    try:
+        storage = Storage(config.output.path, config.dataset)
+        list(storage.checkpoints())
+    except (ConfigError, DependencyError):
+        return None
+    return storage
 
 
 def _bound_topic(config: Config, admin: Admin) -> str | None:

@@ -1,4 +1,5 @@
-"""Reads the dataset's own topics of one partition, which keep everything, from their beginning."""
+"""Reads the dataset's own topics of one partition, which keep everything, from their beginning or
+from a checkpoint on."""
 
 from __future__ import annotations
 
@@ -11,6 +12,10 @@ from streamer.config import Config
 from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import TRANSACTION_TIMEOUT_S, consumer_config, explain, is_final
+from streamer.sink.checkpoints import newest, require_entry
+from streamer.sink.storage import Storage
+from streamer.wire import manifest as wire
+from streamer.wire.checkpoint import Checkpoint
 
 STALL_S = TRANSACTION_TIMEOUT_S + 20.0
 """Longer than a transaction that its owner left open can hide what comes after it."""
@@ -25,7 +30,7 @@ class LogReader:
         self.begin: int | None = None
         """The topic's first offset at the first `read`; None where there was no topic."""
         self._admin = admin
-        self._at = 0
+        self._at: int | None = None
         self._consumer = Consumer(consumer_config(config, f"{config.group}.log-reader"))
 
     def __enter__(self) -> LogReader:
@@ -33,6 +38,21 @@ class LogReader:
 
     def __exit__(self, *_: object) -> None:
         self._consumer.close()
+
+    def begin_at(self, offset: int) -> None:
+        """The next `read` begins at this offset. Raises ProtocolError where the log ends before
+        it, DependencyError for what the brokers refuse."""
+        end = self._admin.end_offsets(self.topic, [0], committed=False)[0]
+        if end <= offset:
+            raise ProtocolError(
+                f"{self.topic}: ends at offset {end}, but its entry at {offset} was read earlier: "
+                "the log lost entries. Restore the topic."
+            )
+        self._assign(offset)
+
+    def _assign(self, offset: int) -> None:
+        self._at = offset
+        self._consumer.assign([TopicPartition(self.topic, 0, offset)])
 
     def read(self, whole: bool = False) -> Iterator[Message]:
         """What was committed since the last call, up to the end that the log has now; also what an
@@ -45,8 +65,10 @@ class LogReader:
         if self._admin.topic(self.topic) is None:
             return
         if self.begin is None:
-            self.begin = self._at = self._admin.begin_offsets(self.topic, [0])[0]
-            self._consumer.assign([TopicPartition(self.topic, 0, self._at)])
+            self.begin = self._admin.begin_offsets(self.topic, [0])[0]
+        if self._at is None:
+            self._assign(self.begin)
+        assert self._at is not None
         if whole and self.begin > 0:
             raise ProtocolError(
                 f"{self.topic} begins at offset {self.begin}: its older entries are gone. It must be "
@@ -74,6 +96,28 @@ class LogReader:
                 raise explain(error, f"reading {self.topic}")
 
 
+def from_checkpoint(
+    log: LogReader, config: Config, admin: Admin, storage: Storage
+) -> Checkpoint | None:
+    """Begins at the newest checkpoint in the output folder; the next `read` of ``log`` gives what
+    came after it. None, and the log from its beginning, where there is no good one.
+
+    Blocks for the storage. Raises like `LogReader.read`, and ProtocolError where the log lost what
+    the checkpoint knows.
+    """
+    if admin.topic(log.topic) is None:
+        return None
+    found = newest(storage.checkpoints(), config.dataset, admin.topic_id(log.topic))
+    if found is None:
+        return None
+    path, checkpoint = found
+    log.begin_at(checkpoint.offset)
+    first = next(log.read(), None)
+    entry = None if first is None else (first.offset(), wire.decode(first.value() or b"").uuid)
+    require_entry(checkpoint, storage.folder.place(path), entry)
+    return checkpoint
+
+
 class CommittedState:
     """What Kafka holds of a dataset: its commit log, and the offsets of its group."""
 
@@ -83,15 +127,25 @@ class CommittedState:
         self._admin = admin
         self._log = log
 
-    def manifests(self) -> list[bytes]:
-        """The commit log's entries since the last call. Blocks and raises like `LogReader.read`;
-        DependencyError where there is no such log, ProtocolError where it lost its beginning."""
-        entries = [message.value() or b"" for message in self._log.read(whole=True)]
-        if self._log.begin is None:
+    @property
+    def log_id(self) -> str:
+        """Kafka's id of the commit log's topic. Raises DependencyError where there is none."""
+        if self._admin.topic(self.topic) is None:
             raise DependencyError(
                 f"there is no topic {self.topic}: no replica has started so far, or it was deleted"
             )
-        return entries
+        return self._admin.topic_id(self.topic)
+
+    def begin_at(self, offset: int) -> None:
+        """The next `entries` begin at this offset of the commit log. Raises like
+        `LogReader.begin_at`."""
+        self._log.begin_at(offset)
+
+    def entries(self) -> Iterator[tuple[int, bytes]]:
+        """The commit log's entries since the last call, with their offsets. Blocks and raises like
+        `LogReader.read`; ProtocolError where the log lost its beginning."""
+        for message in self._log.read(whole=True):
+            yield message.offset(), message.value() or b""
 
     def offsets(self) -> Mapping[int, int]:
         """Partition → the group's committed offset; partitions without one are left out."""

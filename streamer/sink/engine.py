@@ -21,11 +21,10 @@ from uuid import uuid4
 from streamer.errors import DependencyError, Fenced, ProtocolError, TemporaryError
 from streamer.records import Headers, Term
 from streamer.sink.agreement import Comparison, Projected, contradiction, require_no_offsets
+from streamer.sink.checkpoints import newest, require_entry
 from streamer.sink.epoch_set import EpochSet
 from streamer.sink.ledger import Ledger
-from streamer.wire.checked import Unusable
 from streamer.wire.checkpoint import Checkpoint
-from streamer.wire.checkpoint import decode as decode_checkpoint
 from streamer.wire.checkpoint import encode as encode_checkpoint
 from streamer.wire.manifest import FileEntry, Manifest
 
@@ -262,27 +261,18 @@ class CommitEngine:
     def _resume(self) -> Checkpoint | None:
         """Takes the newest good one for what was read. Raises ProtocolError where the log's entry
         that it ends with is another one now."""
-        for path, data in self._files.checkpoints():
-            try:
-                found = decode_checkpoint(data)
-                if (found.dataset, found.log_id) != (self.dataset, self._kafka.log_id):
-                    raise Unusable("it is of another commit log")
-            except Unusable as error:
-                log.warning("a checkpoint of the commit log is not used: %s: %s", path, error)
-                continue
-            self._kafka.resume(found.offset)
-            first = next(iter(self._kafka.read()), None)
-            if first is None or (first[0], first[1].uuid) != (found.offset, found.uuid):
-                raise ProtocolError(
-                    f"{self.dataset}.commits: offset {found.offset} is not the epoch {found.uuid} "
-                    f"that was committed there and that {self._files.root_uri}/{path} names: the "
-                    "log lost entries. Restore the topic. If the log is right, remove that file."
-                )
-            self.ledger = Ledger.restored(found)
-            self.claims_position = found.claims_position
-            self._last_entry = found.offset, found.uuid
-            return found
-        return None
+        found = newest(self._files.checkpoints(), self.dataset, self._kafka.log_id)
+        if found is None:
+            return None
+        path, checkpoint = found
+        self._kafka.resume(checkpoint.offset)
+        first = next(iter(self._kafka.read()), None)
+        entry = None if first is None else (first[0], first[1].uuid)
+        require_entry(checkpoint, f"{self._files.root_uri}/{path}", entry)
+        self.ledger = Ledger.restored(checkpoint)
+        self.claims_position = checkpoint.claims_position
+        self._last_entry = checkpoint.offset, checkpoint.uuid
+        return checkpoint
 
     def _checkpoint(self) -> None:
         """Reads what others have committed, and writes down what all of it says. Does without

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ import yaml
 from confluent_kafka import Consumer, TopicPartition
 from sink_data import Maker, make_dataset
 
-from streamer.audit import PROBLEMS
+from streamer.audit import PROBLEMS, Audit, Report
 from streamer.config import Config, load
+from streamer.errors import ProtocolError
+from streamer.kafka.admin import Admin
 from streamer.kafka.client import consumer_config
+from streamer.kafka.log import CommittedState, LogReader
 from streamer.sink.storage import Storage
 from streamer.testing import create_topic, produce
+from streamer.wire import checked
 from streamer.wire.manifest import Manifest, encode
 
 ENDS = {0: 90, 1: 91}
@@ -201,6 +206,102 @@ def test_a_log_that_is_none(config: Config, path: Path, tmp_path: Path) -> None:
     assert "there is no topic nobody-has-started-it.commits" in told["stderr"]
     produce(config.kafka.bootstrap_servers, config.commits_topic, [(b"no manifest", {})])
     assert "an entry is no manifest" in verify("-c", path, expect=1)["stderr"]
+
+
+class Counting(CommittedState):
+    """How many entries of the log were read."""
+
+    read = 0
+
+    def entries(self) -> Iterator[tuple[int, bytes]]:
+        for entry in super().entries():
+            Counting.read += 1
+            yield entry
+
+
+def compared(config: Config, file: Path, recheck: bool = False) -> tuple[Report, int]:
+    """The report, and how many entries of the log were read for it."""
+    admin, place = Admin(config.kafka), Path(config.output.path) / config.dataset
+    Counting.read = 0
+    with LogReader(config, admin, config.commits_topic) as log:
+        committed = Counting(config, admin, log)
+        with Audit(str(place), committed, remember=file, recheck=recheck) as audit:
+            report = audit.run()
+    return report, Counting.read
+
+
+def test_of_the_log_only_what_is_new_is_read(config: Config, tmp_path: Path) -> None:
+    file, folder = tmp_path / "verified", Path(config.output.path) / config.dataset
+    maker = Maker(Storage(config.output.path, config.dataset), seed=5)
+    written = [maker.commit("w-0", {0: 40}) for _ in range(6)]
+    write_log(config, written)
+    commit_offsets(config, {0: 240})
+    assert [compared(config, file)[1] for _ in range(2)] == [6, 1]
+    late = maker.seal("w-1", {0: 20})  # committed, and projected later
+    write_log(config, [late])
+    commit_offsets(config, {0: 260})
+    for _ in range(2):
+        report, read = compared(config, file)
+        assert (report.ok, {n.code for n in report.notes}, read) == (
+            True,
+            {"staged", "unprojected"},
+            2,
+        )
+    maker.storage.project(late)
+    commit_offsets(config, {0: 240})
+    report, read = compared(config, file)
+    assert ({p.code for p in report.problems}, read) == ({"offsets_differ"}, 2)
+    commit_offsets(config, {0: 260})
+    assert [compared(config, file)[1] for _ in range(2)] == [2, 1]
+    assert compared(config, file, recheck=True)[1] == 7
+
+    # Something of what was compared is another one now: then all of it is
+    path = folder / written[2].path
+    path.write_bytes(path.read_bytes().replace(b"2026-01-01T00:01", b"2026-01-01T00:02"))
+    report, read = compared(config, file)
+    assert [(p.code, p.path) for p in report.problems] == [("epoch_differs", written[2].path)]
+    assert read == 1 + 7
+    path.unlink()
+    report, _ = compared(config, file)
+    assert "epoch_missing" in {p.code for p in report.problems}
+    maker.storage.folder.replace(written[2].path, encode(written[2]), ".staging/x")
+    (folder / "manifests/w-0-00000006.json").write_bytes(
+        encode(
+            replace(
+                written[5],
+                epoch=6,
+                uuid="77",
+                previous_uuid=written[5].uuid,
+                files=(),
+                counts={},
+                partitions={},
+            )
+        )
+    )
+    report, _ = compared(config, file)
+    assert [p.code for p in report.problems] == ["epoch_unknown"]
+
+
+def test_a_log_that_is_not_the_one_that_was_read(config: Config, tmp_path: Path) -> None:
+    file = tmp_path / "verified"
+    manifests = dataset(config)
+    write_log(config, manifests)
+    commit_offsets(config, ENDS)
+    assert compared(config, file)[0].ok
+    with sqlite3.connect(file) as database:
+        (body,) = database.execute("SELECT body FROM facts WHERE name = 'commit log'").fetchone()
+        for field, value in (("offset", 2), ("offset", 99), ("log_id", "another")):
+            mark = {**checked.decode(body, 1, "it")["value"], field: value}
+            changed = checked.encode({"value": mark}, 1)
+            database.execute("UPDATE facts SET body = ? WHERE name = 'commit log'", (changed,))
+            database.commit()
+            if field == "offset":
+                with pytest.raises(ProtocolError, match="the log lost entries"):
+                    compared(config, file)
+            else:
+                report, read = compared(config, file)
+                assert (report.ok, read) == (True, 5)
+    database.close()
 
 
 def test_neither_folder_nor_config(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:

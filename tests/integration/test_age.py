@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 from streamer.sink.engine import CHECKPOINT_EPOCHS
 from streamer.testing import create_topic, produce
-from tests.integration.service import Made, Replica, photographs, verified
+from tests.integration.service import SCRIPT, Made, Replica, Service, photographs, verified
 
 
 def read_epochs(replica: Replica) -> tuple[int, int]:
@@ -33,12 +34,35 @@ def test_a_start_reads_the_commit_log_from_a_checkpoint(
     epochs, checkpoint = read_epochs(service.run("--until", "end"))
     assert (checkpoint, epochs < 30) == (offset, True)
     assert verified(service.output)["records"] == count
+    ok, detail = _output(service)
+    assert (ok, f"the {epochs} after the checkpoint at offset {offset} are there" in detail) == (
+        True,
+        True,
+    ), detail
+    newest = max(service.output.glob("manifests/*.json"))
+    away = newest.rename(newest.with_suffix(".away"))
+    table = service.output / f"metadata/{newest.stem}.parquet"
+    gone = table.rename(table.with_suffix(".away"))
+    assert _output(service)[0] is False
+    gone.rename(table)
+    away.rename(newest)
 
     _damage(kept)
+    assert "; all of " in _output(service)[1]
     epochs, checkpoint = read_epochs(service.run("--until", "end"))
     assert (checkpoint, epochs > CHECKPOINT_EPOCHS) == (-1, True)
     assert len(list(kept.parent.iterdir())) == 2, "so long a log is not read twice"
     assert read_epochs(service.run("--until", "end"))[1] > offset
+
+
+def _output(service: Service) -> tuple[bool, str]:
+    """What `streamer check` says of the output."""
+    done = subprocess.run(
+        [SCRIPT, "check", "--json", "-c", service.config()], capture_output=True, text=True, timeout=120, check=False
+    )  # fmt: skip
+    return next(
+        (c["ok"], c["detail"]) for c in json.loads(done.stdout)["checks"] if c["check"] == "output"
+    )
 
 
 def _damage(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -14,12 +15,14 @@ from confluent_kafka.admin import AdminClient
 
 from streamer.commands.lag import command
 from streamer.config import Config, load
-from streamer.errors import DependencyError
+from streamer.errors import DependencyError, ProtocolError
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import consumer_config, producer_config, transactional_config
 from streamer.kafka.lag import PartitionLag, measure
+from streamer.sink.storage import Storage
 from streamer.testing import create_topic
-from streamer.wire import claim
+from streamer.wire import checkpoint, claim
+from streamer.wire.checkpoint import Checkpoint
 from streamer.wire.manifest import Manifest, encode
 
 HOUR_S = 3600
@@ -119,6 +122,58 @@ def test_an_expired_groups_offsets_come_from_the_commit_log(config):
     first, second = measure(config, Admin(config.kafka))
     assert about(first, 5, 6, 1, 1)
     assert about(second, 6, 6, 0, 0)
+
+
+def test_the_commit_log_is_read_from_a_checkpoint_on(config):
+    """Its first entries are none that anybody could read."""
+    servers = config.kafka.bootstrap_servers
+    create_topic(servers, config.kafka.topic, partitions=2)
+    admin = Admin(config.kafka)
+    admin.ensure_dataset_topics(config)
+    write_hourly(config, 0, 6)
+    write_hourly(config, 1, 6)
+    entries = [
+        Manifest(1, config.dataset, "w0", n, f"{n}a", None, {0: r}, {}, {}, (), 0, {}, "a", "b")
+        for n, r in enumerate([(2, 4), (4, 5)])
+    ]
+    producer = Producer(producer_config(config))
+    for value in (b"no manifest", b"no manifest", *map(encode, entries)):
+        producer.produce(config.commits_topic, value)
+    assert producer.flush(10) == 0
+    with pytest.raises(ProtocolError, match="not JSON"):
+        measure(config, admin)
+    storage = Storage(config.output.path, config.dataset)
+    known = Checkpoint(
+        config.dataset, admin.topic_id(config.commits_topic), 2, "0a", {0: (0, 4), 1: (0, 6)}, {"w0": (0, "0a")}, {}, 0, ()
+    )  # fmt: skip
+    storage.write_checkpoint("w0", checkpoint.encode(known))
+    first, second = measure(config, admin)
+    assert about(first, 5, 6, 1, 1)
+    assert about(second, 6, 6, 0, 0)
+    for wrong in (replace(known, uuid="9"), replace(known, offset=7)):
+        storage.write_checkpoint("w0", checkpoint.encode(wrong))
+        with pytest.raises(ProtocolError, match="the log lost entries"):
+            measure(config, admin)
+    storage.write_checkpoint("w1", b"{}")  # one that is none is passed over
+    storage.write_checkpoint("w0", checkpoint.encode(known))
+    assert measure(config, admin)[0].committed == 5
+
+
+def test_without_the_output_folder_the_whole_log_is_read(config):
+    create_topic(config.kafka.bootstrap_servers, config.kafka.topic)
+    Admin(config.kafka).ensure_dataset_topics(config)
+    write_hourly(config, 0, 4)
+    producer = Producer(producer_config(config))
+    entry = Manifest(
+        1, config.dataset, "w0", 0, "a", None, {0: (0, 3)}, {}, {}, (), 0, {}, "a", "b"
+    )
+    producer.produce(config.commits_topic, encode(entry))
+    assert producer.flush(10) == 0
+    for path in ("/dev/null/nowhere", "s3://bucket/x?regoin=1"):
+        elsewhere = config.model_copy(
+            update={"output": config.output.model_copy(update={"path": path})}
+        )
+        assert measure(elsewhere, Admin(config.kafka))[0].committed == 3
 
 
 def test_control_records_are_no_work(config):
