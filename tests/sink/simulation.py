@@ -26,6 +26,7 @@ from sim_trouble import DELAYS, TROUBLES
 
 import streamer.replica
 import streamer.sink.engine
+import streamer.sink.storage
 from streamer.errors import Fenced, ProtocolError, Unfinished
 
 Trouble = tuple[int, int, int]
@@ -55,6 +56,8 @@ class Setting:
     patient: bool = False
     """The user raised ``max.poll.interval.ms``: the group waits longer for a member that hangs than
     staging is left alone."""
+    skew: int = 0
+    """Seconds that the clock of w-0's host is ahead, whatever process runs there."""
     jitter: int = 0
     """Not 0: the seed of small random delays of everything."""
 
@@ -66,6 +69,7 @@ class Parts:
     engine: Any = streamer.sink.engine
     replica: Any = streamer.replica
     client: Any = sim_client
+    storage: Any = streamer.sink.storage
 
 
 PARTS = Parts()
@@ -85,6 +89,7 @@ class World:
             self.schedule, setting.partitions, self.poll_interval_s, self.oracle.decided
         )
         self.oracle.broker = self.broker
+        self.oracle.may_delete = self.may_delete
         self.living: dict[str, Process] = {}
         """Writer → its newest process."""
         self.zombies: list[Process] = []
@@ -303,6 +308,15 @@ class World:
         if process.exit_code is None:
             process.exit_code = 137
             self.exited(process)
+
+    def may_delete(self, writer: str, uuid: str) -> bool:
+        """Whether the running process may delete what this writer staged and has not committed: its
+        own, or what is too old to be committed."""
+        owner = self.schedule.current.owner
+        if not isinstance(owner, Process) or owner.writer == writer:
+            return True
+        opened = [p.opened[uuid] for p in self.processes if uuid in p.opened]
+        return all(self.schedule.now - at > 2 * self.stale_after_s for at in opened)
 
     def forgotten(self, process: Process, how: str) -> None:
         """What this process has not committed by now can never be committed."""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sim_mutation import BOUNDED_MUTATIONS, MUTATIONS, SLOPPY, Mutation
+from sim_mutation import BOUNDED_MUTATIONS, MUTATIONS, SKEWED_MUTATIONS, SLOPPY, Mutation
 from sim_oracle import Violation
 from sim_trouble import TROUBLES
 from simulation import Setting, Trouble, simulate
@@ -42,6 +42,7 @@ of_all: dict[str, st.SearchStrategy[Any]] = {
     "static": st.booleans(),
     "hasty": st.booleans(),
     "jitter": jitter,
+    "skew": st.sampled_from((0, 0, 1000, -1000, 40)),
 }
 worlds = st.builds(
     Setting,
@@ -154,12 +155,38 @@ def bounded_dice(seed: int) -> tuple[Setting, list[Trouble]]:
     ("mutation", "first"),
     [
         pytest.param(mutation, first, id=mutation.name)
-        for mutation, first in zip(BOUNDED_MUTATIONS, (650, 0), strict=True)
+        for mutation, first in zip(BOUNDED_MUTATIONS, (1100, 0), strict=True)
     ],
 )
 def test_a_bounded_run_that_ends_too_early_is_noticed(mutation: Mutation, first: int) -> None:
     """One world in some hundred shows it; ``first`` is where a short search begins."""
     assert finds_a_violation(mutation, bounded_dice, 0 if LONG else first)
+
+
+def skewed_dice(seed: int) -> tuple[Setting, list[Trouble]]:
+    """A world where one host's clock is wrong, and its process starts again and again."""
+    roll = random.Random(seed)
+    setting = Setting(writers=2, records=60, skew=roll.choice((1000, 1000, -1000)))
+    kinds = [name for name, _ in TROUBLES]
+    plan = [
+        (
+            roll.randint(1, 40),
+            kinds.index(roll.choice(("kill", "terminate", "delay", "append"))),
+            roll.randrange(9),
+        )
+        for _ in range(40)
+    ]
+    return setting, plan
+
+
+def test_a_host_with_a_wrong_clock_harms_nobody() -> None:
+    for seed in range(200 if LONG else 15):
+        simulate(*skewed_dice(seed))
+
+
+@pytest.mark.parametrize("mutation", [pytest.param(m, id=m.name) for m in SKEWED_MUTATIONS])
+def test_a_wrong_clock_that_does_harm_is_noticed(mutation: Mutation) -> None:
+    assert finds_a_violation(mutation, skewed_dice)
 
 
 def finds_a_violation(
