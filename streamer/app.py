@@ -262,7 +262,11 @@ def recover(
         ):
             yield
 
-    stale_after_s = 2 * (config.output.seal_after + DRAIN_DEADLINE_S) + TRANSACTION_TIMEOUT_S
+    stale_after_s = (
+        2 * (config.output.seal_after + DRAIN_DEADLINE_S)
+        + config.output.retry_for
+        + TRANSACTION_TIMEOUT_S
+    )
     errands = Errands(ground.ops.failure)
     metrics.watch_queue(errands.channel)
     engine = CommitEngine(

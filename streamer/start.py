@@ -92,6 +92,7 @@ def check(
         ops.failure.stop.is_set,
         ops.metrics.storage_retried,
         ops.health.excuse,
+        "output.retry_for",
     )
     ops.health.watch_storage(lambda: patience.away_s)
     ops.metrics.watch_storage(lambda: patience.away_s)

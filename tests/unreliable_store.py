@@ -34,6 +34,7 @@ class UnreliableStore:
         self._back = threading.Event()
         self._mode = "there"
         self.slow_copies_s = 0.0
+        self._break: tuple[str, str] = ("", "")
         self.answered: Counter[str] = Counter()
         """Operations that the server carried out, by name."""
         self.failed: Counter[str] = Counter()
@@ -60,6 +61,10 @@ class UnreliableStore:
             self._close()
         elif before == "refused":
             self._server = self._listen(self.port)
+
+    def break_at(self, operation: str, mode: str) -> None:
+        """The next such operation finds the store in ``mode``, as does all that follows."""
+        self._break = (operation, mode)
 
     def wait_for_failures(self, count: int, timeout: float = 60.0) -> None:
         """Until the proxy has let down ``count`` more requests than now, in a mode that it counts
@@ -117,6 +122,8 @@ class UnreliableStore:
             request.end_headers()
         body = _body(request)
         name = operation(request)
+        if name == self._break[0]:
+            self.mode, self._break = self._break[1], ("", "")
         if self._mode == "stalled":
             self._count(self.failed, name)
             self._back.wait(STALL_S)

@@ -34,7 +34,8 @@ class Patience:
     each has one try.
 
     ``stop()`` ends every wait. ``retried(cause)`` is told of each failed try, ``waiting()`` of each
-    moment at which a thread waits.
+    moment at which a thread waits. ``setting`` is the key of the config that ``retry_for`` comes from,
+    for the message.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Patience:
         stop: Callable[[], bool] = lambda: False,
         retried: Callable[[str], None] = lambda cause: None,
         waiting: Callable[[], None] = lambda: None,
+        setting: str = "",
     ) -> None:
+        self._setting = setting
         self._retry_for = retry_for
         self._stop = stop
         self._retried = retried
@@ -80,7 +83,7 @@ class Patience:
         deadline = began + self._retry_for
         if now >= deadline or self._stop():
             self._forget(trial)
-            raise error if not self._retry_for else _given_up(error, now - began)
+            raise self._given_up(error, now - began) if self._retry_for else error
         if tells:
             log.warning(
                 "the storage is away; what is to be done there is tried again for up to %.0f s: %s",
@@ -101,6 +104,15 @@ class Patience:
         if self._stop():
             self._forget(trial)
             raise error
+
+    def _given_up(self, error: StorageAway, seconds: float) -> StorageAway:
+        said = f" ({self._setting})" if self._setting else ""
+        return StorageAway(
+            f"{error} It was tried again for {seconds:.0f} s{said}. What is not committed is read again "
+            "at the next start.",
+            error.cause,
+            given_up=True,
+        )
 
     def _forget(self, trial: Trial) -> bool:
         """True if nothing else fails now, and the log says that the storage is away."""
@@ -144,15 +156,6 @@ class Trial:
             if not is_away and self._error is not None:
                 self._tries, self._error = 0, None
                 self._patience.answered(self)
-
-
-def _given_up(error: StorageAway, seconds: float) -> StorageAway:
-    return StorageAway(
-        f"{error} It was tried again for {seconds:.0f} s (output.retry_for). Nothing is lost: the "
-        "next start reads again what is not committed.",
-        error.cause,
-        given_up=True,
-    )
 
 
 ONCE = Patience(0.0)

@@ -26,6 +26,7 @@ COPY_BYTES = 64 << 20
 """What is larger is copied in parts of so much."""
 COPIES = 6
 """Parts of one file that are copied at once."""
+LOOK_S = 5.0
 SLOWEST_BYTES_PER_S = 1_000_000
 """A store that copies slower than this counts as one that does not answer."""
 _SOURCE = "streamer-source"
@@ -40,6 +41,8 @@ class Clients(NamedTuple):
     """Arrow's, which tries again by itself: what is read from an open file is the caller's."""
     quick: Any
     """botocore's, as is the next; they try once."""
+    looking: Any
+    """Waits for an answer for `LOOK_S` at most: for a thread that others wait for."""
     copying: Any
     """Waits for an answer for longer, by as much as `COPY_BYTES` may take."""
 
@@ -58,7 +61,7 @@ def connect(options: Mapping[str, Any], reading: Any, elsewhere: bool) -> Client
 
     def client(read_timeout: float) -> Any:
         config = Config(
-            connect_timeout=options["connect_timeout"], read_timeout=read_timeout, retries={"total_max_attempts": 1},
+            connect_timeout=min(options["connect_timeout"], read_timeout), read_timeout=read_timeout, retries={"total_max_attempts": 1},
             max_pool_connections=2 * COPIES, s3={"addressing_style": "path" if by_path else "virtual"},
             # Content-MD5 does it, which every store knows
             request_checksum_calculation="when_required", response_checksum_validation="when_required",
@@ -70,7 +73,8 @@ def connect(options: Mapping[str, Any], reading: Any, elsewhere: bool) -> Client
         )  # fmt: skip
 
     timeout = float(options["request_timeout"])
-    return Clients(reading, client(timeout), client(timeout + COPY_BYTES / SLOWEST_BYTES_PER_S))
+    copying_s = timeout + COPY_BYTES / SLOWEST_BYTES_PER_S
+    return Clients(reading, *map(client, (timeout, min(timeout, LOOK_S), copying_s)))
 
 
 class S3Folder(RemoteFolder):
@@ -78,6 +82,11 @@ class S3Folder(RemoteFolder):
         super().__init__(filesystem, base, uri)
         self._clients = clients
         self._bucket, _, self._prefix = self._base.partition("/")
+
+    def impatient(self) -> S3Folder:
+        other = cast(S3Folder, super().impatient())
+        other._clients = self._clients._replace(quick=self._clients.looking)
+        return other
 
     def open(self, path: str) -> BinaryIO:
         reading = self._clients.reading

@@ -21,7 +21,7 @@ from sim_group import POLL_INTERVAL_S
 from sim_oracle import Oracle, Violation
 from sim_process import DRAIN_S, SEAL_AFTER_S, Process, simulated
 from sim_schedule import Schedule, Task
-from sim_storage import Disk
+from sim_storage import PATIENCE_S, Disk
 from sim_trouble import DELAYS, TROUBLES
 
 import streamer.replica
@@ -34,7 +34,7 @@ TRACE = 400
 """Steps that a failure shows."""
 CALM_S = 400.0
 """So long the healed world may take to commit everything."""
-STALE_AFTER_S = 2 * (SEAL_AFTER_S + DRAIN_S) + TRANSACTION_TIMEOUT_S
+STALE_AFTER_S = 2 * (SEAL_AFTER_S + DRAIN_S) + PATIENCE_S + TRANSACTION_TIMEOUT_S
 """As `streamer.app` reckons it."""
 
 

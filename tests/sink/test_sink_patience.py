@@ -45,7 +45,9 @@ class Bench:
         self.causes: Counter[str] = Counter()
         self.stop = threading.Event()
         self.waits = 0
-        self.patience = Patience(retry_for, self.stop.is_set, self.tell, self.wait)
+        self.patience = Patience(
+            retry_for, self.stop.is_set, self.tell, self.wait, "output.retry_for"
+        )
         self.uri = f"s3://curated/{name}/out{query}"
         self.folder = open_folder(self.uri, "cats", patience=self.patience)
 
