@@ -44,7 +44,7 @@ class Clients(NamedTuple):
     looking: Any
     """Waits for an answer for `LOOK_S` at most: for a thread that others wait for."""
     copying: Any
-    """Waits for an answer for longer, by as much as `COPY_BYTES` may take."""
+    """Waits for an answer for longer, by as much as the store may take to copy `COPY_BYTES`."""
 
 
 def connect(options: Mapping[str, Any], reading: Any, elsewhere: bool) -> Clients:
@@ -57,12 +57,14 @@ def connect(options: Mapping[str, Any], reading: Any, elsewhere: bool) -> Client
     endpoint = options.get("endpoint_override")
     if endpoint and "://" not in endpoint:
         endpoint = f"{options.get('scheme', 'https')}://{endpoint}"
-    by_path = elsewhere and not options.get("force_virtual_addressing")
+    style = "path" if elsewhere else "auto"
+    if options.get("force_virtual_addressing"):
+        style = "virtual"
 
     def client(read_timeout: float) -> Any:
         config = Config(
             connect_timeout=min(options["connect_timeout"], read_timeout), read_timeout=read_timeout, retries={"total_max_attempts": 1},
-            max_pool_connections=2 * COPIES, s3={"addressing_style": "path" if by_path else "virtual"},
+            max_pool_connections=2 * COPIES, s3={"addressing_style": style},
             # Content-MD5 does it, which every store knows
             request_checksum_calculation="when_required", response_checksum_validation="when_required",
             signature_version=UNSIGNED if options.get("anonymous") else None,
@@ -152,8 +154,9 @@ class S3Folder(RemoteFolder):
         """``is_there`` tells whether an earlier try, which was not answered, did it."""
         try:
             self.patiently(
-                "complete_multipart_upload", path, UploadId=upload, MultipartUpload={"Parts": parts}
-            )
+                "complete_multipart_upload", path, client=self._clients.copying,
+                UploadId=upload, MultipartUpload={"Parts": parts},
+            )  # fmt: skip
         except FileNotFoundError:  # the upload
             if not is_there():
                 raise

@@ -166,8 +166,9 @@ MUTATIONS = [
         ("        return self._errand is None\n", "        return True\n"),
     ),
     _engine(
-        "an epoch is committed however old",
+        "an epoch is committed however old, whether its files are there or not",
         ("        if age > self._stale_after_s:\n", "        if False:\n"),
+        ("            if not there:\n", "            if False:\n"),
     ),
     _engine(
         "committed epochs are not projected at a start",
@@ -194,7 +195,7 @@ MUTATIONS = [
         "an epoch in doubt is deleted",
         (
             "                committed = self._kafka.commit(manifest, sealed.dead_letters, offsets, membership)\n",
-            "                try:\n                    committed = self._kafka.commit(manifest, sealed.dead_letters, offsets, membership)\n                except TemporaryError:\n                    self.discard(sealed)\n                    raise\n",
+            "                try:\n                    committed = self._kafka.commit(manifest, sealed.dead_letters, offsets, membership)\n                except TemporaryError:\n                    self._files.discard(self.writer, sealed.epoch, sealed.uuid)\n                    raise\n",
         ),
     ),
     _engine(

@@ -127,10 +127,11 @@ class Process(Owner):
 
     def bear_away(self, waits: bool) -> None:
         """What `Patience` does about a storage that is away for a while."""
-        while (left := self.away_until - self.schedule.now) > 0:
-            if not waits:
-                raise StorageAway("simulated: the storage is away", "timeout")
-            self.schedule.pause(left)
+        left = self.away_until - self.schedule.now
+        if waits and left > 0:
+            self.schedule.pause(min(left, PATIENCE_S))
+        if self.away_until > self.schedule.now:
+            raise StorageAway("simulated: the storage is away", "timeout", given_up=waits)
 
     def _step(self, what: str) -> None:
         self.world.trace(self, what)

@@ -18,7 +18,8 @@ from streamer.sink.patience import ONCE, Patience
 from streamer.sink.storage import Storage
 from streamer.wire.manifest import FileEntry, epoch_name
 
-PATIENCE_S = 60.0
+PATIENCE_S = 10.0
+"""`output.retry_for` of the simulated service."""
 
 
 class Disk:

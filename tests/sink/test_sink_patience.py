@@ -276,3 +276,19 @@ def test_without_patience_there_is_one_try(
     with pytest.raises(StorageAway):
         folder.size("a")
     assert store.failed.total() == 1
+
+
+def test_what_was_given_up_inside_of_another_operation_is_not_begun_again() -> None:
+    patience, begun = Patience(0.05), []
+
+    def refuse() -> None:
+        raise StorageAway("no", "timeout")
+
+    def copy() -> None:
+        begun.append("copy")
+        patience.call(refuse)
+
+    with pytest.raises(StorageAway, match="It was tried again for"):
+        patience.call(copy)
+    assert begun == ["copy"]
+    assert patience.away_s == 0
