@@ -56,6 +56,7 @@ from streamer.replica import DRAIN_DEADLINE_S, Bound, Line, Replica
 from streamer.sink.agreement import require_claims
 from streamer.sink.engine import CommitEngine
 from streamer.sink.epoch import EpochWriter
+from streamer.sink.errand import Errands
 from streamer.sink.writer import EpochThread
 from streamer.start import Ground, Ops, Restored, check, restore
 from streamer.wire.manifest import Manifest
@@ -75,7 +76,8 @@ SNAPSHOT_LIMIT_S = 30.0
 """So long a clean end may take for its snapshot, when the group is left and others went on; what is
 unfinished then is thrown away."""
 COMMIT_LIMIT_S = 90.0
-"""The watchdog's budget for one transaction, and for a projection of no bytes."""
+"""The watchdog's budget for one transaction, and beside ``output.retry_for`` for a projection of no
+bytes."""
 PROJECT_BYTES_PER_S = 10_000_000
 """The watchdog takes a projection that is slower for one that hangs: a disk renames, an object
 store copies."""
@@ -247,6 +249,7 @@ class Recovered:
     watchdog: Watchdog
     replica: Replica
     bound: Bound
+    errands: Errands
 
 
 def recover(
@@ -279,17 +282,28 @@ def recover(
     def guarded(step: str, manifest: Manifest) -> Iterator[None]:
         with (
             metrics.stage(step),
-            watchdog.limit(f"{step} of {manifest.name}", limit_s(step, manifest)),
+            watchdog.limit(
+                f"{step} of {manifest.name}", limit_s(step, manifest, config.output.retry_for)
+            ),
         ):
             yield
 
-    stale_after_s = 2 * (config.output.seal_after + DRAIN_DEADLINE_S) + TRANSACTION_TIMEOUT_S
+    stale_after_s = (
+        2 * (config.output.seal_after + DRAIN_DEADLINE_S)
+        + config.output.retry_for
+        + TRANSACTION_TIMEOUT_S
+    )
+    errands = Errands(ground.ops.failure)
+    metrics.watch_queue(errands.channel)
     engine = CommitEngine(
-        config.dataset, config.writer, transactions, storage, SystemClock(), ground.pipeline, stale_after_s, span.fixed_ends, guarded
+        config.dataset, config.writer, transactions, storage, SystemClock(), ground.pipeline, stale_after_s, span.fixed_ends, guarded,
+        errands.begin,
     )  # fmt: skip
-    engine.recover()
+    with health.unwatched(beat):  # copies may take minutes, and the storage may be away
+        engine.recover()
     if not ground.has_room:
         storage.check_writable()
+    storage.clear_probes()
     if (
         engine.claims_position > line.stage.position
     ):  # others went on since; nobody else tails it yet
@@ -310,7 +324,7 @@ def recover(
         span.not_before,
         range(ground.topic.partitions),
     )
-    return Recovered(source, transactions, watchdog, replica, bound)
+    return Recovered(source, transactions, watchdog, replica, bound, errands)
 
 
 def take_part(
@@ -335,6 +349,7 @@ def take_part(
             return True
         return False
 
+    workers = [*workers, Worker("storage", recovered.errands.run, failure)]
     for worker in workers:
         worker.start()
     writing = None if snapshotter is None else Worker("snapshot", snapshotter.run, failure)
@@ -374,10 +389,13 @@ def take_part(
         raise Unfinished(stopped.committed, stopped.end)
 
 
-def limit_s(step: str, manifest: Manifest) -> float:
-    """The watchdog's budget for an epoch's ``commit`` or ``project``."""
-    nbytes = sum(file.bytes for file in manifest.files) if step == "project" else 0
-    return COMMIT_LIMIT_S + nbytes / PROJECT_BYTES_PER_S
+def limit_s(step: str, manifest: Manifest, retry_for: float) -> float:
+    """The watchdog's budget for an epoch's ``commit`` or ``project``; the storage may be away for
+    ``retry_for`` seconds."""
+    if step != "project":
+        return COMMIT_LIMIT_S
+    nbytes = sum(file.bytes for file in manifest.files)
+    return COMMIT_LIMIT_S + retry_for + nbytes / PROJECT_BYTES_PER_S
 
 
 def _raise_if_fenced(transactions: KafkaTransactions, watchdog: Watchdog) -> None:

@@ -4,7 +4,8 @@
     ├── ConfigError              2   a wrong config, plugin, weight file or command line: nothing was started
     │   └── DatasetMismatch      2   the dataset was made with another topic, model, dimension or threshold
     ├── DependencyError          1   broker, topic, storage or a file is missing, wrong or refuses
-    │   └── DiskFull             1   the storage has no room
+    │   ├── DiskFull             1   the storage has no room
+    │   └── StorageAway         75   the storage does not answer, or asks to be left alone
     ├── PluginError              1   a plugin is broken: it fails for all it is asked about, or gives another shape
     ├── ProtocolError            1   what was read contradicts the invariants; going on could write something wrong
     ├── DeadLetterFuse           1   too many records are invalid: more likely our fault than theirs
@@ -57,6 +58,24 @@ class DependencyError(StreamerError):
 
 class DiskFull(DependencyError):
     """The storage has no room, or the quota is used up."""
+
+
+class StorageAway(DependencyError):
+    """The storage refuses connections, times out or is overloaded: what a later try may not meet.
+
+    ``cause`` is one of `STORAGE_CAUSES`; ``given_up``: it was tried again, for long enough.
+    """
+
+    exit_code = EXIT_TRY_AGAIN
+
+    def __init__(self, message: str, cause: str, given_up: bool = False) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.given_up = given_up
+
+
+STORAGE_CAUSES = ("no_connection", "timeout", "throttled", "server_error")
+"""The closed list of causes of `StorageAway`."""
 
 
 class PluginError(StreamerError):

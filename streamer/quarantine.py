@@ -66,6 +66,7 @@ class Quarantine:
         self._suspects: dict[int, Reading] = {}
         """Partition → its next trial."""
         self._tried: tuple[int, Reading] | None = None
+        self._is_sealed = False
         self._overruns: dict[tuple[int, int], int] = {}
         self._condemned: frozenset[tuple[int, int]] = frozenset()
 
@@ -133,7 +134,7 @@ class Quarantine:
             log.info("nothing is suspected any more: everything is read as ever")
             return None
         tried = self._suspects.pop(partition)
-        self._tried = partition, tried
+        self._tried, self._is_sealed = (partition, tried), False
         self._readings = {p: r for p, r in self._readings.items() if p in self._suspects}
         self._readings[partition] = tried
         self._condemn()
@@ -143,8 +144,9 @@ class Quarantine:
     def sealed(self) -> None:
         """What was on trial is decided and on the storage: whatever ends the process now, it is not
         a record's fault."""
-        if self._tried is None:
+        if self._tried is None or self._is_sealed:
             return
+        self._is_sealed = True
         partition, tried = self._tried
         following = tried.first + 1
         if tried.size == 1 and following < tried.until:

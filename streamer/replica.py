@@ -148,6 +148,8 @@ class Replica:
         self._flushes = 0
         self._flushed: Run | None = None
         self._committing: Finished | None = None
+        self._held: Finished | None = None
+        """A sealed epoch that waits for the storage to say whether its files are there."""
         self._rewind = False
         self._superseded_since: float | None = None
         self._polled_at = time.monotonic()
@@ -200,9 +202,11 @@ class Replica:
                 return bound.missing(owned, self._engine.ledger, True) if owned else None
         log.info("draining: what is on the device is decided, sealed and committed")
         self._dropped = ""
+        deadline = time.monotonic() + DRAIN_DEADLINE_S
         owned, joined = set(self._source.owned), self._source.joined
         if self._drain(DRAIN_DEADLINE_S, self._serve, "shutdown") or not self._dropped:
             # not dropped: a revoke meanwhile has drained and committed it
+            self._await_public(deadline)
             return bound.missing(owned, self._engine.ledger, joined)
         if self._dropped == "shutdown":
             raise TemporaryError(
@@ -216,6 +220,8 @@ class Replica:
     def _is_over(self, bound: Bound) -> bool:
         """The bound is reached: commits what was read, and looks every `STANDBY_S` whether the run
         is over. Blocks on the group's coordinator or the commit log."""
+        if not self._engine.settle():
+            return False
         if self._source.owned and self._ended is not self._line.fence.run:
             self._flush()
             return False
@@ -324,13 +330,39 @@ class Replica:
 
     def _commit_finished(self, timeout: float) -> bool:
         """True when the epoch that was asked for (`_flush`) is committed."""
-        finished = self._line.epochs.take(timeout)
+        finished = self._take(timeout)
         return (
             finished is not None
             and self._commit(finished, self._serve_once)
             and finished.flush == self._flushes
             and self._flushed is finished.run
         )
+
+    def _take(self, timeout: float) -> Finished | None:
+        """The next epoch to commit; None while the last one is not public. Waits for either, for at
+        most ``timeout`` seconds."""
+        is_public = self._engine.settle()
+        if is_public and self._held is None:
+            return self._line.epochs.take(timeout)
+        if timeout:
+            time.sleep(timeout)
+        if not is_public:
+            return None
+        held, self._held = self._held, None
+        return held
+
+    def _await_public(self, deadline: float) -> None:
+        """Raises TemporaryError where it is not by then."""
+        while not self._engine.settle():
+            if time.monotonic() >= deadline:
+                raise TemporaryError(
+                    f"the last epoch is committed, but its files did not get their public names within {DRAIN_DEADLINE_S:.0f} s: the storage is too slow "
+                    "or away. Nothing is lost: the next start, or another replica, does it."
+                )
+            self._failure.raise_if_any()
+            self._beat()
+            self._serve()
+            time.sleep(TICK_S)
 
     def _serve_once(self) -> bool:
         """The engine's last look before a transaction. False: a callback committed or dropped the
@@ -340,7 +372,7 @@ class Replica:
         return self._committing is not None
 
     def _commit(self, finished: Finished, serve: Callable[[], bool]) -> bool:
-        """False if the epoch was dropped."""
+        """False if the epoch was dropped, or is held until the storage answers."""
         sealed = finished.sealed
         if sealed is None:
             return finished.run.number == self._line.fence.run.number
@@ -354,6 +386,9 @@ class Replica:
         if self._committing is None:
             return finished.run.number == self._line.fence.run.number  # a callback was faster
         self._committing = None
+        if manifest is None:
+            self._held = finished
+            return False
         if isinstance(manifest, str):
             self._drop(manifest, sealed)
             return False
@@ -394,11 +429,11 @@ class Replica:
         while time.monotonic() < deadline and run is self._line.fence.run:
             self._failure.raise_if_any()
             self._beat()
-            finished = self._line.epochs.take(TICK_S)
-            if finished is not None and (
-                not self._commit(finished, lambda: True) or finished.flush == self._flushes
-            ):
-                return run is self._line.fence.run
+            finished = self._take(TICK_S)
+            if finished is not None:
+                committed = self._commit(finished, lambda: True)
+                if self._held is None and (not committed or finished.flush == self._flushes):
+                    return run is self._line.fence.run
             serve()
         if run is self._line.fence.run:
             self._drop(cause)
@@ -421,6 +456,9 @@ class Replica:
         """Whatever is in the line is forgotten; what is owned is rewound at the next step of the
         loop."""
         line = self._line
+        held, self._held = self._held, None
+        if held is not None and held.sealed is not None:
+            self._engine.discard(held.sealed)
         line.fence.run = Run(line.fence.run.number + 1, self._engine.next_epoch)
         line.stage.reset()
         line.decoder.forget()
@@ -475,11 +513,9 @@ class Replica:
 
     def revoked(self, partitions: Collection[int]) -> None:
         current, self._committing = self._committing, None
-        if (
-            self._terms
-            and (current is None or self._commit(current, lambda: True))
-            and self._drain(self._revoke_deadline_s, lambda: None, "revoked")
-        ):
+        if self._terms:
+            self._held = current or self._held
+        if self._terms and self._drain(self._revoke_deadline_s, lambda: None, "revoked"):
             self._begin_run()  # what waited before the device is read again, by its new owner or by us
         self._committing = None
         self._release(partitions, "revoked")

@@ -29,6 +29,7 @@ from streamer.ops.health import Health
 from streamer.ops.metrics import Metrics
 from streamer.provenance import binding, describe
 from streamer.sink.agreement import Comparison, require_claims, require_no_offsets
+from streamer.sink.patience import Patience
 from streamer.sink.snapshots import open_snapshots
 from streamer.sink.storage import Storage
 from streamer.wire.manifest import decode
@@ -86,7 +87,16 @@ def check(
     require_folders(config.fetch)
     # First of all the filters: what is recorded of the pipeline needs their modules.
     rules = Rules(config.filters, config.output.formats, (head.name for head in config.heads))
-    storage = Storage(config.output.path, config.dataset)
+    patience = Patience(
+        config.output.retry_for,
+        ops.failure.stop.is_set,
+        ops.metrics.storage_retried,
+        ops.health.excuse,
+        "output.retry_for",
+    )
+    ops.health.watch_storage(lambda: patience.away_s)
+    ops.metrics.watch_storage(lambda: patience.away_s)
+    storage = Storage(config.output.path, config.dataset, patience)
     if not (has_room := storage.has_room(config.writer)):
         log.warning(
             "the disk is full, perhaps of what an earlier process left in .staging: what was not committed of it is deleted first"

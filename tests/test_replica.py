@@ -91,7 +91,10 @@ class Draining:
         self.event = event
         self.fence = Fence(Run(1, 0))
         engine: Any = SimpleNamespace(
-            ledger=SimpleNamespace(end=lambda p: 4), next_epoch=0, disown=nothing
+            ledger=SimpleNamespace(end=lambda p: 4),
+            next_epoch=0,
+            disown=nothing,
+            settle=lambda: True,
         )
         stage = SimpleNamespace(close=nothing, reset=nothing)
         line: Any = SimpleNamespace(
@@ -134,9 +137,10 @@ def test_a_bounded_run_is_not_over_while_a_partition_is_on_its_way_to_us() -> No
     nothing: Any = lambda *_: None  # noqa: E731
     source: Any = SimpleNamespace(owned={0}, is_settled=lambda: asked.pop(0))
     line: Any = SimpleNamespace(fence=Fence(Run(1, 0)))
+    engine: Any = SimpleNamespace(settle=lambda: True)
     replica = Replica(
-        source, SimpleNamespace(), line, *nobody(), Failure(), Metrics(), nothing, nothing, 300.0
-    )  # type: ignore[arg-type]
+        source, engine, line, *nobody(), Failure(), Metrics(), nothing, nothing, 300.0
+    )
     replica._ended = line.fence.run
     asked += [False, True]
     assert not replica._is_over(Bound(None))

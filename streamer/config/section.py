@@ -132,6 +132,8 @@ class Output(Section):
     shard_bytes: Size = 1_000_000_000
     epoch_records: int = Field(50_000, ge=1)
     seal_after: Seconds = 60.0
+    retry_for: Seconds = 600.0
+    """So long a storage that is away is waited for."""
 
 
 class BatchConfig(Section):

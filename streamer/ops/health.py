@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +63,8 @@ class Health:
         self._phase = ("starting", False)
         self._held: Callable[[], Mapping[str, int]] = dict
         self._paused: tuple[int, ...] = ()
+        self._storage_away_s: Callable[[], float] = lambda: 0.0
+        self._excused = clock()
         self._beats: dict[str, Heartbeat] = {}
 
     def enter(self, phase: str, ready: bool = False) -> None:
@@ -77,6 +80,25 @@ class Health:
     def paused(self, partitions: Collection[int]) -> None:
         """The phase names them from now on."""
         self._paused = tuple(sorted(partitions))
+
+    def watch_storage(self, away_s: Callable[[], float]) -> None:
+        """``away_s`` gives for how many seconds the storage has been away, 0 while it is not; it must
+        not block. The phase says so."""
+        self._storage_away_s = away_s
+
+    def excuse(self) -> None:
+        """A thread waits for something that has a deadline of its own, and may hold up the others:
+        all beats count from now. Any thread."""
+        self._excused = self._clock()
+
+    @contextmanager
+    def unwatched(self, beat: Heartbeat) -> Iterator[None]:
+        """The thread begins something that may take long, and gives no sign meanwhile."""
+        self.forget(beat)
+        yield
+        beat()
+        with self._lock:
+            self._beats[beat.name] = beat
 
     def heartbeat(self, name: str, limit_s: float) -> Heartbeat:
         """Watches a thread from now on; it must beat at least every ``limit_s`` seconds until
@@ -95,10 +117,11 @@ class Health:
         with self._lock:
             beats = tuple(self._beats.values())
         ages = {beat.name: round(beat.age_s, 3) for beat in beats}
+        excused_s = self._clock() - self._excused
         late = [
             f"thread {b.name} gave no sign for {ages[b.name]:.0f} s (limit {b.limit_s:g} s)"
             for b in beats
-            if ages[b.name] > b.limit_s
+            if min(ages[b.name], excused_s) > b.limit_s
         ]
         if self._failure.thread:
             late.insert(0, f"thread {self._failure.thread} failed; its error is in the log")
@@ -113,9 +136,11 @@ class Health:
         return live
 
     def _described(self, phase: str) -> str:
-        held = sorted(self._held())
-        if held:
-            phase = f"{phase}, waiting for {', '.join(held)}"
+        waits_for = sorted(self._held())
+        if away_s := self._storage_away_s():
+            waits_for.append(f"the storage ({away_s:.0f} s)")
+        if waits_for:
+            phase = f"{phase}, waiting for {', '.join(waits_for)}"
         if self._paused:
             paused = ", ".join(map(str, self._paused))
             phase = f"{phase}, paused partitions: {paused} (too many invalid records)"

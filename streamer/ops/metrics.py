@@ -18,7 +18,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from streamer.errors import INVALID_REASONS
+from streamer.errors import INVALID_REASONS, STORAGE_CAUSES
 from streamer.ops.collector import BulkHistogram, Scraped
 from streamer.ops.tally import EpochTally
 from streamer.ops.thread_cpu import ThreadCpu
@@ -112,6 +112,7 @@ class Metrics:
         self._device_memory: Callable[[], Mapping[str, float]] = dict
         self._index: Callable[[], Mapping[str, float]] = dict
         self._held: Callable[[], Mapping[str, int]] = dict
+        self._storage_away_s: Callable[[], float] = lambda: 0.0
         self._snapshot_created = 0.0
         self._make_line()
         self._make_commit(
@@ -263,6 +264,14 @@ class Metrics:
         )
         self._fetch_error = {cause: errors.labels(cause) for cause in (*FETCH_ERRORS, OTHER)}
         self.registry.register(Scraped(self._scrape_held))
+        retries = Counter(
+            "streamer_storage_retries",
+            "Requests to the storage of the output that failed and are tried again; the log says once that it is away.",
+            ["cause"],
+            registry=self.registry,
+        )
+        self._storage_retry = {cause: retries.labels(cause) for cause in STORAGE_CAUSES}
+        self.registry.register(Scraped(self._scrape_storage))
 
     def _make_process(self) -> None:
         self.registry.register(ThreadCpu())
@@ -308,6 +317,15 @@ class Metrics:
         """``read`` gives the records that wait for each server; called at each scrape in the HTTP
         thread, must not block."""
         self._held = read
+
+    def watch_storage(self, away_s: Callable[[], float]) -> None:
+        """``away_s`` gives for how many seconds the storage has been away; called at each scrape in
+        the HTTP thread, must not block."""
+        self._storage_away_s = away_s
+
+    def storage_retried(self, cause: str) -> None:
+        """``cause`` is one of `STORAGE_CAUSES`. Any thread."""
+        self._storage_retry[cause].inc()
 
     def snapshot_known(
         self, position: int, nbytes: int, created: float, seconds: float = 0.0
@@ -394,6 +412,13 @@ class Metrics:
             "streamer_fetch_held_records",
             "Records whose image server answers nobody; the line waits for it, and the log names it.",
             value=sum(self._held().values()),
+        )
+
+    def _scrape_storage(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "streamer_storage_away_seconds",
+            "For so long something has been tried at the output's storage in vain, 0 while all goes well; at output.retry_for the process ends.",
+            value=self._storage_away_s(),
         )
 
     def _scrape_queues(self) -> Iterator[Metric]:

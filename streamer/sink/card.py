@@ -61,8 +61,7 @@ def update_card(folder: Folder, dataset: str, scratch: str) -> None:
 
 def _read(folder: Folder) -> str:
     try:
-        with folder.open(PATH) as file:
-            return file.read().decode(errors="replace")
+        return folder.read(PATH).decode(errors="replace")
     except FileNotFoundError:
         return ""
 

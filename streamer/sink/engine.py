@@ -3,8 +3,9 @@ forgotten at a start.
 
 A state machine over three ports. It knows nothing of threads, sockets or files, so that tests can
 drive it through thousands of interleavings of crash, rebalance, fencing and in-doubt commits
-(tests/sink/test_engine.py). Every method belongs to the Kafka thread and blocks as long as its
-ports do.
+(tests/sink/test_engine.py). Every method belongs to the Kafka thread. `CommitEngine.recover` waits
+for the storage; afterwards nothing does: an epoch is published beside the Kafka thread
+(`streamer.sink.errand`), and until that is done (`CommitEngine.settle`) nothing more is committed.
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ from itertools import chain
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from streamer.errors import DependencyError, Fenced, ProtocolError, TemporaryError
+from streamer.errors import (
+    DependencyError,
+    Fenced,
+    ProtocolError,
+    StreamerError,
+    TemporaryError,
+)
 from streamer.records import Headers, Term
 from streamer.sink.agreement import Comparison, Projected, contradiction, require_no_offsets
 from streamer.sink.checkpoints import newest, require_entry
 from streamer.sink.epoch_set import EpochSet
+from streamer.sink.errand import Begin, IsDone, at_once
 from streamer.sink.ledger import Ledger
 from streamer.wire.checkpoint import Checkpoint
 from streamer.wire.checkpoint import encode as encode_checkpoint
@@ -39,8 +47,8 @@ a second."""
 CHECKPOINT_PATIENCE_S = 5.0
 PROGRESS_EPOCHS = 100_000
 Fallen = Literal["stale", "aborted"]
-"""Why an epoch must be dropped: its terms or first offsets are not the current ones, or every
-attempt of its transaction was aborted."""
+"""Why an epoch must be dropped: its terms or first offsets are not the current ones, a file of it is
+gone, or every attempt of its transaction was aborted."""
 MANIFEST_VERSION = 1
 
 
@@ -136,6 +144,10 @@ class Files(Projected, Protocol):
 
     def staged(self) -> Sequence[Staged]: ...
     def projected(self) -> EpochSet: ...
+    def is_staged(self, manifest: Manifest) -> bool | None:
+        """Whether its files are still there. None: that cannot be told now; ask again. Raises
+        StorageAway when it could not be told for too long; never waits."""
+
     def checkpoints(self) -> Iterable[tuple[str, bytes]]:
         """The newest first."""
 
@@ -174,6 +186,7 @@ class CommitEngine:
         stage: Callable[[str, Manifest], AbstractContextManager[None]] = lambda name, manifest: (
             nullcontext()
         ),
+        begin: Begin = at_once,
     ) -> None:
         """``stale_after_s``: an epoch that was opened so long ago is not committed any more, and
         what others left staged and uncommitted for twice as long is deleted.
@@ -182,7 +195,8 @@ class CommitEngine:
         first manifest.
 
         ``stage`` is entered around each epoch's transaction (``commit``) and each projection after
-        one (``project``), to time and to limit them.
+        one (``project``), to time and to limit them; the latter in the thread of ``begin``, which
+        has things done at the storage beside this one.
         """
         self.dataset = dataset
         self.writer = writer
@@ -197,6 +211,10 @@ class CommitEngine:
         self._stale_after_s = stale_after_s
         self._fixed_ends = fixed_ends
         self._stage = stage
+        self._begin = begin
+        self._errand: IsDone | None = None
+        self._publishing: tuple[Manifest, ...] = ()
+        """What the errand gives its public names; empty where it is a checkpoint's."""
         self.claims_position = 0
         """The claim log was at least so long when the last epoch was sealed."""
         self._unseen: dict[str, Manifest] = {}
@@ -254,7 +272,7 @@ class CommitEngine:
                 waiting.append(manifest)
         self._unseen = {m.writer: m for m in waiting}
         if entries >= CHECKPOINT_EPOCHS:
-            self._checkpoint()
+            self._checkpoint(at_once)
 
     # Checkpoints of the commit log
 
@@ -274,22 +292,32 @@ class CommitEngine:
         self._last_entry = checkpoint.offset, checkpoint.uuid
         return checkpoint
 
-    def _checkpoint(self) -> None:
-        """Reads what others have committed, and writes down what all of it says. Does without
+    def _checkpoint(self, begin: Begin) -> None:
+        """Reads what others have committed, and has written down what all of it says. Does without
         where somebody's transaction is open for long, and where brokers or storage refuse: nothing
         depends on it. Raises Fenced."""
         try:
             self._read_as_last_of_our_name(CHECKPOINT_PATIENCE_S)
-            self._write_checkpoint()
         except Fenced:
             raise
         except (TemporaryError, DependencyError) as error:
-            log.warning("a checkpoint of the commit log cannot be written: %s", error)
-
-    def _write_checkpoint(self) -> None:
-        """Nothing where our own epochs were not all read back. Raises DependencyError."""
-        if self._last_entry is None or not self.ledger.is_as_read:
+            _warn_of_checkpoint(error)
             return
+        if (data := self._state()) is None:
+            return
+
+        def write() -> None:
+            try:
+                self._files.write_checkpoint(self.writer, data)
+            except DependencyError as error:
+                _warn_of_checkpoint(error)
+
+        self._errand = begin(write)
+
+    def _state(self) -> bytes | None:
+        """A checkpoint; None where our own epochs were not all read back."""
+        if self._last_entry is None or not self.ledger.is_as_read:
+            return None
         offset, uuid = self._last_entry
         checkpoint = Checkpoint(
             dataset=self.dataset,
@@ -302,7 +330,7 @@ class CommitEngine:
             claims_position=self.claims_position,
             waiting=tuple(self._unseen.values()),
         )
-        self._files.write_checkpoint(self.writer, encode_checkpoint(checkpoint))
+        return encode_checkpoint(checkpoint)
 
     # The commit log
 
@@ -335,16 +363,33 @@ class CommitEngine:
         """True once its own writer had time enough to project it."""
         return self._clock.now() - _seconds(manifest.sealed) >= OTHERS_GRACE_S
 
-    def _project_for_others(self) -> None:
-        """A writer that went for good may have left its last epoch unprojected; every earlier one
-        it projected before it went on."""
-        for manifest in [m for m in self._unseen.values() if self._is_settled(m)]:
-            self._project(manifest)
-            del self._unseen[manifest.writer]
+    # Publishing
 
-    def _project(self, manifest: Manifest) -> None:
-        with self._stage("project", manifest):
-            self._files.project(manifest)
+    def _publish(self, manifest: Manifest) -> None:
+        """Has a committed epoch projected, and with it those of writers that went for good: they
+        may have left their last one, while every earlier one was projected before they went on."""
+        manifests = (manifest, *(m for m in self._unseen.values() if self._is_settled(m)))
+
+        def project() -> None:
+            for one in manifests:
+                with self._stage("project", one):
+                    self._files.project(one)
+
+        self._publishing = manifests
+        self._errand = self._begin(project)
+        self.settle()
+
+    def settle(self) -> bool:
+        """Whether all that was committed is public, and nothing is under way at the storage. Does
+        not block, but for a checkpoint: that reads the commit log. Raises Fenced."""
+        while self._errand is not None and self._errand():
+            published, self._errand, self._publishing = self._publishing, None, ()
+            for manifest in published[1:]:
+                if self._unseen.get(manifest.writer) == manifest:
+                    del self._unseen[manifest.writer]
+            if published and (published[0].epoch + 1) % CHECKPOINT_EPOCHS == 0:
+                self._checkpoint(self._begin)
+        return self._errand is None
 
     def assign(self, partitions: Collection[int]) -> dict[int, int]:
         """Where each newly assigned partition starts: the stable committed offset, then the commit
@@ -393,9 +438,10 @@ class CommitEngine:
 
     # Commit
 
-    def commit(self, sealed: Sealed, serve: Callable[[], bool]) -> Manifest | Fallen:
-        """Makes a sealed epoch true and projects it. `Fallen`: it must be dropped, with everything
-        after it; nothing of it was committed.
+    def commit(self, sealed: Sealed, serve: Callable[[], bool]) -> Manifest | Fallen | None:
+        """Makes a sealed epoch true, and has it projected. Only once `settle` says so. `Fallen`: it
+        must be dropped, with everything after it; nothing of it was committed. None: the storage
+        does not say whether its files are there; try again.
 
         ``serve`` runs the group's callbacks once; False means that one of them already committed or
         dropped this epoch. Raises what ends the process: Fenced, TemporaryError, DependencyError,
@@ -405,28 +451,46 @@ class CommitEngine:
             raise ProtocolError(
                 f"this is a bug: epoch {sealed.epoch} is sealed where {self.next_epoch} is due"
             )
+        if not self.settle():
+            raise ProtocolError(
+                "this is a bug: an epoch is committed before the last one is public"
+            )
+        manifest = self._manifest(sealed)
         for attempt in range(COMMIT_ATTEMPTS):
+            there = self._files.is_staged(manifest)
+            if there is None:
+                return None
+            if not there:
+                log.warning(
+                    "files of epoch %d are gone from staging: somebody deleted them. It is read again",
+                    sealed.epoch,
+                )
+                return "stale"
             membership = self._kafka.membership()
             if not serve() or not self._still_ours(sealed):
                 return "stale"
             self._check_age(sealed)
-            manifest = self._manifest(sealed)
             offsets = {p: following for p, (_, following) in sealed.ranges.items()}
             with self._stage("commit", manifest):
                 committed = self._kafka.commit(manifest, sealed.dead_letters, offsets, membership)
             if committed:
                 self.ledger.commit(manifest)
-                self._project(manifest)
-                self._project_for_others()
-                if (sealed.epoch + 1) % CHECKPOINT_EPOCHS == 0:
-                    self._checkpoint()
+                self._publish(manifest)
                 return manifest
             self._clock.sleep(0.1 * 2**attempt)
         return "aborted"
 
     def discard(self, sealed: Sealed) -> None:
-        """Deletes the files of an epoch that was dropped. Idempotent."""
-        self._files.discard(self.writer, sealed.epoch, sealed.uuid)
+        """Has the files of an epoch deleted that was dropped. Where the storage refuses, the next
+        start does it. Idempotent."""
+
+        def discard() -> None:
+            try:
+                self._files.discard(self.writer, sealed.epoch, sealed.uuid)
+            except DependencyError as error:
+                log.warning("a dropped epoch stays in staging until the next start: %s", error)
+
+        self._begin(discard)
 
     def _still_ours(self, sealed: Sealed) -> bool:
         """The broker fences members, not partitions: a member that was lost and came back could
@@ -484,7 +548,11 @@ class CommitEngine:
             )
         # Ours, and that of a replica that was faster: the first one in the log holds
         list(self._entries())
-        self._files.project(manifest)
+        self._publish(manifest)
+
+
+def _warn_of_checkpoint(error: StreamerError) -> None:
+    log.warning("a checkpoint of the commit log cannot be written: %s", error)
 
 
 def iso(seconds: float) -> str:

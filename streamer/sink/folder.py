@@ -3,11 +3,13 @@ kinds.
 
 Paths are relative to the folder, with ``/``. Every operation may block for I/O; none keeps state,
 so any number of threads and processes may work on one folder. What a person must fix comes out as
-DependencyError with the place and the fix.
+DependencyError with the place and the fix, a remote storage that is away for longer than the
+folder's `Patience` as StorageAway.
 """
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import io
@@ -17,6 +19,8 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from streamer.errors import DependencyError, DiskFull
+from streamer.sink.patience import BRIEFLY, ONCE, Patience
+from streamer.sink.trouble import FIXES
 
 
 class Entry(NamedTuple):
@@ -32,6 +36,15 @@ class Folder(ABC):
     """What a person passes to ``streamer dataset verify``; never holds credentials."""
     setting = "output.path"
     """The key of the config that names the place, for messages."""
+    patience: Patience = BRIEFLY
+    """How long operations try again while the storage is away; for files on a disk it has no
+    meaning."""
+
+    def impatient(self) -> Folder:
+        """The same folder for a thread that must not wait: every operation has one try."""
+        other = copy.copy(self)
+        other.patience = ONCE
+        return other
 
     @abstractmethod
     def create(self, path: str) -> NewFile:
@@ -45,6 +58,11 @@ class Folder(ABC):
     def open(self, path: str) -> BinaryIO:
         """For reading, seekable. Raises FileNotFoundError; OSErrors of its reads are the caller's
         (`explained`)."""
+
+    def read(self, path: str) -> bytes:
+        """A small file as a whole. Raises FileNotFoundError."""
+        with self.explained("read", path), self.open(path) as file:
+            return file.read()
 
     @abstractmethod
     def size(self, path: str) -> int | None:
@@ -126,20 +144,11 @@ _FIXES = {
     errno.ENOTDIR: "a file is in the way; remove it, or point output.path elsewhere",
     errno.EXDEV: "the dataset folder must be one file system; mount nothing below it",
 }
-_REMOTE_FIXES = {
-    "NO_SUCH_BUCKET": "create the bucket, or correct output.path",
-    "ACCESS_DENIED": "let these credentials list, read, write and delete there",
-    "INVALID_ACCESS_KEY_ID": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    "SIGNATURE_DOES_NOT_MATCH": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    "NETWORK_CONNECTION": "check endpoint_override and region in output.path, and the network",
-    "HTTP status 403": "check the credentials, and what they may do there",
-    "HTTP status 301": "check region in output.path",
-}
 
 
 def _fix(error: OSError) -> str:
     fix = _FIXES.get(error.errno or 0) or next(
-        (fix for sign, fix in _REMOTE_FIXES.items() if sign in str(error)), ""
+        (fix for sign, fix in FIXES.items() if sign in str(error)), ""
     )
     return f". The fix: {fix}." if fix else ""
 

@@ -1,25 +1,25 @@
 """A dataset folder on any ``pyarrow.fs``.
 
 Object stores cannot rename: there a file is copied (which is atomic), checked, and the staged one
-removed with its folder.
+removed with its folder. What the storage refuses for now is tried again (`streamer.sink.patience`),
+but for the bytes of a new file: only `S3Folder` can send part of a file again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar, cast
 
-from streamer.errors import DependencyError, ProtocolError
-from streamer.sink.folder import Entry, Folder, NewFile
+from streamer.errors import DependencyError, ProtocolError, StorageAway
+from streamer.sink.folder import Drain, Entry, Folder, NewFile
+from streamer.sink.trouble import cause_of
 
+T = TypeVar("T")
 _CHUNK = 1 << 20
 
 
 class RemoteFolder(Folder):
-    copy_limit = 5_000_000_000
-    """S3's CopyObject takes no more; what is bigger travels through here."""
-
     def __init__(self, filesystem: Any, base: str, uri: str) -> None:
         self._fs = filesystem
         self._base = base.rstrip("/")
@@ -29,22 +29,34 @@ class RemoteFolder(Folder):
         delete."""
 
     def create(self, path: str) -> NewFile:
-        with self.explained("create", path):
-            self._make_parent(path)
-            return NewFile(
-                _RemoteDrain(self._fs.open_output_stream(self._at(path))),
-                self,
-                path,
-                buffer_bytes=_CHUNK,
-            )
+        return NewFile(
+            self._patiently("create", path, lambda: self._drain(path)),
+            self,
+            path,
+            buffer_bytes=_CHUNK,
+        )
+
+    def _drain(self, path: str) -> Drain:
+        self._make_parent(path)
+        return _RemoteDrain(self._fs.open_output_stream(self._at(path)))
 
     def open(self, path: str) -> BinaryIO:
-        with self.explained("open", path):
-            return cast(BinaryIO, self._fs.open_input_file(self._at(path)))
+        return self._patiently(
+            "open", path, lambda: cast(BinaryIO, self._fs.open_input_file(self._at(path)))
+        )
+
+    def read(self, path: str) -> bytes:
+        def once() -> bytes:
+            with self._fs.open_input_file(self._at(path)) as file:
+                return bytes(file.read())
+
+        return self._patiently("read", path, once)
 
     def size(self, path: str) -> int | None:
-        with self.explained("look at", path):
-            info = self._fs.get_file_info(self._at(path))
+        return self._patiently("look at", path, lambda: self._size(path))
+
+    def _size(self, path: str) -> int | None:
+        info = self._fs.get_file_info(self._at(path))
         return info.size if info.is_file else None
 
     def walk(self, path: str) -> Iterator[Entry]:
@@ -57,12 +69,16 @@ class RemoteFolder(Folder):
         return [i.base_name for i in self._select(path, recursive=False) if not i.is_file]
 
     def changed(self, path: str) -> float | None:
-        with self.explained("look at", path):
-            mtime = self._fs.get_file_info(self._at(path)).mtime
-        return None if mtime is None else mtime.timestamp()
+        mtime = self._patiently(
+            "look at", path, lambda: self._fs.get_file_info(self._at(path)).mtime
+        )
+        return None if mtime is None else float(mtime.timestamp())
 
     def publish(self, source: str, target: str, size: int) -> None:
-        if (found := self.size(source)) is None:
+        self._patiently("publish", target, lambda: self._publish(source, target, size))
+
+    def _publish(self, source: str, target: str, size: int) -> None:
+        if (found := self._size(source)) is None:
             raise FileNotFoundError(self.place(source))
         if found != size:
             raise ProtocolError(
@@ -70,29 +86,22 @@ class RemoteFolder(Folder):
             )
         try:
             if self._object_store:
-                self._copy(self._at(source), self._at(target), size)
+                self._copy(source, target, size)
             else:
                 self._make_parent(target)
                 self._fs.move(self._at(source), self._at(target))
         except OSError as error:
-            if self.size(source) is None:
+            if cause_of(error) is None and self._size(source) is None:
                 raise FileNotFoundError(self.place(source)) from error
-            raise self.refused(error, "publish", target) from error
-        if (found := self.size(target)) != size:
+            raise
+        if (found := self._size(target)) != size:
             raise DependencyError(
                 f"{self.place(target)} has {found} bytes where {size} were published: start again, and check the storage"
             )
 
     def _copy(self, source: str, target: str, size: int) -> None:
-        if size <= self.copy_limit:
-            self._fs.copy_file(source, target)
-            return
-        with (
-            self._fs.open_input_stream(source) as reader,
-            self._fs.open_output_stream(target) as writer,
-        ):
-            while chunk := reader.read(8 * _CHUNK):
-                writer.write(chunk)
+        """One try."""
+        self._fs.copy_file(self._at(source), self._at(target))
 
     def replace(self, path: str, data: bytes, scratch: str) -> None:
         with self.create(path if self._object_store else scratch) as file:
@@ -103,11 +112,10 @@ class RemoteFolder(Folder):
                 self._fs.move(self._at(scratch), self._at(path))
 
     def remove(self, path: str) -> None:
-        with self.explained("remove", path):
-            try:
-                self._fs.delete_dir(self._at(path))
-            except FileNotFoundError:
-                return
+        try:
+            self._patiently("remove", path, lambda: self._fs.delete_dir(self._at(path)))
+        except FileNotFoundError:
+            return
 
     def check(self, path: str, size: int, sha256: str) -> None:
         """The length only: reading every byte back would double the traffic, and the client sends
@@ -125,6 +133,17 @@ class RemoteFolder(Folder):
         finally:
             self.remove(path)
 
+    def refused(self, error: OSError, doing: str, path: str) -> DependencyError:
+        final = super().refused(error, doing, path)
+        return final if (cause := cause_of(error)) is None else StorageAway(str(final), cause)
+
+    def _patiently(self, doing: str, path: str, do: Callable[[], T]) -> T:
+        def once() -> T:
+            with self.explained(doing, path):
+                return do()
+
+        return self.patience.call(once)
+
     def _at(self, path: str) -> str:
         return f"{self._base}/{path}" if path else self._base
 
@@ -135,10 +154,8 @@ class RemoteFolder(Folder):
     def _select(self, path: str, recursive: bool) -> list[Any]:
         from pyarrow import fs
 
-        with self.explained("list", path):
-            found = self._fs.get_file_info(
-                fs.FileSelector(self._at(path), recursive=recursive, allow_not_found=True)
-            )
+        selector = fs.FileSelector(self._at(path), recursive=recursive, allow_not_found=True)
+        found = self._patiently("list", path, lambda: self._fs.get_file_info(selector))
         return sorted(found, key=lambda info: str(info.path))
 
 

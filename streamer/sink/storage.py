@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import BinaryIO
 from uuid import uuid4
 
-from streamer.errors import DependencyError, DiskFull, ProtocolError
+from streamer.errors import DependencyError, DiskFull, ProtocolError, StorageAway
 from streamer.sink.card import update_card
 from streamer.sink.epoch_set import EpochSet
 from streamer.sink.folder import Entry, NewFile
 from streamer.sink.location import open_folder
+from streamer.sink.patience import BRIEFLY, Patience, Retry
 from streamer.wire.manifest import FileEntry, Manifest, decode, encode
 
 log = logging.getLogger("streamer")
@@ -31,6 +32,11 @@ CHECKPOINTS = ".checkpoints"
 """Of the commit log: two files of each writer."""
 JOURNALS = ".reading"
 PAUSES = ".paused"
+CLOCKS_APART_S = 60.0
+"""A host whose clock is so far from the storage's trusts no age."""
+PROBE = ".probe-"
+PROBE_AGE_S = 3600.0
+"""So old a probe belongs to a start that was broken off."""
 _STAGED = re.compile(r"(\d{8,})-([0-9a-f-]+)")
 _MANIFEST = re.compile(r"([a-z0-9-]+)-(\d{8,})\.json")
 
@@ -43,7 +49,7 @@ class Staged:
     epoch: int
     uuid: str
     age_s: float
-    """Seconds since the last change in it, by the storage's clock."""
+    """Seconds since the last change in it, by the storage's clock; 0 where that is not known."""
 
 
 def staging_path(writer: str, epoch: int, uuid: str) -> str:
@@ -51,15 +57,16 @@ def staging_path(writer: str, epoch: int, uuid: str) -> str:
 
 
 class Storage:
-    """The dataset folder ``output_path/dataset``. Stateless: any thread; every method may block for
-    I/O.
+    """The dataset folder ``output_path/dataset``. Stateless but for `is_staged`: any thread; every
+    method may block for I/O, and for as long as ``patience`` says while the storage is away.
 
     Raises ConfigError at construction for a path that cannot be one; later DependencyError for what
-    a person must fix.
+    a person must fix, StorageAway where the patience has ended.
     """
 
-    def __init__(self, output_path: str, dataset: str) -> None:
-        self.folder = open_folder(output_path, dataset)
+    def __init__(self, output_path: str, dataset: str, patience: Patience = BRIEFLY) -> None:
+        self.folder = open_folder(output_path, dataset, patience=patience)
+        self._look = Retry(patience)
 
     @property
     def root_uri(self) -> str:
@@ -85,21 +92,77 @@ class Storage:
         except FileNotFoundError as error:
             raise self.folder.refused(error, "read back", staged) from error
 
+    def is_staged(self, manifest: Manifest) -> bool | None:
+        """Whether each of its files is still there, by its length. None: the storage is away, or was
+        a moment ago; ask again. One thread; one try, which never waits for the next.
+
+        Raises StorageAway once that went on for too long.
+        """
+        staged = staging_path(manifest.writer, manifest.epoch, manifest.uuid)
+        folder = self.folder.impatient()
+        looked = self._look.attempt(
+            lambda: all(folder.size(f"{staged}/{f.path}") == f.bytes for f in manifest.files)
+        )
+        return None if looked is None else looked[0]
+
     def staged(self) -> list[Staged]:
         """Everything in staging, whoever's it is."""
-        now = time.time()
-        changed: dict[tuple[str, int, str], float] = {}
+        changed: dict[tuple[str, int, str], float | None] = {}
         for writer in self.folder.folders(STAGING):
             for name in self.folder.folders(f"{STAGING}/{writer}"):
                 if match := _STAGED.fullmatch(name):
                     path = f"{STAGING}/{writer}/{name}"
-                    latest = (
-                        max((e.mtime for e in self.folder.walk(path)), default=None)
-                        or self.folder.changed(path)
-                        or now
-                    )
-                    changed[writer, int(match[1]), match[2]] = latest
-        return [Staged(*key, age_s=max(0.0, now - mtime)) for key, mtime in changed.items()]
+                    mtimes = (e.mtime for e in self.folder.walk(path))
+                    changed[writer, int(match[1]), match[2]] = max(
+                        mtimes, default=None
+                    ) or self.folder.changed(path)
+        now = self._trusted_now() if changed else None
+        return [
+            Staged(*key, age_s=0.0 if now is None or mtime is None else max(0.0, now - mtime))
+            for key, mtime in changed.items()
+        ]
+
+    def _trusted_now(self) -> float | None:
+        """`_now`, or None where nobody's age can be told: another host's files must not look old
+        because one of the clocks is wrong."""
+        try:
+            now = self._now()
+        except DiskFull:
+            return None
+        if now is None:
+            return None
+        apart = time.time() - now
+        if abs(apart) <= CLOCKS_APART_S:
+            return now
+        log.warning(
+            "this host's clock is %.0f s %s that of the storage: what other replicas left behind is "
+            "not deleted by this one. Set the clock (NTP).",
+            abs(apart),
+            "ahead of" if apart > 0 else "behind",
+        )
+        return None
+
+    def _now(self) -> float | None:
+        """By the storage's clock, seconds since 1970: what it says of a file that is made for it.
+        None where somebody took that away."""
+        path = f"{STAGING}/{PROBE}{uuid4().hex}"
+        self.folder.create(f"{path}/probe").close()
+        try:
+            return next((entry.mtime for entry in self.folder.walk(path)), None)
+        finally:
+            self.folder.remove(path)
+
+    def clear_probes(self) -> None:
+        """Removes what `check_writable` left behind where the process was ended meanwhile."""
+        probes = [n for n in self.folder.folders(STAGING) if n.startswith(PROBE)]
+        if not probes or (now := self._now()) is None:
+            return
+        for name in probes:
+            path = f"{STAGING}/{name}"
+            mtimes = (e.mtime for e in self.folder.walk(path))
+            changed = max(mtimes, default=None) or self.folder.changed(path)
+            if changed is not None and now - changed > PROBE_AGE_S:
+                self.folder.remove(path)
 
     def discard(self, writer: str, epoch: int, uuid: str) -> None:
         """Removes a staged epoch that the commit log does not name, or whose projection is done.
@@ -183,6 +246,8 @@ class Storage:
         for entry in sorted(found, key=lambda e: e.mtime, reverse=True):
             try:
                 yield entry.path, self.read(entry.path)
+            except StorageAway:
+                raise
             except (OSError, DependencyError) as error:
                 log.warning("a checkpoint cannot be read: %s", error)
 
@@ -196,43 +261,44 @@ class Storage:
         except FileNotFoundError as error:
             raise self.folder.refused(error, "write", oldest) from error
 
-    # What replicas read
+    # What replicas tell each other; with one try, for the thread that asks must not wait
 
     def journals(self) -> Iterator[tuple[str, bytes]]:
         """Everybody's: writer and bytes. Raises DependencyError."""
-        for entry in self.folder.walk(JOURNALS):
-            writer, dot, rest = entry.path.rpartition("/")[2].rpartition(".json")
-            if dot and not rest:
-                with suppress(FileNotFoundError):  # it is being replaced
-                    yield writer, self.read(entry.path)
+        yield from self._notes(JOURNALS)
 
     def write_journal(self, writer: str, data: bytes) -> None:
         """Raises DependencyError."""
-        path = f"{JOURNALS}/{writer}.json"
-        try:
-            self.folder.replace(path, data, f"{JOURNALS}/{writer}.new")
-        except FileNotFoundError as error:
-            raise self.folder.refused(error, "write", path) from error
+        self._write_note(f"{JOURNALS}/{writer}", data)
 
     def pauses(self) -> Iterator[bytes]:
         """Of all partitions. Raises DependencyError."""
-        for entry in self.folder.walk(PAUSES):
-            if entry.path.endswith(".json"):
-                with suppress(FileNotFoundError):  # it is being replaced
-                    yield self.read(entry.path)
+        for _, data in self._notes(PAUSES):
+            yield data
 
     def write_pause(self, partition: int, data: bytes) -> None:
         """Raises DependencyError."""
-        path = f"{PAUSES}/{partition:05d}.json"
+        self._write_note(f"{PAUSES}/{partition:05d}", data)
+
+    def _notes(self, below: str) -> Iterator[tuple[str, bytes]]:
+        folder = self.folder.impatient()
+        for entry in folder.walk(below):
+            name, dot, rest = entry.path.rpartition("/")[2].rpartition(".json")
+            if dot and not rest:
+                with suppress(FileNotFoundError):  # it is being replaced
+                    yield name, folder.read(entry.path)
+
+    def _write_note(self, path: str, data: bytes) -> None:
+        folder = self.folder.impatient()
         try:
-            self.folder.replace(path, data, f"{PAUSES}/{partition:05d}-{uuid4().hex}.new")
+            folder.replace(f"{path}.json", data, f"{path}-{uuid4().hex}.new")
         except FileNotFoundError as error:
-            raise self.folder.refused(error, "write", path) from error
+            raise folder.refused(error, "write", f"{path}.json") from error
 
     def check_writable(self) -> None:
         """Writes, reads, and removes a small file. Raises DependencyError (DiskFull); leaves
         nothing behind (on S3 an empty marker of the folder)."""
-        self.folder.probe(f"{STAGING}/.probe-{uuid4().hex}")
+        self.folder.probe(f"{STAGING}/{PROBE}{uuid4().hex}")
 
     def has_room(self, writer: str) -> bool:
         """Like `check_writable`, but False where the disk is full and ``writer`` has something in
@@ -249,8 +315,7 @@ class Storage:
 
     def read(self, path: str) -> bytes:
         """A small public file. Raises FileNotFoundError."""
-        with self.open(path) as file:
-            return file.read()
+        return self.folder.read(path)
 
     def open(self, path: str) -> BinaryIO:
         """A public file, seekable. Raises FileNotFoundError."""

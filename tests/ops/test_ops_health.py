@@ -105,3 +105,27 @@ def test_the_phase_names_the_servers_that_the_line_waits_for():
     assert health.livez().ok
     health.enter("draining")
     assert "draining, waiting for a.example:80" in health.readyz().reason
+
+
+def test_a_storage_that_is_away_is_named_and_makes_no_thread_late():
+    clock, away = Clock(), [0.0]
+    health = Health(Failure(), clock)
+    health.watch_storage(lambda: away[0])
+    health.enter("polling", ready=True)
+    writer = health.heartbeat("writer", 300)
+    clock.now += 299
+    health.excuse()
+    away[0] = 299.4
+    clock.now += 299
+    report = health.readyz()
+    assert report.ok
+    assert report.phase == "polling, waiting for the storage (299 s)"
+    assert report.heartbeats == {"writer": 598.0}
+    clock.now += 2
+    assert not health.livez().ok, "nobody waits any more"
+    with health.unwatched(writer):
+        assert health.livez().ok
+        clock.now += 900
+    assert health.livez().ok
+    clock.now += 301
+    assert not health.livez().ok, "watched again"

@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamer.errors import INVALID_REASONS
+from streamer.errors import INVALID_REASONS, STORAGE_CAUSES
 from streamer.flow.channel import Channel
 from streamer.ops.collector import BulkHistogram
 from streamer.ops.metrics import DROP_CAUSES, STAGES, Metrics
@@ -213,6 +213,17 @@ def test_records_that_wait_for_their_servers_are_counted():
     assert value(metrics, "streamer_fetch_held_records") == 0
     metrics.watch_held(lambda: {"a.example:80": 3, "b.example:443": 4})
     assert value(metrics, "streamer_fetch_held_records") == 7
+
+
+def test_a_storage_that_is_away_is_shown_with_every_cause():
+    metrics = Metrics()
+    for cause in STORAGE_CAUSES:
+        assert value(metrics, "streamer_storage_retries_total", cause=cause) == 0
+    assert value(metrics, "streamer_storage_away_seconds") == 0
+    metrics.watch_storage(lambda: 42.0)
+    metrics.storage_retried("throttled")
+    assert value(metrics, "streamer_storage_retries_total", cause="throttled") == 1
+    assert value(metrics, "streamer_storage_away_seconds") == 42
 
 
 def test_rebalances_and_device_memory():

@@ -18,8 +18,8 @@ Changes = tuple[tuple[str, str], ...]
 class Mutation:
     name: str
     changes: Mapping[str, Changes]
-    """Part → pieces of its source and what replaces them. Parts are ``engine`` and ``replica``, the
-    modules under test, and ``client``: the Kafka port, which here is the simulation's own."""
+    """Part → pieces of its source and what replaces them. Parts are ``engine``, ``replica`` and
+    ``storage``, the modules under test, and ``client``: the Kafka port, which here is the simulation's own."""
 
     quick: bool = False
     """Noticed within a few worlds, so that every run can check it."""
@@ -158,8 +158,17 @@ MUTATIONS = [
         quick=True,
     ),
     _engine(
-        "an epoch is committed however old",
+        "an epoch is committed while the one before it is not public",
+        (
+            "        if not self.settle():\n            raise ProtocolError",
+            "        if False:\n            raise ProtocolError",
+        ),
+        ("        return self._errand is None\n", "        return True\n"),
+    ),
+    _engine(
+        "an epoch is committed however old, whether its files are there or not",
         ("        if age > self._stale_after_s:\n", "        if False:\n"),
+        ("            if not there:\n", "            if False:\n"),
     ),
     _engine(
         "committed epochs are not projected at a start",
@@ -186,14 +195,14 @@ MUTATIONS = [
         "an epoch in doubt is deleted",
         (
             "                committed = self._kafka.commit(manifest, sealed.dead_letters, offsets, membership)\n",
-            "                try:\n                    committed = self._kafka.commit(manifest, sealed.dead_letters, offsets, membership)\n                except TemporaryError:\n                    self.discard(sealed)\n                    raise\n",
+            "                try:\n                    committed = self._kafka.commit(manifest, sealed.dead_letters, offsets, membership)\n                except TemporaryError:\n                    self._files.discard(self.writer, sealed.epoch, sealed.uuid)\n                    raise\n",
         ),
     ),
     _engine(
         "the dataset is founded without reading the log again",
         (
-            "        list(self._entries())\n        self._files",
-            "        self.ledger.commit(manifest)\n        self._files",
+            "        list(self._entries())\n        self._publish",
+            "        self.ledger.commit(manifest)\n        self._publish",
         ),
     ),
     _engine(
@@ -256,6 +265,16 @@ MUTATIONS = [
         ('and self._drain(self._revoke_deadline_s, lambda: None, "revoked")', "and True"),
     ),
 ]
+
+_HOST_CLOCK: Changes = (
+    (
+        "        now = self._trusted_now() if changed else None\n",
+        "        now = time.time()\n",
+    ),
+)
+
+SKEWED_MUTATIONS = [Mutation("ages are measured by the host's clock", {"storage": _HOST_CLOCK})]
+"""What loses data where the clock of one host is off."""
 
 _TRUSTING: Changes = (
     (

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection
 
 from sim_broker import Broker
 from sim_storage import Disk, rows_of
 
 from streamer.sink.storage import staging_path
 from streamer.wire.manifest import Manifest, encode
+
+_STAGED = re.compile(r"\.staging/([^/]+)/\d+-([0-9a-f]+)/")
 
 
 class Violation(AssertionError):
@@ -23,6 +26,8 @@ class Oracle:
         self._disk = disk
         disk.watch = self.changes
         self.broker: Broker
+        self.may_delete: Callable[[str, str], bool]
+        """Writer, uuid of an epoch of it that is not committed → whether the running process may."""
         self.committed: list[Manifest] = []
         self.tiles: dict[int, tuple[int, int]] = {}
         self.dead: dict[str, str] = {}
@@ -118,6 +123,8 @@ class Oracle:
         if path.startswith(".staging/"):
             public = self._staged.get(path)
             if public is None:
+                if data is None and (match := _STAGED.match(path)):
+                    self._is_abandoned(path, *match.groups())
                 return
             if data is not None and data != self._public[public][1]:
                 raise Violation(f"2: {path} changes after it was committed")
@@ -135,6 +142,10 @@ class Oracle:
             if data != right:
                 what = "is deleted" if data is None else "gets other bytes than its manifest says"
                 raise Violation(f"2: {path} of {manifest.name} {what}")
+
+    def _is_abandoned(self, path: str, writer: str, uuid: str) -> None:
+        if uuid not in {m.uuid for m in self.committed} and not self.may_delete(writer, uuid):
+            raise Violation(f"2: {path} is deleted by another process, while it may be committed")
 
     # Everything is at rest
 

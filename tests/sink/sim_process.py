@@ -18,14 +18,21 @@ from sim_broker import Abortable
 from sim_client import SimAdmin, SimConsumer
 from sim_line import NOTHING, OUTCOMES, SimChannel, SimDecoder, SimFence, SimMetrics, SimStage
 from sim_schedule import Killed, Owner, Schedule
-from sim_storage import Disk, SimEpoch, SimFolder, storage_on
+from sim_storage import PATIENCE_S, Disk, SimEpoch, SimFolder, storage_on
 
 import streamer.judge.batcher
 import streamer.kafka.source
-import streamer.sink.storage
+import streamer.sink.errand
+import streamer.sink.patience
 import streamer.sink.writer
 from streamer.config import Config
-from streamer.errors import DependencyError, StreamerError, TemporaryError, Unfinished
+from streamer.errors import (
+    DependencyError,
+    StorageAway,
+    StreamerError,
+    TemporaryError,
+    Unfinished,
+)
 from streamer.flow.item import Chunk, Decided, Fence, Run
 from streamer.flow.worker import Failure
 from streamer.judge.batcher import Batcher
@@ -34,13 +41,15 @@ from streamer.quarantine import Quarantine
 from streamer.records import DecidedBatch, Facts
 from streamer.replica import Line, Replica
 from streamer.sink.engine import CommitEngine
+from streamer.sink.errand import Errands
 from streamer.sink.writer import EpochThread
 
 SEAL_AFTER_S = 6.0
 DRAIN_S = 6.0
-COMMIT_LIMIT_S = 9.0
+LIMITS_S = {"commit": 9.0, "project": 9.0 + PATIENCE_S}
 SUPERSEDED_S = 6.0
 GRACE_S = 1.0
+PROBE_AGE_S = 100.0
 """The service's own values, ten times as fast."""
 CONFIG = Config.model_validate(
     {
@@ -68,7 +77,9 @@ class Process(Owner):
         self.name = f"{writer}#{next(self.ids)}"
         self.exit_code: int | None = None
         self.error: BaseException | None = None
-        self.skew = 0.0
+        self.skew = float(world.setting.skew) if writer == "w-0" else 0.0
+        self.away_until = 0.0
+        """The storage does not answer it until then."""
         self.fault: type[Exception] | None = None
         self.aborts = 0
         """Transactions of it that will be aborted."""
@@ -85,7 +96,7 @@ class Process(Owner):
         """Every epoch it ever opened: uuid → when."""
         self._static = static
         self._bounded = bounded
-        self.folder = SimFolder(world.disk, self.step_storage)
+        self.folder = SimFolder(world.disk, self.step_storage, self.bear_away)
 
     @property
     def is_present(self) -> bool:
@@ -115,6 +126,14 @@ class Process(Owner):
     def step_storage(self, what: str) -> None:
         self._step(what)
         self._raise_fault(what, DependencyError)
+
+    def bear_away(self, waits: bool) -> None:
+        """What `Patience` does about a storage that is away for a while."""
+        left = self.away_until - self.schedule.now
+        if waits and left > 0:
+            self.schedule.pause(min(left, PATIENCE_S))
+        if self.away_until > self.schedule.now:
+            raise StorageAway("simulated: the storage is away", "timeout", given_up=waits)
 
     def _step(self, what: str) -> None:
         self.world.trace(self, what)
@@ -179,7 +198,17 @@ class Process(Owner):
         with mock.patch.object(streamer.kafka.source, "Consumer", return_value=consumer):
             admin: Any = SimAdmin(broker, self.step)
             source = streamer.kafka.source.Source(CONFIG, admin)
-        storage = storage_on(self.folder)
+        storage = storage_on(self.folder, world.parts.storage)
+        with mock.patch.object(streamer.sink.errand, "Channel", partial(SimChannel, self)):
+            errands = Errands(failure)
+
+        def begin(work: Callable[[], None]) -> Callable[[], bool]:
+            def told() -> None:
+                work()
+                self.notify()
+
+            return errands.begin(told)
+
         engine: CommitEngine = world.parts.engine.CommitEngine(
             "d",
             self.writer,
@@ -188,9 +217,11 @@ class Process(Owner):
             self,
             {"config": "c"},
             world.stale_after_s,
-            stage=lambda name, _manifest: self.limit(name, COMMIT_LIMIT_S),
+            stage=lambda name, _manifest: self.limit(name, LIMITS_S[name]),
+            begin=begin,
         )
         engine.recover()
+        storage.clear_probes()
         fence = SimFence(Run(1, engine.next_epoch), lambda: world.forgotten(self, "dropped"))
         chunks: SimChannel[Chunk] = SimChannel(self, "chunks", 3)
         decided: SimChannel[Decided] = SimChannel(self, "decided", 2)
@@ -224,6 +255,7 @@ class Process(Owner):
 
         replica.lost = seen_lost  # type: ignore[method-assign]
         self._spawn("writer", epochs.run, failure)
+        self._spawn("storage", errands.run, failure)
         batcher: Any = Batcher(chunks, 3, 0.05, fence)  # type: ignore[arg-type]
         self._spawn(
             "line", lambda: self._pass_on(batcher, decided, fence, quarantine, failure), failure
@@ -340,12 +372,8 @@ class _Time:
         owner = self._world.schedule.current.owner
         return float(self._world.schedule.now + getattr(owner, "skew", 0.0))
 
-
-class _StorageTime(_Time):
-    """An age is measured by the storage's own clock."""
-
-    def time(self) -> float:
-        return self.monotonic()
+    def sleep(self, seconds: float) -> None:
+        self._world.schedule.pause(seconds)
 
 
 class _Secrets:
@@ -375,9 +403,11 @@ def simulated(world: Any) -> Iterator[None]:
             SUPERSEDED_LIMIT_S=SUPERSEDED_S,
         ),
         mock.patch.multiple(streamer.sink.writer, time=clock, uuid4=_Name),
+        mock.patch.multiple(streamer.sink.patience, time=clock),
         mock.patch.multiple(
-            streamer.sink.storage,
-            time=_StorageTime(world),
+            world.parts.storage,
+            time=clock,
+            PROBE_AGE_S=PROBE_AGE_S,
             uuid4=_Name,
             update_card=lambda *_a: None,
         ),

@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from streamer.errors import DependencyError, ProtocolError
 from streamer.records import DecidedBatch
 from streamer.sink.folder import Entry, Folder, NewFile
+from streamer.sink.patience import ONCE, Patience
 from streamer.sink.storage import Storage
 from streamer.wire.manifest import FileEntry, epoch_name
+
+PATIENCE_S = 10.0
+"""`output.retry_for` of the simulated service."""
 
 
 class Disk:
@@ -45,14 +49,22 @@ class Disk:
 
 
 class SimFolder(Folder):
-    """One process's view: ``step`` pauses it, and may raise DependencyError or end it."""
+    """One process's view: ``step`` pauses it, and may raise DependencyError or end it. ``away``:
+    pauses it while the storage is away, or raises StorageAway where it must not wait."""
 
     uri = "/simulated"
 
-    def __init__(self, disk: Disk, step: Callable[[str], None]) -> None:
+    def __init__(
+        self, disk: Disk, step: Callable[[str], None], away: Callable[[bool], None]
+    ) -> None:
         self._disk = disk
-        self._step = step
+        self._take_step = step
+        self._away = away
         self._created: list[NewFile] = []
+
+    def _step(self, what: str) -> None:
+        self._take_step(what)
+        self._away(self.patience is not ONCE)
 
     def create(self, path: str) -> NewFile:
         self._step("create")
@@ -214,7 +226,8 @@ def rows_of(data: bytes) -> list[tuple[int, int]]:
     return [tuple(map(int, line.split(":"))) for line in data.decode().splitlines()]  # type: ignore[misc]
 
 
-def storage_on(folder: Folder) -> Storage:
-    storage = Storage("/simulated", "d")
+def storage_on(folder: Folder, module: Any) -> Storage:
+    """``module``: `streamer.sink.storage`, or a mutant of it."""
+    storage: Storage = module.Storage("/simulated", "d", Patience(PATIENCE_S))
     storage.folder = folder
     return storage

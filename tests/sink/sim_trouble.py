@@ -140,6 +140,10 @@ def hold_markers(world: World, _task: Task, _process: Process, argument: int) ->
     world.broker.marker_delay = once
 
 
+def be_away(world: World, _task: Task, process: Process, argument: int) -> None:
+    process.away_until = world.schedule.now + DELAYS[argument % len(DELAYS)]
+
+
 def nothing(world: World, _task: Task, _process: Process, _argument: int) -> None:
     pass
 
@@ -173,4 +177,5 @@ TROUBLES: list[tuple[str, Callable[[World, Task, Process, int], None]]] = [
     ("double", double),
     ("cut off", cut_off),
     ("cut off", cut_off),
+    ("away", be_away),
 ]

@@ -21,11 +21,12 @@ from sim_group import POLL_INTERVAL_S
 from sim_oracle import Oracle, Violation
 from sim_process import DRAIN_S, SEAL_AFTER_S, Process, simulated
 from sim_schedule import Schedule, Task
-from sim_storage import Disk
+from sim_storage import PATIENCE_S, Disk
 from sim_trouble import DELAYS, TROUBLES
 
 import streamer.replica
 import streamer.sink.engine
+import streamer.sink.storage
 from streamer.errors import Fenced, ProtocolError, Unfinished
 
 Trouble = tuple[int, int, int]
@@ -33,7 +34,7 @@ TRACE = 400
 """Steps that a failure shows."""
 CALM_S = 400.0
 """So long the healed world may take to commit everything."""
-STALE_AFTER_S = 2 * (SEAL_AFTER_S + DRAIN_S) + TRANSACTION_TIMEOUT_S
+STALE_AFTER_S = 2 * (SEAL_AFTER_S + DRAIN_S) + PATIENCE_S + TRANSACTION_TIMEOUT_S
 """As `streamer.app` reckons it."""
 
 
@@ -57,6 +58,8 @@ class Setting:
     staging is left alone."""
     poison: bool = False
     """Some records of partition 0 end the process that has them in its line."""
+    skew: int = 0
+    """Seconds that the clock of w-0's host is ahead, whatever process runs there."""
     jitter: int = 0
     """Not 0: the seed of small random delays of everything."""
 
@@ -68,6 +71,7 @@ class Parts:
     engine: Any = streamer.sink.engine
     replica: Any = streamer.replica
     client: Any = sim_client
+    storage: Any = streamer.sink.storage
 
 
 PARTS = Parts()
@@ -87,6 +91,7 @@ class World:
             self.schedule, setting.partitions, self.poll_interval_s, self.oracle.decided
         )
         self.oracle.broker = self.broker
+        self.oracle.may_delete = self.may_delete
         self.living: dict[str, Process] = {}
         """Writer → its newest process."""
         self.zombies: list[Process] = []
@@ -308,6 +313,15 @@ class World:
 
     def is_poison(self, partition: int, offset: int) -> bool:
         return self.setting.poison and partition == 0 and offset in (7, 47)
+
+    def may_delete(self, writer: str, uuid: str) -> bool:
+        """Whether the running process may delete what this writer staged and has not committed: its
+        own, or what is too old to be committed."""
+        owner = self.schedule.current.owner
+        if not isinstance(owner, Process) or owner.writer == writer:
+            return True
+        opened = [p.opened[uuid] for p in self.processes if uuid in p.opened]
+        return all(self.schedule.now - at > 2 * self.stale_after_s for at in opened)
 
     def forgotten(self, process: Process, how: str) -> None:
         """What this process has not committed by now can never be committed."""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sim_mutation import BOUNDED_MUTATIONS, MUTATIONS, SLOPPY, Mutation
+from sim_mutation import BOUNDED_MUTATIONS, MUTATIONS, SKEWED_MUTATIONS, SLOPPY, Mutation
 from sim_oracle import Violation
 from sim_trouble import TROUBLES
 from simulation import Setting, Trouble, simulate
@@ -43,6 +43,7 @@ of_all: dict[str, st.SearchStrategy[Any]] = {
     "hasty": st.booleans(),
     "poison": st.integers(0, 3).map(lambda n: n == 3),
     "jitter": jitter,
+    "skew": st.sampled_from((0, 0, 1000, -1000, 40)),
 }
 worlds = st.builds(
     Setting,
@@ -155,6 +156,32 @@ def bounded_dice(seed: int) -> tuple[Setting, list[Trouble]]:
         for _ in range(roll.choice((60, 120)))
     ]
     return setting, plan
+
+
+def skewed_dice(seed: int) -> tuple[Setting, list[Trouble]]:
+    """A world where one host's clock is wrong, and its process starts again and again."""
+    roll = random.Random(seed)
+    setting = Setting(writers=2, records=60, skew=roll.choice((1000, 1000, -1000)))
+    kinds = [name for name, _ in TROUBLES]
+    plan = [
+        (
+            roll.randint(1, 40),
+            kinds.index(roll.choice(("kill", "terminate", "delay", "append"))),
+            roll.randrange(9),
+        )
+        for _ in range(40)
+    ]
+    return setting, plan
+
+
+def test_a_host_with_a_wrong_clock_harms_nobody() -> None:
+    for seed in range(200 if LONG else 15):
+        simulate(*skewed_dice(seed))
+
+
+@pytest.mark.parametrize("mutation", [pytest.param(m, id=m.name) for m in SKEWED_MUTATIONS])
+def test_a_wrong_clock_that_does_harm_is_noticed(mutation: Mutation) -> None:
+    assert finds_a_violation(mutation, skewed_dice)
 
 
 def finds_a_violation(

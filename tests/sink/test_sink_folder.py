@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from streamer.errors import ConfigError, DependencyError, ProtocolError
+import streamer.sink.s3
+from streamer.errors import ConfigError, DependencyError, ProtocolError, StorageAway
 from streamer.sink.folder import NewFile
 from streamer.sink.local import LocalFolder
 from streamer.sink.location import open_folder
+from streamer.sink.patience import ONCE
 from streamer.sink.remote import RemoteFolder
 
 
@@ -205,11 +207,12 @@ def test_a_staged_name_is_never_written_twice(tmp_path):
 # Elsewhere
 
 
-def test_a_file_too_big_for_one_copy_travels_through_us(s3_output):
+def test_a_large_file_is_uploaded_and_copied_in_parts(s3_output, monkeypatch):
+    monkeypatch.setattr(streamer.sink.s3, "PARTS", 1)  # the second part is twice as large
+    monkeypatch.setattr(streamer.sink.s3, "COPY_BYTES", 5 << 20)
     folder = open_folder(s3_output, "cats")
-    data = os.urandom(12_000_000)  # more than one part
+    data = os.urandom(25_000_000)
     put(folder, "a", data)
-    folder.copy_limit = 1_000_000
     folder.publish("a", "b", len(data))
     assert read(folder, "b") == data
 
@@ -224,8 +227,9 @@ def test_a_dead_endpoint_is_named_in_time():
     folder = open_folder(
         "s3://curated/out?endpoint_override=http://127.0.0.1:9&region=us-east-1&connect_timeout=1&request_timeout=1",
         "cats",
+        patience=ONCE,
     )
-    with pytest.raises(DependencyError, match="The fix: check endpoint_override"):
+    with pytest.raises(StorageAway, match="The fix: check endpoint_override"):
         folder.probe(".staging/.probe")
 
 

@@ -12,12 +12,14 @@ import pytest
 import yaml
 from pyarrow import fs
 from sink_data import Maker, make_dataset
+from test_engine import FOUNDED, Bench, Kafka
 
+import streamer.sink.storage
 from streamer.errors import ConfigError, DependencyError, DiskFull, ProtocolError
 from streamer.sink.card import update_card
 from streamer.sink.local import LocalFolder
 from streamer.sink.remote import RemoteFolder
-from streamer.sink.storage import Storage, staging_path
+from streamer.sink.storage import CLOCKS_APART_S, Storage, staging_path
 from streamer.wire.manifest import FileEntry, decode, encode
 
 
@@ -175,6 +177,71 @@ def test_an_empty_staged_folder_is_as_old_as_it_looks(tmp_path, kind):
     assert {s.epoch: s.age_s < 100 for s in storage.staged()} == {3: True, 4: True}, (
         "a file says it better"
     )
+
+
+class Ahead:
+    """The clock of a host that is off."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def time(self) -> float:
+        return time.time() + self.seconds
+
+
+@pytest.mark.parametrize("seconds", [540.0, -86_400.0, 20.0])
+def test_an_age_does_not_depend_on_the_hosts_clock(storage, monkeypatch, caplog, seconds):
+    """Nine minutes ahead were enough to take for abandoned what another writer was about to commit."""
+    storage.open_staged("w-1", 3, "ab", "x").close()
+    monkeypatch.setattr(streamer.sink.storage, "time", Ahead(seconds))
+    [staged] = storage.staged()
+    assert staged.age_s < 20
+    warned = [r.message for r in caplog.records if "clock" in r.message]
+    assert len(warned) == (abs(seconds) > CLOCKS_APART_S)
+    assert leftovers(storage) == [f"{staging_path('w-1', 3, 'ab')}/x"], "the probe is gone"
+
+
+def test_where_the_clocks_differ_nothing_of_others_looks_old(tmp_path, monkeypatch):
+    storage = Storage(str(tmp_path), "cats")
+    storage.open_staged("w-1", 3, "ab", "x").close()
+    staged = tmp_path / "cats" / staging_path("w-1", 3, "ab") / "x"
+    os.utime(staged, (time.time() - 5000, time.time() - 5000))
+    assert storage.staged()[0].age_s > 4990
+    monkeypatch.setattr(streamer.sink.storage, "time", Ahead(-120.0))
+    assert storage.staged()[0].age_s == 0.0
+
+
+def test_where_no_probe_can_be_made_no_age_is_known(tmp_path):
+    storage = Storage(str(tmp_path), "cats")
+    storage.open_staged("w-1", 3, "ab", "x").close()
+    staged = tmp_path / "cats" / staging_path("w-1", 3, "ab") / "x"
+    os.utime(staged, (time.time() - 5000, time.time() - 5000))
+    storage.folder = FullFolder(tmp_path / "cats")
+    assert [s.age_s for s in storage.staged()] == [0.0]
+
+
+def test_a_host_with_a_wrong_clock_leaves_a_sealed_epoch_to_its_writer(tmp_path, monkeypatch):
+    """The whole start of another replica, on real files; then the epoch is committed and whole."""
+    storage = Storage(str(tmp_path), "cats")
+    manifest = Maker(storage).seal()
+    bench = Bench(Kafka(log=[FOUNDED]), storage)
+    monkeypatch.setattr(streamer.sink.storage, "time", Ahead(3600.0))
+    bench.engine.recover()
+    assert storage.is_staged(manifest)
+    monkeypatch.setattr(streamer.sink.storage, "time", time)
+    storage.project(manifest)
+    assert {f.path for f in manifest.files} <= snapshot(storage).keys()
+
+
+def test_probes_of_starts_that_were_broken_off_are_removed(storage, monkeypatch):
+    for name in ("aa", "bb"):
+        storage.folder.create(f".staging/.probe-{name}/probe").close()
+    storage.clear_probes()
+    assert len(leftovers(storage)) == 2, "they may be of starts that go on"
+    monkeypatch.setattr(streamer.sink.storage, "PROBE_AGE_S", -1.0)
+    storage.clear_probes()
+    assert leftovers(storage) == []
+    storage.clear_probes()
 
 
 def test_other_things_in_staging_are_left_alone(storage):
