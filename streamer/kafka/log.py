@@ -10,7 +10,8 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from streamer.config import Config
 from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import TRANSACTION_TIMEOUT_S, consumer_config, explain, is_final
+from streamer.kafka.client import TRANSACTION_TIMEOUT_S, consumer_config
+from streamer.kafka.events import Events
 
 STALL_S = TRANSACTION_TIMEOUT_S + 20.0
 """Longer than a transaction that its owner left open can hide what comes after it."""
@@ -26,7 +27,9 @@ class LogReader:
         """The topic's first offset at the first `read`; None where there was no topic."""
         self._admin = admin
         self._at = 0
-        self._consumer = Consumer(consumer_config(config, f"{config.group}.log-reader"))
+        group = f"{config.group}.log-reader"
+        self._events = Events(topic, group)
+        self._consumer = Consumer(consumer_config(config, group))
 
     def __enter__(self) -> LogReader:
         return self
@@ -70,8 +73,8 @@ class LogReader:
                 yield message
             elif error.code() == KafkaError._PARTITION_EOF:  # past the control records
                 self._at = max(self._at, message.offset())
-            elif is_final(error):
-                raise explain(error, f"reading {self.topic}")
+            else:
+                self._events.heed(error, 0, self._at)
 
 
 class CommittedState:

@@ -12,7 +12,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from streamer.config import Config
 from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import consumer_config, explain, is_final, timestamp_ms
+from streamer.kafka.client import consumer_config, timestamp_ms
+from streamer.kafka.events import Events
 from streamer.records import UNREADABLE_HEADERS, Headers, Record
 from streamer.wire.limits import weight
 
@@ -53,6 +54,7 @@ class Source:
             consumer_config(config, config.group, group_instance_id=config.group_instance_id)
         )
         self._topic = config.kafka.topic
+        self._events = Events(self._topic, config.group)
         self._reference_bytes = (
             min(config.fetch.max_bytes, REFERENCE_BYTES) if config.fetch.schemes else 0
         )
@@ -224,6 +226,7 @@ class Source:
                 partition, offset, timestamp_ms(message), message.value(), _headers(message)
             )
             self._records.append(record)
+            self._events.moved(partition)
             self._bytes += self._weight(record)
             self.reached[partition] = offset + 1
 
@@ -249,8 +252,8 @@ class Source:
                 f"{self._topic} partition {partition}: the next records expired, or the topic was made again, while this dataset was behind "
                 f"({error.str()}). Give the topic a longer retention; continue with a new dataset name."
             )
-        elif is_final(error):
-            raise explain(error, f"reading {self._topic}")
+        else:
+            self._events.heed(error, partition, offset)
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         with _Kept(self):

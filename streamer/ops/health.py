@@ -52,16 +52,18 @@ class Health:
 
     *Live* until a thread has failed or a heartbeat is older than its limit: only a restart helps
     then. *Ready* while live and in a phase that was entered with ``ready=True``: the dedup state is
-    restored, and the group's partitions are polled.
+    restored, and the group's partitions are polled: not while brokers are away.
     """
 
     def __init__(self, failure: Failure, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock``: seconds, which may stand still while no thread can be blamed."""
         self._failure = failure
         self._clock = clock
         self._lock = threading.Lock()
         self._phase = ("starting", False)
         self._held: Callable[[], Mapping[str, int]] = dict
         self._beats: dict[str, Heartbeat] = {}
+        self._brokers: Callable[[], str] = str
 
     def enter(self, phase: str, ready: bool = False) -> None:
         """Names what the process does now, in words for a person: ``loading the model``,
@@ -72,6 +74,10 @@ class Health:
         """``read`` gives the records that wait for each server; it must not block. The phase names
         the servers."""
         self._held = read
+
+    def watch_brokers(self, read: Callable[[], str]) -> None:
+        """``read`` says in words that the brokers are away; it must not block."""
+        self._brokers = read
 
     def heartbeat(self, name: str, limit_s: float) -> Heartbeat:
         """Watches a thread from now on; it must beat at least every ``limit_s`` seconds until
@@ -105,8 +111,11 @@ class Health:
         if live.ok and not ready:
             said = self._described(phase)
             return Report(False, said, f"not consuming yet or any more: {said}", live.heartbeats)
+        if live.ok and (away := self._brokers()):
+            return Report(False, live.phase, away, live.heartbeats)
         return live
 
     def _described(self, phase: str) -> str:
         held = sorted(self._held())
-        return f"{phase}, waiting for {', '.join(held)}" if held else phase
+        said = f"{phase}, waiting for {', '.join(held)}" if held else phase
+        return f"{said}; {away}" if (away := self._brokers()) else said

@@ -25,10 +25,10 @@ from streamer.ops.thread_cpu import ThreadCpu
 from streamer.records import FORMAT_RULE, NEAR_DUPLICATE
 
 STAGES = ("decode", "embed", "filter", "claim", "write", "seal", "commit", "project")
-DROP_CAUSES = ("revoked", "shutdown", "lost", "aborted", "stale")
+DROP_CAUSES = ("revoked", "shutdown", "lost", "aborted", "stale", "late")
 """Why an open epoch was forgotten: the deadline of a revoke or of a shutdown passed, its partitions
-were lost, every attempt of its transaction was aborted, or its term or first offset was no longer
-the current one."""
+were lost, its transaction was aborted, its term or first offset was no longer the current one, or it
+was too old when it could be committed."""
 REBALANCES = ("assigned", "revoked", "lost")
 FETCH_ERRORS = (
     "uri_not_allowed",
@@ -112,6 +112,7 @@ class Metrics:
         self._device_memory: Callable[[], Mapping[str, float]] = dict
         self._index: Callable[[], Mapping[str, float]] = dict
         self._held: Callable[[], Mapping[str, int]] = dict
+        self._brokers_away_s: Callable[[], float] = float
         self._snapshot_created = 0.0
         self._make_line()
         self._make_commit(
@@ -301,6 +302,11 @@ class Metrics:
         thread, must not block."""
         self._held = read
 
+    def watch_brokers(self, read: Callable[[], float]) -> None:
+        """``read`` gives the seconds that the brokers have been away, 0 while they answer; called at
+        each scrape in the HTTP thread, must not block."""
+        self._brokers_away_s = read
+
     def snapshot_known(
         self, position: int, nbytes: int, created: float, seconds: float = 0.0
     ) -> None:
@@ -386,6 +392,11 @@ class Metrics:
             "streamer_fetch_held_records",
             "Records whose image server answers nobody; the line waits for it, and the log names it.",
             value=sum(self._held().values()),
+        )
+        yield GaugeMetricFamily(
+            "streamer_brokers_away_seconds",
+            "Seconds that the Kafka brokers have been away, 0 while they answer; the replica waits for kafka.give_up_after.",
+            value=self._brokers_away_s(),
         )
 
     def _scrape_queues(self) -> Iterator[Metric]:

@@ -154,7 +154,7 @@ def bounded_dice(seed: int) -> tuple[Setting, list[Trouble]]:
     ("mutation", "first"),
     [
         pytest.param(mutation, first, id=mutation.name)
-        for mutation, first in zip(BOUNDED_MUTATIONS, (650, 0), strict=True)
+        for mutation, first in zip(BOUNDED_MUTATIONS, (500, 0), strict=True)
     ],
 )
 def test_a_bounded_run_that_ends_too_early_is_noticed(mutation: Mutation, first: int) -> None:
