@@ -49,6 +49,7 @@ DEAD_LETTER_BYTES = 16_384
 TRY_S = 5.0
 """Of one question: a broker that was lost a moment ago is found out by the next one, which another
 broker gets."""
+GRACE_S = 60.0
 _PAUSE_S = 0.05
 
 
@@ -100,7 +101,9 @@ class Admin:
         self._kafka = kafka
         self._servers = kafka.bootstrap_servers
         self._timeout_s = timeout_s
-        self._limit_s = max(timeout_s, patience.give_up_after_s)
+        self._limit_s = timeout_s
+        if patience.give_up_after_s:  # it gives up first, and says why
+            self._limit_s += patience.give_up_after_s + GRACE_S
         self._troubles: list[KafkaError] = []
         own = {
             "log_level": 0,
@@ -467,7 +470,7 @@ class Admin:
             if is_away and self._is_refused():
                 raise self._unreachable(doing, error)
             if time.monotonic() >= deadline - _PAUSE_S:
-                if is_away:
+                if is_away and self._limit_s == self._timeout_s:
                     raise self._unreachable(doing, error)
                 raise TemporaryError(
                     f"{doing}: not within {self._limit_s:.0f} s: {plain(error)}. Try again."

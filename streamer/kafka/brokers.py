@@ -21,8 +21,8 @@ PROBES = 2
 """So many in a row without an answer, and the brokers are away: one may meet a broker that was just
 lost, or a starved process."""
 PAUSE_S = 1.0
-STOP_S = 30.0
-"""So long a replica that was told to stop still waits: half of its drain's deadline."""
+STOP_S = 20.0
+"""So long a replica that was told to stop still waits: a third of its drain's deadline."""
 
 
 class Brokers(Patience):

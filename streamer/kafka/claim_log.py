@@ -192,7 +192,6 @@ class ClaimLog:
                     )
                 applied.append((entry, self.meld.apply(entry)))
                 self.offset = message.offset() + 1
-                self._events.moved(0)
             else:
                 self._events.heed(error, 0, self.offset)
             if len(applied) >= 64 or self.offset == end:

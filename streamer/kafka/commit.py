@@ -175,7 +175,6 @@ class KafkaTransactions:
             error = message.error()
             if error is None:
                 self._log_at = message.offset() + 1
-                self._events.moved(0)
                 yield message.offset(), _manifest(message)
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._log_at = max(self._log_at, message.offset())  # past the control records

@@ -13,7 +13,7 @@ from streamer.config import Config
 from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import consumer_config, timestamp_ms
-from streamer.kafka.events import Events
+from streamer.kafka.events import PASS_BY, UNREADABLE, Events
 from streamer.records import UNREADABLE_HEADERS, Headers, Record
 from streamer.wire.limits import weight
 
@@ -54,7 +54,7 @@ class Source:
             consumer_config(config, config.group, group_instance_id=config.group_instance_id)
         )
         self._topic = config.kafka.topic
-        self._events = Events(self._topic, config.group)
+        self._events = Events(self._topic, config.group, PASS_BY)
         self._reference_bytes = (
             min(config.fetch.max_bytes, REFERENCE_BYTES) if config.fetch.schemes else 0
         )
@@ -226,7 +226,6 @@ class Source:
                 partition, offset, timestamp_ms(message), message.value(), _headers(message)
             )
             self._records.append(record)
-            self._events.moved(partition)
             self._bytes += self._weight(record)
             self.reached[partition] = offset + 1
 
@@ -252,7 +251,7 @@ class Source:
                 f"{self._topic} partition {partition}: the next records expired, or the topic was made again, while this dataset was behind "
                 f"({error.str()}). Give the topic a longer retention; continue with a new dataset name."
             )
-        else:
+        elif code not in UNREADABLE or partition in self.owned:
             self._events.heed(error, partition, offset)
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
