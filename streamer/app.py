@@ -320,11 +320,13 @@ def take_part(
     writing = None if snapshotter is None else Worker("snapshot", snapshotter.run, failure)
     if writing is not None:
         writing.start()
+    is_done = False
     try:
         ground.ops.brokers.heed(stopping)
         recovered.source.subscribe(recovered.replica)
         health.enter("polling", ready=True)
         stopped = recovered.replica.run(stopping, recovered.bound)
+        is_done = stopped is None and not stop()  # a bounded run reached its end: it comes no more
         health.enter("leaving the group")
     except DependencyError:
         _raise_if_fenced(recovered.transactions, recovered.watchdog)
@@ -334,7 +336,7 @@ def take_part(
         with recovered.watchdog.limit("leaving the group", CLOSE_LIMIT_S):
             for worker in workers:
                 worker.join(CLOSE_LIMIT_S / 4)
-            recovered.source.close()
+            recovered.source.close(for_good=is_done)
         recovered.watchdog.close()
     if (
         writing is not None

@@ -339,6 +339,26 @@ class Admin:
             f"Describe on the group {group}",
         )
 
+    def instances(self, group: str) -> dict[str, str]:
+        """The group's static members: ``group.instance.id`` → member id."""
+
+        def ask(left: float) -> dict[str, str]:
+            described = self._client.describe_consumer_groups([group], request_timeout=left)[
+                group
+            ].result()
+            return {
+                found.group_instance_id: found.member_id
+                for found in described.members
+                if found.group_instance_id
+            }
+
+        return self._ask(
+            ask,
+            f"describing the group {group}",
+            {KafkaError.GROUP_ID_NOT_FOUND: {}},
+            f"Describe on the group {group}",
+        )
+
     def assigned(self, group: str, member: str, topic: str) -> set[int] | None:
         """The topic's partitions that the group has assigned to a member. None while the group
         rebalances, and for a member that it does not know."""

@@ -4,7 +4,9 @@ only."""
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -19,6 +21,7 @@ from streamer.wire.limits import weight
 
 CHUNK_RECORDS = 64
 CHUNK_BYTES = 8_000_000
+LEAVE_S = 5.0
 NO_TARGET = 1 << 62
 REFERENCE_BYTES = 4_000_000
 """What a record that may be a reference counts for: its image's bytes are known only once they are
@@ -50,6 +53,7 @@ class Source:
         """Connects to nothing until `subscribe`."""
         self._admin = admin
         self._group = config.group
+        self._instance = config.group_instance_id
         self.consumer = Consumer(
             consumer_config(config, config.group, group_instance_id=config.group_instance_id)
         )
@@ -83,9 +87,15 @@ class Source:
             on_lost=self._on_lost,
         )
 
-    def close(self) -> None:
-        """Leaves the group. Seal before: what is unsealed is forgotten."""
+    def close(self, for_good: bool = False) -> None:
+        """Closes the consumer. Seal before: what is unsealed is forgotten.
+
+        A dynamic member leaves its group by it. A static one stays until its session ends, so that
+        a restart moves nothing; ``for_good``: it leaves, too. Blocks for `LEAVE_S` then, at most.
+        """
         self._listener = _Nobody()
+        if for_good and self._instance is not None:
+            end_membership(self.consumer, self._admin, self._group, LEAVE_S)
         self.consumer.close()
 
     def generation(self) -> int:
@@ -275,6 +285,19 @@ class Source:
             partitions = [tp.partition for tp in lost]
             self.forget(partitions)
             self._listener.lost(partitions)
+
+
+def end_membership(consumer: Consumer, admin: Admin, group: str, timeout_s: float) -> None:
+    """Ends a membership, a static one too: the client lets that leave when it unsubscribes, not when
+    it closes. Blocks until the group says so, or for ``timeout_s`` and one call of ``admin``."""
+    member = consumer.memberid()
+    consumer.unsubscribe()
+    deadline = time.monotonic() + timeout_s
+    with suppress(DependencyError, TemporaryError):
+        while time.monotonic() < deadline:
+            consumer.poll(0.1)
+            if member not in admin.instances(group).values():
+                return
 
 
 def _headers(message: Message) -> Headers:

@@ -105,3 +105,19 @@ def test_the_phase_names_the_servers_that_the_line_waits_for():
     assert health.livez().ok
     health.enter("draining")
     assert "draining, waiting for a.example:80" in health.readyz().reason
+
+
+def test_while_brokers_are_away_it_is_alive_and_not_ready():
+    said = []
+    health = Health(Failure())
+    health.watch_brokers(lambda: "".join(said))
+    health.enter("polling", ready=True)
+    assert health.readyz().ok
+    said.append("the brokers are away")
+    assert health.livez().ok
+    report = health.readyz()
+    assert (report.ok, report.phase, report.reason) == (
+        False,
+        "polling; the brokers are away",
+        "the brokers are away",
+    )

@@ -215,6 +215,13 @@ def test_records_that_wait_for_their_servers_are_counted():
     assert value(metrics, "streamer_fetch_held_records") == 7
 
 
+def test_brokers_that_are_away_are_timed():
+    metrics = Metrics()
+    assert value(metrics, "streamer_brokers_away_seconds") == 0
+    metrics.watch_brokers(lambda: 12.5)
+    assert value(metrics, "streamer_brokers_away_seconds") == 12.5
+
+
 def test_rebalances_and_device_memory():
     metrics = Metrics()
     metrics.rebalanced("assigned", 4, owned=4)
