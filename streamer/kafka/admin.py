@@ -495,7 +495,8 @@ class Admin:
                 raise TemporaryError(
                     f"{doing}: not within {self._limit_s:.0f} s: {plain(error)}. Try again."
                 )
-            if not told and time.monotonic() - began >= self._timeout_s:
+            # That no broker answers at all is said in one place, by `Brokers`
+            if not (told or is_away) and time.monotonic() - began >= self._timeout_s:
                 told = True
                 log.warning(
                     "%s: no answer so far (%s); trying on for up to %.0f s",

@@ -100,6 +100,7 @@ class Brokers(Patience):
         while not self._closed.is_set() and not self._failure.stop.is_set():
             self._hear(self._ask())
             self._closed.wait(PAUSE_S)
+        self.close()  # what still hangs at the end is to be ended
 
     def _ask(self) -> str:
         """Why they are away; empty if they answer, whatever."""

@@ -131,6 +131,16 @@ def test_a_wait_that_lasted_long_enough_ends_the_process(
     assert world.brokers.clock() == before + 9, "what hangs then is ended by its own limit"
 
 
+def test_the_clock_goes_on_once_the_process_ends(world: World) -> None:
+    """Whatever ended it: what it still waits for is ended by the watchdog."""
+    world.ask(REFUSED, 2)
+    before = world.brokers.clock()
+    world.failure.report(DependencyError("the disk is full"))
+    world.brokers._watch()
+    world.now += 9
+    assert world.brokers.clock() == before + 9
+
+
 def test_events_of_a_reader(caplog: pytest.LogCaptureFixture) -> None:
     """Unknown ones are told, and not again and again; what brokers that are away cause is not."""
     caplog.set_level(logging.INFO, log.name)

@@ -20,6 +20,7 @@ from streamer.kafka import client as client_module
 from streamer.kafka import commit as commit_module
 from streamer.kafka.admin import Admin, CommittedOffset
 from streamer.kafka.commit import KafkaTransactions, founding_manifest
+from streamer.kafka.patience import Patience
 from streamer.kafka.source import Source
 from streamer.records import Headers
 from streamer.sink.engine import DeadLetter
@@ -535,8 +536,28 @@ def test_nothing_is_asked_of_an_unreachable_broker_for_ever(
         with pytest.raises(TemporaryError, match=r"Start (again|it again)"):
             call()
         assert time.monotonic() - before < 10
+    # While it is known that brokers are away, somebody else says how long to wait
+    for call in calls:
+        port._patience = Patient()
+        with pytest.raises(TemporaryError, match="enough"):
+            call()
     port.close()
     source.close()
+
+
+class Patient(Patience):
+    """Brokers are away, for three looks."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def clock(self) -> float:
+        return 0.0
+
+    def check(self) -> None:
+        self.looks += 1
+        if self.looks == 4:
+            raise TemporaryError("enough")
 
 
 def test_the_log_is_read_from_an_entry_on(dataset: Dataset) -> None:
