@@ -170,6 +170,13 @@ def test_what_is_documented_is_enough_and_each_part_of_it_is_needed(cluster: Clu
 def test_a_replica_that_lacks_a_right_ends_with_its_name(cluster: Cluster) -> None:
     service = Service(cluster.folder, settings(cluster))
     service.run("--until", "end")
+    (cluster.folder / "one.jpg").write_bytes(jpeg(1))
+    client = service.settings["kafka"]["client"]
+    where = ["--topic", "image-text", "--bootstrap", cluster.servers]
+    where += [part for name, value in client.items() for part in ("--client", f"{name}={value}")]
+    refused = streamer("produce", str(cluster.folder / "one.jpg"), *where, expect=1).stderr
+    assert "Grant Write on the topic image-text" in refused
+    assert "Traceback" not in refused
     produce(cluster.kafka, "image-text", [(jpeg(i), {}) for i in range(50, 70)] + [(b"none", {})])
 
     def ended(*said: str) -> None:
