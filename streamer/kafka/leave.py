@@ -9,7 +9,7 @@ from confluent_kafka import Consumer
 from streamer.config import Config
 from streamer.errors import Fenced, TemporaryError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import consumer_config, explain, is_away
+from streamer.kafka.client import consumer_config, explain, is_denied
 from streamer.kafka.source import LEAVE_S, end_membership
 
 JOIN_S = 30.0
@@ -26,12 +26,14 @@ def leave(config: Config, admin: Admin, instance: str) -> bool:
     if instance not in admin.instances(config.group):
         return False
     consumer = Consumer(consumer_config(config, config.group, group_instance_id=instance))
-    joined = []
+    joined: list[bool] = []
+
+    def assigned(consumer: Consumer, _partitions: object) -> None:
+        consumer.incremental_assign([])  # else the client takes them, and fetches
+        joined.append(True)
+
     try:
-        # What is assigned is not taken: nothing is fetched
-        consumer.subscribe(
-            [config.kafka.topic], on_assign=lambda consumer, _: joined.append(consumer)
-        )
+        consumer.subscribe([config.kafka.topic], on_assign=assigned)
         deadline = time.monotonic() + JOIN_S
         while not joined:
             if time.monotonic() > deadline:
@@ -40,7 +42,7 @@ def leave(config: Config, admin: Admin, instance: str) -> bool:
                 )
             message = consumer.poll(0.1)
             error = None if message is None else message.error()
-            if error is not None and not is_away(error):
+            if error is not None and (error.fatal() or is_denied(error)):
                 found = explain(
                     error, f"joining {config.group}", f"Read on the group {config.group}"
                 )
