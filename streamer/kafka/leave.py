@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from confluent_kafka import Consumer
+from confluent_kafka import OFFSET_END, Consumer, TopicPartition
 
 from streamer.config import Config
 from streamer.errors import Fenced, TemporaryError
@@ -20,7 +20,7 @@ def leave(config: Config, admin: Admin, instance: str) -> bool:
     """Joins the group under ``instance`` (``group.instance.id``), which fences whoever still runs under
     it, and leaves, so that the others get its partitions at once. False: there is no such member.
 
-    Reads and commits nothing. Blocks for `JOIN_S` and a few calls of ``admin`` at most. Raises
+    Commits nothing, and takes no record. Blocks for `JOIN_S` and a few calls of ``admin`` at most. Raises
     TemporaryError, DependencyError.
     """
     if instance not in admin.instances(config.group):
@@ -28,8 +28,10 @@ def leave(config: Config, admin: Admin, instance: str) -> bool:
     consumer = Consumer(consumer_config(config, config.group, group_instance_id=instance))
     joined: list[bool] = []
 
-    def assigned(consumer: Consumer, _partitions: object) -> None:
-        consumer.incremental_assign([])  # else the client takes them, and fetches
+    def assigned(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # The client hangs where it may not take them; from their ends it has nothing to fetch
+        ends = [TopicPartition(tp.topic, tp.partition, OFFSET_END) for tp in partitions]
+        consumer.incremental_assign(ends)
         joined.append(True)
 
     try:
