@@ -20,8 +20,8 @@ limit_blas()
 from benchmarks.distance import distance
 from streamer import app
 from streamer.config import Config
-from streamer.kafka.admin import Admin
-from streamer.kafka.topics import configured_starts, input_topic
+from streamer.kafka.admin import Admin, TopicInfo
+from streamer.kafka.topics import configured_starts
 from streamer.ops.metrics import STAGES, Metrics
 from streamer.ops.tally import EpochTally
 from streamer.ops.thread_cpu import ThreadCpu
@@ -127,13 +127,14 @@ class Watched(Metrics):
 
 def run_line(config: Config, parts: app.Parts) -> dict[str, Any]:
     """The whole line in this process over everything that is in the topic; what `Watched` saw."""
-    admin = Admin(config.kafka)
-    topic = input_topic(admin, config)
-    span = app.Range(
-        lambda partitions: configured_starts(admin, config, partitions),
-        lambda partitions: admin.end_offsets(topic.name, partitions, committed=False),
-    )
-    app.run_range(config, admin, topic, span, threading.Event().is_set, parts)
+
+    def whole(admin: Admin, topic: TopicInfo) -> app.Range:
+        return app.Range(
+            lambda partitions: configured_starts(admin, config, partitions),
+            lambda partitions: admin.end_offsets(topic.name, partitions, committed=False),
+        )
+
+    app.run_range(config, whole, threading.Event().is_set, parts)
     return Watched.last.report()
 
 

@@ -38,6 +38,7 @@ from streamer.flow.worker import Failure, Worker
 from streamer.judge.batcher import Batcher
 from streamer.judge.judge import Judge
 from streamer.kafka.admin import Admin, TopicInfo
+from streamer.kafka.brokers import Brokers
 from streamer.kafka.claims import ClaimStage, NoClaims
 from streamer.kafka.client import TRANSACTION_TIMEOUT_S, poll_interval_s
 from streamer.kafka.commit import KafkaTransactions
@@ -95,9 +96,7 @@ def run(config: Config, stop: Callable[[], bool], until: str | float | None = No
     Blocks. Raises the StreamerError, or the bug, that ended it early; then nothing uncommitted is
     visible.
     """
-    admin = Admin(config.kafka)
-    topic = input_topic(admin, config)
-    run_range(config, admin, topic, live_range(config, admin, topic, until), stop)
+    run_range(config, lambda admin, topic: live_range(config, admin, topic, until), stop)
 
 
 def replay(config: Config, stop: Callable[[], bool], first: str, last: str) -> None:
@@ -108,9 +107,7 @@ def replay(config: Config, stop: Callable[[], bool], first: str, last: str) -> N
         log.warning("http.port %d is in use; this replay takes a free one", config.http.port)
         http = config.http.model_copy(update={"port": 0})
         config = config.model_copy(update={"http": http})
-    admin = Admin(config.kafka)
-    topic = input_topic(admin, config)
-    run_range(config, admin, topic, replay_range(config, admin, topic, first, last), stop)
+    run_range(config, lambda admin, topic: replay_range(config, admin, topic, first, last), stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +124,22 @@ PARTS = Parts()
 
 def run_range(
     config: Config,
-    admin: Admin,
-    topic: TopicInfo,
-    span: Range,
+    choose: Callable[[Admin, TopicInfo], Range],
     stop: Callable[[], bool],
     parts: Parts = PARTS,
 ) -> None:
-    """`run` over a given part of the topic, step by step. What the steps opened is closed last
-    first, however they end."""
+    """`run` over the part of the topic that ``choose`` names, step by step. What the steps opened is
+    closed last first, however they end."""
     failure = Failure()
-    ops = Ops(failure, Health(failure), parts.metrics(rule.name for rule in config.filters))
+    brokers = Brokers(config, failure)
+    ops = Ops(
+        failure,
+        Health(failure, brokers.clock),
+        parts.metrics(rule.name for rule in config.filters),
+        brokers,
+    )
+    ops.health.watch_brokers(lambda: brokers.said)
+    ops.metrics.watch_brokers(lambda: brokers.away_s)
     with ExitStack() as at_exit:
         server = OpsServer(config.http, ops.metrics, ops.health)
         server.start()
@@ -144,6 +147,12 @@ def run_range(
         log.info("serving /metrics, /livez and /readyz", extra={"port": server.port})
 
         # 1. Validate everything before anything is written or anybody is fenced.
+        brokers.start()
+        at_exit.callback(brokers.close)
+        ops.health.enter("looking for the brokers")
+        admin = Admin(config.kafka, patience=brokers)
+        topic = input_topic(admin, config)
+        span = choose(admin, topic)
         ground = check(config, admin, topic, parts.load_model, ops)
 
         # 2. The claim log says what the dataset is bound to, and holds every decision so far.
@@ -270,11 +279,13 @@ def recover(
     config, admin, storage = ground.config, ground.admin, ground.storage
     health, metrics = ground.ops.health, ground.ops.metrics
     health.enter("recovering what an earlier process left")
-    watchdog = Watchdog()
+    brokers = ground.ops.brokers
+    watchdog = Watchdog(brokers.clock)
     beat = health.heartbeat("kafka", HEARTBEAT_S)
-    source = Source(config, admin)
+    source = Source(config, Admin(config.kafka))
+    limit = admin.message_limit(config.dead_topic)
     transactions = KafkaTransactions(
-        config, admin, source.consumer, admin.message_limit(config.dead_topic), span.starts, beat
+        config, admin, source.consumer, limit, span.starts, beat, brokers
     )
     at_exit.callback(transactions.close)
 
@@ -355,10 +366,13 @@ def take_part(
     writing = None if snapshotter is None else Worker("snapshot", snapshotter.run, failure)
     if writing is not None:
         writing.start()
+    is_done = False
     try:
+        ground.ops.brokers.heed(stopping)
         recovered.source.subscribe(recovered.replica)
         health.enter("polling", ready=True)
         stopped = recovered.replica.run(stopping, recovered.bound)
+        is_done = stopped is None and not stop()  # a bounded run reached its end: it comes no more
         health.enter("leaving the group")
     except DependencyError:
         _raise_if_fenced(recovered.transactions, recovered.watchdog)
@@ -368,7 +382,7 @@ def take_part(
         with recovered.watchdog.limit("leaving the group", CLOSE_LIMIT_S):
             for worker in workers:
                 worker.join(CLOSE_LIMIT_S / 4)
-            recovered.source.close()
+            recovered.source.close(for_good=is_done)
         recovered.watchdog.close()
     if (
         writing is not None

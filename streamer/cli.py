@@ -27,6 +27,7 @@ VERBS = {
     "run": "The consumer: curates until it is stopped.",
     "produce": "Folders, WebDataset tars and Parquet as records.",
     "replay": "Backlog into a new dataset.",
+    "leave": "Takes a replica that does not come back out of its group.",
     "lag": "Per partition: committed, end, records and seconds behind.",
     "check": "All that a start needs, from the config to the model: one line each.",
     "resume": "Partitions that are paused by a flood of invalid records, and on with them.",

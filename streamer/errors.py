@@ -11,6 +11,7 @@
     ├── DeadLetterFuse           1   too many records are invalid: more likely our fault than theirs
     └── TemporaryError          75   fenced, overrun or a dependency is away for now: start again
         ├── Fenced              75   another process runs under this writer's name
+        ├── InDoubt             75   whether an epoch is committed is not known
         └── Unfinished          75   stopped before the end that was asked for
 
     InvalidRecord                    one record cannot be used; never leaves the line (it becomes an outcome)
@@ -99,6 +100,11 @@ class TemporaryError(StreamerError):
 
 class Fenced(TemporaryError):
     """Another process runs under this writer's name, or this one was away for too long."""
+
+
+class InDoubt(TemporaryError):
+    """A transaction took longer than it may: what became of it is not known, until its writer has
+    fenced itself and read the commit log."""
 
 
 class Unfinished(TemporaryError):

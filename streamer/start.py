@@ -21,6 +21,7 @@ from streamer.dedup.meld import Meld
 from streamer.flow.worker import Failure
 from streamer.judge.filters import Rules
 from streamer.kafka.admin import Admin, TopicInfo
+from streamer.kafka.brokers import Brokers
 from streamer.kafka.claim_log import ClaimLog
 from streamer.kafka.log import LogReader
 from streamer.kafka.snapshotter import Snapshotter
@@ -39,11 +40,12 @@ log = logging.getLogger("streamer")
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """What any thread failed with, what the probes answer, what is counted."""
+    """What any thread failed with, what the probes answer, what is counted, whether brokers answer."""
 
     failure: Failure
     health: Health
     metrics: Metrics
+    brokers: Brokers
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,8 @@ def restore(ground: Ground, at_exit: ExitStack) -> Restored:
         capacity=None if config.dedup is None else config.dedup.capacity,
     )
     bound_to = binding(config, ground.topic, ground.model)
-    claim_log = ClaimLog(config, meld, bound_to, admin.message_limit(config.claims_topic))
+    limit = admin.message_limit(config.claims_topic)
+    claim_log = ClaimLog(config, meld, bound_to, limit, ground.ops.brokers)
     at_exit.callback(claim_log.close)
     snapshotter, used = None, None
     if (

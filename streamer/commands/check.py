@@ -14,7 +14,7 @@ import yaml
 from streamer.commands.options import read_config, with_config
 from streamer.config import Config
 from streamer.console import Console
-from streamer.errors import EXIT_DONE, ProtocolError, StreamerError
+from streamer.errors import EXIT_DONE, DependencyError, ProtocolError, StreamerError
 from streamer.redact import redacted
 from streamer.terminal import say, tell
 from streamer.units import counted
@@ -167,7 +167,27 @@ def _topics(probed: Probed) -> str:
     there = [name for name in probed.config.own_topics() if name not in missing]
     parts = [f"{', '.join(there)}: settings correct"] if there else []
     parts += [f"a start will create {', '.join(missing)}"] if missing else []
-    return f"{'; '.join(parts)}. Skipped: write permission"
+    return "; ".join(parts)
+
+
+def _rights(probed: Probed) -> str:
+    from streamer.kafka.admin import Admin
+    from streamer.kafka.rights import look_up
+
+    if probed.topic is None:
+        raise Skipped("skipped: needs the input topic")
+    found = look_up(probed.config, Admin(probed.config.kafka))
+    if found.denied:
+        raise DependencyError(
+            f"the brokers deny {', '.join(found.denied)}. Grant it (kafka-acls.sh), or change "
+            "kafka.client"
+        )
+    if found.unknown:
+        raise Skipped(
+            f"all that can be looked at; not Read, Write and DescribeConfigs on what a start will "
+            f"create: {', '.join(found.unknown)}"
+        )
+    return "all that a replica needs"
 
 
 def _output(probed: Probed) -> str:
@@ -313,6 +333,7 @@ PROBES: dict[str, Callable[[Probed], str]] = {
     "http": _http,
     "broker": _broker,
     "topics": _topics,
+    "rights": _rights,
     "output": _output,
     "offsets": _offsets,
     "model": _model,

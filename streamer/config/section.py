@@ -32,6 +32,8 @@ class Kafka(Section):
     start: Start = "earliest"
     default_content_type: ContentType = "image/jpeg"
     group_instance_id: str | None = "auto"
+    give_up_after: Seconds = 900.0
+    """A replica waits for brokers that are away so long, and then ends."""
     client: dict[str, Scalar] = {}
 
 

@@ -3,6 +3,7 @@ ours, with place and fix."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -17,14 +18,23 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import (
+    AclOperation,
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
 
 from streamer.config import Config, Kafka
 from streamer.errors import DependencyError, TemporaryError
-from streamer.kafka.client import client_config, explain, plain
+from streamer.kafka.client import LOGIN, client_config, explain, plain
+from streamer.kafka.patience import IMPATIENT, Patience
 from streamer.units import counted
 
 T = TypeVar("T")
+log = logging.getLogger("streamer")
 
 LOG_SETTINGS = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 """Of the claim log and the commit log: nothing in them may ever go."""
@@ -36,7 +46,19 @@ LEAST_MESSAGE_BYTES = 1_000_000
 DEAD_LETTER_BYTES = 16_384
 """What a dead letter's own headers may add to the record."""
 
+TRY_S = 5.0
+"""Of one question: a broker that was lost a moment ago is found out by the next one, which another
+broker gets."""
+GRACE_S = 60.0
 _PAUSE_S = 0.05
+
+
+class Unreachable(DependencyError):
+    """No broker answered. ``why``: the client's own words."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +85,26 @@ class GroupState:
 
 
 class Admin:
-    """One admin client. Any thread; every method blocks for ``timeout_s`` at most.
+    """One admin client. Any thread; every method blocks for ``timeout_s`` at most, or as long as
+    ``patience`` waits for brokers.
 
-    Raises DependencyError naming the bootstrap servers when none answers, and otherwise what
-    `explain` says.
+    Raises Unreachable naming the bootstrap servers when none answers, and otherwise what `explain`
+    says.
     """
 
-    def __init__(self, kafka: Kafka, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, kafka: Kafka, timeout_s: float = 10.0, patience: Patience = IMPATIENT
+    ) -> None:
         """Connects to nothing yet. Raises ConfigError for a property of ``kafka.client`` that is
         refused or wrong."""
+        self._patience = patience
         self._kafka = kafka
         self._servers = kafka.bootstrap_servers
         self._timeout_s = timeout_s
-        self._troubles: list[str] = []
+        self._limit_s = timeout_s
+        if patience.give_up_after_s:  # it gives up first, and says why
+            self._limit_s += patience.give_up_after_s + GRACE_S
+        self._troubles: list[KafkaError] = []
         own = {
             "log_level": 0,
             "error_cb": self._remember,
@@ -97,8 +126,32 @@ class Admin:
             return TopicInfo(name, str(described.topic_id), len(described.partitions))
 
         return self._ask(
-            ask, f"looking up the topic {name}", {KafkaError.UNKNOWN_TOPIC_OR_PART: None}
+            ask,
+            f"looking up the topic {name}",
+            {KafkaError.UNKNOWN_TOPIC_OR_PART: None},
+            f"Describe on the topic {name} (Read or Write implies it)",
         )
+
+    def leaderless(self, names: Collection[str]) -> str | None:
+        """The first of these topics that has a partition without a leader; those that do not exist
+        have none."""
+
+        def ask(left: float) -> str | None:
+            futures = self._client.describe_topics(
+                TopicCollection(list(names)), request_timeout=left
+            )
+            for name, future in futures.items():
+                try:
+                    partitions = future.result().partitions
+                except KafkaException as error:
+                    if error.args[0].code() not in _NO_ANSWER:
+                        continue
+                    raise
+                if any(p.leader is None or p.leader.id < 0 for p in partitions):
+                    return str(name)
+            return None
+
+        return self._ask(ask, "looking up the leaders of the dataset's topics")
 
     def topic_id(self, name: str) -> str:
         """Raises DependencyError if there is no such topic."""
@@ -124,7 +177,11 @@ class Admin:
             ].result()
             return {entry.name: entry.value for entry in entries.values()}
 
-        return self._ask(ask, f"reading the settings of the topic {name}")
+        return self._ask(
+            ask,
+            f"reading the settings of the topic {name}",
+            needs=f"DescribeConfigs on the topic {name}",
+        )
 
     def message_limit(self, name: str) -> int:
         """``max.message.bytes`` of a topic: the most a record batch, so a record, may have with its
@@ -220,7 +277,11 @@ class Admin:
                     )  # a broker was restarted: the client asks with the old leader's epoch until it looks
                 raise
 
-        return self._ask(ask, f"reading the offsets of the topic {topic}")
+        return self._ask(
+            ask,
+            f"reading the offsets of the topic {topic}",
+            needs=f"Describe on the topic {topic} (Read or Write implies it)",
+        )
 
     # Groups
 
@@ -249,11 +310,11 @@ class Admin:
         # (rd_kafka_handle_OffsetFetch).
         consumer = Consumer(client_config(self._kafka, {}, fixed))
         try:
-            answer = self._ask(ask, doing)
+            answer = self._ask(ask, doing, needs=f"Read on the group {group}")
         except DependencyError:
             self.topic(topic)  # raises the same if no broker answers
             raise TemporaryError(
-                f"{doing}: not within {self._timeout_s:.0f} s: an open transaction hides them, or "
+                f"{doing}: not within {self._limit_s:.0f} s: an open transaction hides them, or "
                 "the group has no coordinator. Try again."
             ) from None
         finally:
@@ -275,6 +336,27 @@ class Admin:
             ask,
             f"describing the group {group}",
             {KafkaError.GROUP_ID_NOT_FOUND: GroupState("dead", 0)},
+            f"Describe on the group {group}",
+        )
+
+    def instances(self, group: str) -> dict[str, str]:
+        """The group's static members: ``group.instance.id`` → member id."""
+
+        def ask(left: float) -> dict[str, str]:
+            described = self._client.describe_consumer_groups([group], request_timeout=left)[
+                group
+            ].result()
+            return {
+                found.group_instance_id: found.member_id
+                for found in described.members
+                if found.group_instance_id
+            }
+
+        return self._ask(
+            ask,
+            f"describing the group {group}",
+            {KafkaError.GROUP_ID_NOT_FOUND: {}},
+            f"Describe on the group {group}",
         )
 
     def assigned(self, group: str, member: str, topic: str) -> set[int] | None:
@@ -294,49 +376,147 @@ class Admin:
             return None
 
         return self._ask(
-            ask, f"describing the group {group}", {KafkaError.GROUP_ID_NOT_FOUND: None}
+            ask,
+            f"describing the group {group}",
+            {KafkaError.GROUP_ID_NOT_FOUND: None},
+            f"Describe on the group {group}",
+        )
+
+    # Rights
+
+    def rights_on_topics(self, names: Collection[str]) -> dict[str, set[str]]:
+        """Topic → the operations (``READ``, ``DESCRIBE_CONFIGS``, …) that we may do on it, none
+        where we may not even see it; those that do not exist are left out."""
+
+        def ask(left: float) -> dict[str, set[str]]:
+            futures = self._client.describe_topics(
+                TopicCollection(list(names)),
+                include_authorized_operations=True,
+                request_timeout=left,
+            )
+            found = {}
+            for name, future in futures.items():
+                try:
+                    found[str(name)] = _names(future.result().authorized_operations)
+                except KafkaException as error:
+                    if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                        found[str(name)] = set()
+                    elif error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
+            return found
+
+        return self._ask(ask, "looking up our rights on the topics")
+
+    def rights_on_groups(self, names: Collection[str]) -> dict[str, set[str]]:
+        """Group → the operations that we may do on it, whether it exists or not."""
+
+        def ask(left: float) -> dict[str, set[str]]:
+            futures = self._client.describe_consumer_groups(
+                list(names), include_authorized_operations=True, request_timeout=left
+            )
+            found: dict[str, set[str]] = {}
+            for name, future in futures.items():
+                try:
+                    found[str(name)] = _names(future.result().authorized_operations)
+                except KafkaException as error:
+                    if error.args[0].code() not in (
+                        KafkaError.GROUP_AUTHORIZATION_FAILED,
+                        KafkaError.GROUP_ID_NOT_FOUND,
+                    ):
+                        raise
+                    found[str(name)] = set()
+            return found
+
+        return self._ask(ask, "looking up our rights on the groups")
+
+    def rights_on_cluster(self) -> set[str]:
+        def ask(left: float) -> set[str]:
+            described = self._client.describe_cluster(
+                include_authorized_operations=True, request_timeout=left
+            )
+            return _names(described.result().authorized_operations)
+
+        return self._ask(ask, "looking up our rights on the cluster")
+
+    def may_create(self, name: str) -> bool:
+        """Whether this topic, which does not exist, may be created. Nothing is."""
+
+        def ask(left: float) -> bool:
+            new = NewTopic(name, 1, -1)
+            self._client.create_topics([new], validate_only=True, request_timeout=left)[
+                name
+            ].result()
+            return True
+
+        denied = dict.fromkeys(
+            (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED), False
+        )
+        return self._ask(
+            ask,
+            f"asking whether the topic {name} may be created",
+            {**denied, KafkaError.TOPIC_ALREADY_EXISTS: True, KafkaError.POLICY_VIOLATION: True},
         )
 
     # Inside
 
     def _remember(self, error: KafkaError) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
-            self._troubles = [*self._troubles, plain(error)][-1:]
+            self._troubles = [*self._troubles, error][-1:]
 
-    def _ask(self, ask: Callable[[float], T], doing: str, answers: Mapping[int, T] = {}) -> T:
-        """``ask(seconds left)``, again while the broker says *later*; ``answers``: error codes that
-        are an answer."""
-        deadline = time.monotonic() + self._timeout_s
+    def _ask(
+        self,
+        ask: Callable[[float], T],
+        doing: str,
+        answers: Mapping[int, T] = {},
+        needs: str = "",
+    ) -> T:
+        """``ask(seconds left)``, again while no broker answers or one says *later*; ``answers``: error
+        codes that are an answer; ``needs``: the right that the question takes."""
+        self._troubles = []
+        began = time.monotonic()
+        deadline, told = began + self._limit_s, False
         while True:
+            self._patience.check()
             try:
                 # One second at least, so that the broker's last answer has time to come.
-                return ask(max(1.0, deadline - time.monotonic()))
+                return ask(min(TRY_S, max(1.0, deadline - time.monotonic())))
             except KafkaException as raised:
                 error: KafkaError = raised.args[0]
-                if error.code() in answers:
-                    return answers[error.code()]
-                if error.retriable() or error.code() in _LATER:
-                    if time.monotonic() < deadline - _PAUSE_S:
-                        time.sleep(_PAUSE_S)
-                        continue
-                    raise TemporaryError(
-                        f"{doing}: not within {self._timeout_s:.0f} s: {plain(error)}. Try again."
-                    ) from None
-                if error.code() in (
-                    KafkaError._TIMED_OUT,
-                    KafkaError._TRANSPORT,
-                    KafkaError._ALL_BROKERS_DOWN,
-                    KafkaError._RESOLVE,
-                ):
-                    raise self._unreachable(doing, error) from None
-                raise explain(error, f"{doing} at {self._servers}") from None
+            if error.code() in answers:
+                return answers[error.code()]
+            is_away = error.code() in _NO_ANSWER
+            if not (is_away or error.retriable() or error.code() in _LATER):
+                raise explain(error, f"{doing} at {self._servers}", needs) from None
+            if is_away and self._is_refused():
+                raise self._unreachable(doing, error)
+            if time.monotonic() >= deadline - _PAUSE_S:
+                if is_away and self._limit_s == self._timeout_s:
+                    raise self._unreachable(doing, error)
+                raise TemporaryError(
+                    f"{doing}: not within {self._limit_s:.0f} s: {plain(error)}. Try again."
+                )
+            # That no broker answers at all is said in one place, by `Brokers`
+            if not (told or is_away) and time.monotonic() - began >= self._timeout_s:
+                told = True
+                log.warning(
+                    "%s: no answer so far (%s); trying on for up to %.0f s",
+                    doing,
+                    plain(error),
+                    self._limit_s,
+                )
+            time.sleep(_PAUSE_S)
 
-    def _unreachable(self, doing: str, error: KafkaError) -> DependencyError:
+    def _is_refused(self) -> bool:
+        """Whether a broker is there and does not let us in: waiting does not mend it."""
         self._client.poll(0)  # serves `_remember`
-        why = self._troubles[-1] if self._troubles else plain(error)
-        return DependencyError(
-            f"{doing}: no Kafka broker at {self._servers} answered within {self._timeout_s:.0f} s ({why}). "
-            "Check kafka.bootstrap_servers, the network and the security properties in kafka.client."
+        return bool(self._troubles) and self._troubles[-1].code() in LOGIN
+
+    def _unreachable(self, doing: str, error: KafkaError) -> Unreachable:
+        why = plain(self._troubles[-1] if self._troubles else error)
+        return Unreachable(
+            f"{doing}: no Kafka broker at {self._servers} answered within {self._limit_s:.0f} s ({why}). "
+            "Check kafka.bootstrap_servers, the network and the security properties in kafka.client.",
+            why,
         )
 
     def _check_partitions(self, topic: str, partitions: Collection[int]) -> None:
@@ -352,7 +532,7 @@ class Admin:
             )
 
     def _wait_for_leaders(self, name: str) -> None:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self._limit_s
         while time.monotonic() < deadline:
             found = self._ask(
                 lambda left: self._client.list_topics(name, timeout=left),
@@ -366,7 +546,7 @@ class Admin:
                 return
             time.sleep(_PAUSE_S)
         raise TemporaryError(
-            f"the topic {name} at {self._servers} has no leader after {self._timeout_s:.0f} s. Start again."
+            f"the topic {name} at {self._servers} has no leader after {self._limit_s:.0f} s. Start again."
         )
 
     def _create(
@@ -381,7 +561,10 @@ class Admin:
             return True
 
         return self._ask(
-            ask, f"creating the topic {name}", {KafkaError.TOPIC_ALREADY_EXISTS: False, **answers}
+            ask,
+            f"creating the topic {name}",
+            {KafkaError.TOPIC_ALREADY_EXISTS: False, **answers},
+            f"Create on the topic {name}",
         )
 
     def _ensure(self, name: str, settings: Mapping[str, str]) -> None:
@@ -425,6 +608,16 @@ class Admin:
         )
 
 
+def _names(operations: Collection[AclOperation] | None) -> set[str]:
+    return {operation.name for operation in operations or ()}
+
+
+_NO_ANSWER = {
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._RESOLVE,
+}
 _LATER = {
     KafkaError.UNSTABLE_OFFSET_COMMIT,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,

@@ -6,14 +6,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 
 from streamer.config import Config
 from streamer.dedup.meld import Applied, Meld, State
 from streamer.dedup.snapshot import Header
 from streamer.errors import DatasetMismatch, DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import consumer_config, explain, is_final, producer_config
+from streamer.kafka.client import (
+    consumer_config,
+    explain,
+    is_denied,
+    producer_config,
+    raised_by,
+)
+from streamer.kafka.events import Events
+from streamer.kafka.patience import IMPATIENT, Patience
 from streamer.sink.snapshots import Snapshots
 from streamer.wire.claim import Claims, DatasetEntry, Entry, decode, encode, split
 
@@ -28,20 +43,24 @@ class ClaimLog:
     beginning, or a snapshot, and melded in its order."""
 
     def __init__(
-        self, config: Config, meld: Meld, binding: DatasetEntry, message_limit: int
+        self,
+        config: Config,
+        meld: Meld,
+        binding: DatasetEntry,
+        message_limit: int,
+        patience: Patience = IMPATIENT,
     ) -> None:
         """``message_limit``: the topic's max.message.bytes. Connects to nothing yet."""
         self.meld = meld
+        self.patience = patience
         self._config = config
         self.topic = config.claims_topic
         self._binding = binding
         self._limit = message_limit - _FRAME
         self._producer = Producer(producer_config(config))
-        self._consumer = Consumer(
-            consumer_config(
-                config, f"{config.group}.claim-log-reader", isolation="read_uncommitted"
-            )
-        )
+        reader = f"{config.group}.claim-log-reader"
+        self._events = Events(self.topic, reader)
+        self._consumer = Consumer(consumer_config(config, reader, isolation="read_uncommitted"))
         self._consumer.assign([TopicPartition(self.topic, 0, 0)])
         self.offset = 0
         """Of the next entry to apply."""
@@ -98,30 +117,53 @@ class ClaimLog:
     def read_to(self, end: int, progress: Callable[[int, int], None]) -> None:
         """Applies the entries below offset ``end`` and no other; ``progress`` receives the offset
         and ``end``."""
-        waited = time.monotonic()
+        waited = self.patience.clock()
         while self.offset < end:
+            self.patience.check()
             if self.tail(0.2, end):
-                waited = time.monotonic()
+                waited = self.patience.clock()
                 progress(self.offset, end)
-            elif time.monotonic() - waited > ENTRY_DEADLINE_S:
+            elif self.patience.clock() - waited > ENTRY_DEADLINE_S:
                 raise TemporaryError(
                     f"{self.topic}: no answer from the broker at offset {self.offset} of {end}. Start again."
                 )
 
     def append(self, entry: Entry) -> None:
-        """Any thread; blocks only while the producer's queue is full."""
+        """Any thread; blocks only while the producer's queue is full. Raises what the brokers refuse
+        earlier entries with."""
         while True:
             try:
                 self._producer.produce(
                     self.topic, encode(entry), partition=0, on_delivery=self._delivered
                 )
                 return
+            except KafkaException as error:  # of an earlier entry, and fatal
+                self._failed.append(raised_by(error))
             except BufferError:
-                self._producer.poll(0.05)
+                pass
+            self._serve(lambda: self._producer.poll(0.05))
 
     def flush(self, timeout: float) -> int:
-        """Waits until what was appended is in the log; returns how many entries are not."""
-        return int(self._producer.flush(timeout))
+        """Waits until what was appended is in the log; returns how many entries are not. Raises what
+        the brokers refuse them with."""
+        deadline = self.patience.clock() + timeout
+        while True:
+            left = self._serve(lambda: self._producer.flush(min(timeout, 1.0)))
+            if not left or self.patience.clock() >= deadline:
+                return left
+            self.patience.check()
+
+    def _serve(self, call: Callable[[], int]) -> int:
+        """A call that runs `_delivered`."""
+        try:
+            done = call()
+        except (KafkaException, SystemError) as error:
+            self._failed.append(raised_by(error))
+        if self._failed:
+            refusal = next(filter(is_denied, self._failed), self._failed[0])
+            needs = f"Write on the topic {self.topic}"
+            raise explain(refusal, f"appending to {self.topic}", needs)
+        return done
 
     def append_claims(self, claims: Claims) -> list[Claims]:
         """Appends the entry, split below the message limit; returns the parts."""
@@ -133,9 +175,7 @@ class ClaimLog:
     def tail(self, timeout: float, end: int | None = None) -> list[tuple[Entry, Applied]]:
         """Applies what is there, below offset ``end`` if that is given, waiting at most ``timeout``
         seconds for the first entry. One thread at a time."""
-        self._producer.poll(0)
-        if self._failed:
-            raise explain(self._failed[0], f"appending to {self.topic}")
+        self._serve(lambda: self._producer.poll(0))
         applied: list[tuple[Entry, Applied]] = []
         message = self._consumer.poll(timeout)
         while message is not None:
@@ -152,8 +192,8 @@ class ClaimLog:
                     )
                 applied.append((entry, self.meld.apply(entry)))
                 self.offset = message.offset() + 1
-            elif is_final(error):
-                raise explain(error, f"reading {self.topic}")
+            else:
+                self._events.heed(error, 0, self.offset)
             if len(applied) >= 64 or self.offset == end:
                 break
             message = self._consumer.poll(0)
@@ -189,18 +229,19 @@ def bound_to(config: Config, admin: Admin) -> DatasetEntry:
         raise DependencyError(
             f"{topic}: the claim log is empty: no replica of the dataset {config.dataset!r} has run yet"
         )
-    consumer = Consumer(
-        consumer_config(config, f"{config.group}.claim-log-reader", isolation="read_uncommitted")
-    )
+    reader = f"{config.group}.claim-log-reader"
+    consumer = Consumer(consumer_config(config, reader, isolation="read_uncommitted"))
     try:
         consumer.assign([TopicPartition(topic, 0, 0)])
+        events = Events(topic, reader)
         deadline = time.monotonic() + ENTRY_DEADLINE_S
         while time.monotonic() < deadline:
             message = consumer.poll(0.2)
-            if message is None or ((error := message.error()) is not None and not is_final(error)):
+            if message is None:
                 continue
-            if error is not None:
-                raise explain(error, f"reading {topic}")
+            if (error := message.error()) is not None:
+                events.heed(error, 0, 0)
+                continue
             entry = decode(message.value() or b"")
             if not isinstance(entry, DatasetEntry):
                 raise ProtocolError(

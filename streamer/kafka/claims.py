@@ -59,6 +59,7 @@ class ClaimStage:
         self._flags = config.dedup.action == "flag"
         self._log = log
         self._meld = log.meld
+        self._patience = log.patience
         self._decided = decided
         self._fence = fence
         self._failure = failure
@@ -93,7 +94,7 @@ class ClaimStage:
                 self._claimed[term.partition] = 0
                 self._log.append(Open(term.partition, term.generation, term.id, term.start))
             self.superseded = self.superseded - {t.partition for t in terms}
-        deadline = time.monotonic() + ENTRY_DEADLINE_S
+        deadline = self._patience.clock() + ENTRY_DEADLINE_S
         for term in terms:
             while True:
                 latest = self._meld.open_of(term.partition)
@@ -111,11 +112,12 @@ class ClaimStage:
                     raise TemporaryError(
                         f"partition {term.partition} was taken over by another replica while it was being opened. Start again."
                     )
-                if time.monotonic() > deadline:
+                if self._patience.clock() > deadline:
                     raise TemporaryError(
                         f"{self._log.topic}: an entry was not read back within {ENTRY_DEADLINE_S:.0f} s. Start again."
                     )
                 self._failure.raise_if_any()
+                self._patience.check()
                 serve()
                 with self._changed:
                     self._changed.wait(0.05)

@@ -148,9 +148,14 @@ def producer_config(config: Config) -> dict[str, Any]:
     entry per micro-batch. Raises ConfigError."""
     return client_config(
         config.kafka,
-        {"message.timeout.ms": 60_000, **_PRODUCER},
+        {"message.timeout.ms": _wait_ms(config.kafka), **_PRODUCER},
         {"enable.idempotence": True, **_OURS},
     )
+
+
+def _wait_ms(kafka: Kafka) -> int:
+    """An entry waits for brokers that are away as long as its replica, which then ends by itself."""
+    return min(round(1000 * (kafka.give_up_after + 60)), 2**31 - 1)
 
 
 def transactional_config(config: Config, batch_bytes: int = 1_000_000) -> dict[str, Any]:
@@ -212,12 +217,13 @@ _FINAL = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     *_FORBIDDEN,
 }
-_LOGIN = {
+LOGIN = {
     KafkaError._AUTHENTICATION,
     KafkaError.SASL_AUTHENTICATION_FAILED,
     KafkaError.UNSUPPORTED_SASL_MECHANISM,
-    KafkaError._SSL,
 }
+"""A broker is there and refuses our name or password. (A broken TLS handshake may be a load balancer
+without brokers.)"""
 _TOO_BIG = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}
 _AWAY = {
     KafkaError._TRANSPORT,
@@ -254,9 +260,10 @@ _AWAY |= {
 }
 
 
-def explain(error: KafkaError | KafkaException, doing: str) -> StreamerError:
+def explain(error: KafkaError | KafkaException, doing: str, needs: str = "") -> StreamerError:
     """What to raise for ``error``, met while ``doing`` ("reading cats.claims"): the place, the
-    broker's words, the fix.
+    broker's words, the fix. ``needs``: the right that is missing if it is one of those ("Read on the
+    topic cats.claims").
 
     Fenced for another process under our name or a membership that ended; TemporaryError for what
     may pass by itself; ConfigError for a property that the client refuses; DependencyError for
@@ -287,9 +294,10 @@ def explain(error: KafkaError | KafkaException, doing: str) -> StreamerError:
         )
     if code in _FORBIDDEN:
         return DependencyError(
-            f"{doing}: access to the {_FORBIDDEN[code]} is denied ({words}). Grant it on the broker, or change kafka.client."
+            f"{doing}: access to the {_FORBIDDEN[code]} is denied ({words}). Grant {needs or 'it'} on the brokers, or change "
+            "kafka.client; `streamer check` looks for every right."
         )
-    if code in _LOGIN:
+    if code in LOGIN or code == KafkaError._SSL:
         return DependencyError(
             f"{doing}: the broker does not let us in ({words}). Check the security, SASL and SSL properties in kafka.client."
         )
@@ -303,11 +311,30 @@ def explain(error: KafkaError | KafkaException, doing: str) -> StreamerError:
         KafkaError._UNSUPPORTED_FEATURE,
     ):
         return ConfigError(f"kafka.client: {words}{_hint(words)}")
-    if code in _AWAY or error.retriable():
+    if is_away(error):
         return TemporaryError(
             f"{doing}: the broker is away or slow ({words}). Start again when it is back."
         )
     return DependencyError(f"{doing}: {words} [{error.name()}]")
+
+
+def raised_by(error: KafkaException | SystemError) -> KafkaError:
+    """What a call of the client failed with. A fatal error that comes before a delivery report makes
+    the report's callback a SystemError, whose cause it is. Raises anything else again."""
+    cause = error if isinstance(error, KafkaException) else error.__cause__
+    if not isinstance(cause, KafkaException):
+        raise error
+    found: KafkaError = cause.args[0]
+    return found
+
+
+def is_away(error: KafkaError) -> bool:
+    """Whether it may pass by itself: brokers are away, or somebody else is being waited for."""
+    return bool(error.retriable()) or error.code() in _AWAY
+
+
+def is_denied(error: KafkaError) -> bool:
+    return error.code() in _FORBIDDEN
 
 
 def timestamp_ms(message: Message) -> int:

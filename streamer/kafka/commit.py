@@ -9,19 +9,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from streamer.config import Config
-from streamer.errors import DependencyError, ProtocolError, TemporaryError
+from streamer.errors import (
+    DependencyError,
+    Fenced,
+    InDoubt,
+    ProtocolError,
+    StreamerError,
+    TemporaryError,
+)
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import (
     TRANSACTION_TIMEOUT_S,
     consumer_config,
     explain,
-    is_final,
+    is_denied,
+    raised_by,
     transactional_config,
 )
+from streamer.kafka.events import Events
+from streamer.kafka.patience import IMPATIENT, Patience
+from streamer.kafka.rights import denied_on_topics
 from streamer.sink.engine import DeadLetter
 from streamer.wire import manifest as wire
 from streamer.wire.manifest import Manifest
@@ -29,9 +41,13 @@ from streamer.wire.manifest import Manifest
 READ_DEADLINE_S = TRANSACTION_TIMEOUT_S + 20.0
 """Longer than a transaction that its owner left open can hide the commit log's end."""
 CALL_TIMEOUT_S = 10.0
+DOUBT_S = TRANSACTION_TIMEOUT_S - 5.0
+"""From so long on the brokers may have aborted a transaction: that it is fenced does not say that
+another process runs under the name."""
 DEAD_LETTER_SLACK = 1_000
 """Bytes kept free below the topic's message limit for the record batch's own framing."""
 
+_TOO_BIG = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}
 Delivered = Callable[[KafkaError | None, Message], None]
 
 
@@ -46,35 +62,55 @@ class KafkaTransactions:
         dead_letter_limit: int,
         starts: Callable[[Collection[int]], Mapping[int, int]],
         refresh: Callable[[], None],
+        patience: Patience = IMPATIENT,
     ) -> None:
         """``dead_letter_limit``: the dead letter topic's max.message.bytes. ``starts``: where a new
         dataset begins. ``refresh`` tells the health page that a long wait is alive."""
+        self._patience = patience
         self._config = config
         self._admin = admin
         self._consumer = consumer
         self._starts = starts
         self._refresh = refresh
         self._dead_letter_limit = dead_letter_limit - DEAD_LETTER_SLACK
-        self._producer = Producer(transactional_config(config, self._dead_letter_limit))
-        self._log = Consumer(consumer_config(config, f"{config.group}.commit-log-reader"))
+        self._producer = self._new_producer()
+        self._is_spent = False
+        """The producer had a fatal error: `fence` needs another one."""
+        reader = f"{config.group}.commit-log-reader"
+        self._events = Events(config.commits_topic, reader)
+        self._log = Consumer(consumer_config(config, reader))
         self._log_at = 0
         self._log.assign([TopicPartition(config.commits_topic, 0, 0)])
 
     def close(self) -> None:
         self._log.close()
 
+    def _new_producer(self) -> Producer:
+        return Producer(transactional_config(self._config, self._dead_letter_limit))
+
     def fence(self) -> None:
-        deadline = time.monotonic() + READ_DEADLINE_S
+        if self._is_spent:
+            self._producer = self._new_producer()
+            self._is_spent = False
+        name = self._config.transactional_id
+        deadline = self._patience.clock() + READ_DEADLINE_S
         while True:
             try:
                 self._producer.init_transactions(CALL_TIMEOUT_S)
                 return
             except KafkaException as error:
-                if not error.args[0].retriable() or time.monotonic() > deadline:
+                if not error.args[0].retriable() or self._patience.clock() > deadline:
                     raise explain(
-                        error, f"opening the transactional id {self._config.transactional_id}"
+                        error,
+                        f"opening the transactional id {name}",
+                        f"Write on the transactional id {name}",
                     ) from None
-            self._refresh()
+            self._wait()
+
+    def _wait(self) -> None:
+        """In every turn of a loop that waits for brokers."""
+        self._refresh()
+        self._patience.check()
 
     def confirm(self) -> None:
         """Leaves an aborted entry in the commit log: only the broker knows whether our producer
@@ -86,8 +122,8 @@ class KafkaTransactions:
             unsent = self._producer.flush(
                 CALL_TIMEOUT_S
             )  # an abort forgets what was not sent, and then asks nobody
-        except KafkaException as error:
-            raise explain(error, doing) from None
+        except (KafkaException, SystemError) as error:
+            raise explain(raised_by(error), doing) from None
         if unsent:  # and an abort would wait for it for ever
             raise TemporaryError(
                 f"{doing}: no answer from the broker within {CALL_TIMEOUT_S:.0f} s. Start again."
@@ -125,15 +161,15 @@ class KafkaTransactions:
                 f"{topic}: ends at offset {target}, but was read up to {self._log_at}: the commit log was deleted and made again."
             )
         patience_s = READ_DEADLINE_S if patience_s is None else patience_s
-        moved = time.monotonic()
+        moved = self._patience.clock()
         while self._log_at < target:
-            if time.monotonic() - moved > patience_s:
+            if self._patience.clock() - moved > patience_s:
                 raise TemporaryError(
                     f"{topic}: nothing came after offset {self._log_at} of {target} for {patience_s:.0f} s: another writer's transaction is still "
                     f"open, or the broker is slow. Start again. If it stays so, the transaction hangs: {self._find_hanging(topic)}"
                 )
             message = self._log.poll(0.2)
-            self._refresh()
+            self._wait()
             if message is None:
                 continue
             error = message.error()
@@ -142,11 +178,10 @@ class KafkaTransactions:
                 yield message.offset(), _manifest(message)
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._log_at = max(self._log_at, message.offset())  # past the control records
-            elif is_final(error):
-                raise explain(error, f"reading {topic}")
             else:
+                self._events.heed(error, 0, self._log_at)
                 continue
-            moved = time.monotonic()
+            moved = self._patience.clock()
 
     def _find_hanging(self, topic: str) -> str:
         return (
@@ -158,7 +193,7 @@ class KafkaTransactions:
 
     def committed(self, partitions: Collection[int]) -> Mapping[int, int | None]:
         wanted = [TopicPartition(self._config.kafka.topic, p) for p in partitions]
-        deadline = time.monotonic() + READ_DEADLINE_S
+        deadline = self._patience.clock() + READ_DEADLINE_S
         while True:
             try:
                 answer = self._consumer.committed(wanted, timeout=CALL_TIMEOUT_S)
@@ -168,14 +203,19 @@ class KafkaTransactions:
                 error = failed
             except KafkaException as raised:
                 error = raised.args[0]
+            if is_denied(error):
+                group = self._config.group
+                raise explain(
+                    error, f"reading the offsets of {group}", f"Read on the group {group}"
+                )
             # A time-out means unknown, never none: another writer's open transaction hides the
             # offset until it ends.
-            if time.monotonic() > deadline:
+            if self._patience.clock() > deadline:
                 raise TemporaryError(
                     f"the group {self._config.group}'s committed offsets cannot be read: {error.str()}. Start again. If it stays so while the brokers are "
                     f"up, a transaction hangs: {self._find_hanging('__consumer_offsets')}"
                 )
-            self._refresh()
+            self._wait()
             time.sleep(0.1)
 
     def bounds(self, partitions: Collection[int]) -> Mapping[int, tuple[int, int]]:
@@ -205,13 +245,35 @@ class KafkaTransactions:
         membership: object,
     ) -> bool:
         doing = f"committing epoch {manifest.epoch} of {manifest.writer}"
+        began = time.monotonic()
+        try:
+            return self._transact(manifest, dead_letters, offsets, membership, doing)
+        except InDoubt:
+            raise
+        except (Fenced, TemporaryError) as error:
+            if time.monotonic() - began < DOUBT_S:
+                raise
+            self._patience.check()
+            self._is_spent = True
+            raise InDoubt(str(error)) from None
+
+    def _transact(
+        self,
+        manifest: Manifest,
+        dead_letters: Sequence[DeadLetter],
+        offsets: Mapping[int, int],
+        membership: object,
+        doing: str,
+    ) -> bool:
         producer, topic = self._producer, self._config.kafka.topic
-        failed: list[KafkaError] = []
+        refused: list[KafkaError] = []
 
-        def delivered(error: KafkaError | None, _message: Message) -> None:
-            if error is not None:
-                failed.append(error)
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is not None and (is_denied(error) or error.code() in _TOO_BIG):
+                refused.append(error)
+                needs.append(f"Write on the topic {message.topic()}")
 
+        needs: list[str] = []
         try:
             producer.begin_transaction()
             self._produce(self._config.commits_topic, wire.encode(manifest), [], delivered)
@@ -221,27 +283,55 @@ class KafkaTransactions:
                 positions = [
                     TopicPartition(topic, p, o, manifest.uuid) for p, o in sorted(offsets.items())
                 ]
-                _again(
+                self._again(
                     lambda: producer.send_offsets_to_transaction(
                         positions, membership, CALL_TIMEOUT_S
                     )
                 )
-            _again(lambda: producer.commit_transaction(CALL_TIMEOUT_S))
-        except KafkaException as raised:
-            error = raised.args[0]
-            if error.fatal() or not error.txn_requires_abort():
-                raise explain(raised, doing) from None
+            self._again(lambda: producer.commit_transaction(CALL_TIMEOUT_S))
+        except (KafkaException, SystemError) as raised:
+            error = raised_by(raised)
+            if refused:  # the client then only says that nothing can be sent any more
+                raise explain(refused[0], doing, needs[0]) from None
+            if error.fatal() or is_denied(error) or not error.txn_requires_abort():
+                raise explain(error, doing, self._needed(error)) from None
             self._abort(doing)
-            if failed and failed[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                raise explain(failed[0], doing) from None
             return False
         return True
 
+    def _needed(self, error: KafkaError) -> str:
+        """The right whose lack an error of the transaction tells of."""
+        if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            return f"Read on the group {self._config.group}"
+        if error.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+            return f"Write on the transactional id {self._config.transactional_id}"
+        if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:  # it does not say of which
+            with suppress(StreamerError):
+                return ", ".join(denied_on_topics(self._config, self._admin))
+        return ""
+
     def _abort(self, doing: str) -> None:
         try:
-            _again(lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
-        except KafkaException as error:
-            raise explain(error, f"aborting after {doing}") from None
+            self._again(lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
+        except (KafkaException, SystemError) as error:
+            raise explain(raised_by(error), f"aborting after {doing}") from None
+
+    def _again(self, call: Callable[[], object]) -> None:
+        """The same call until it is not retriable any more; the watchdog bounds it from outside
+        (librdkafka#5456). What is in doubt when it raises, stays so."""
+        while True:
+            try:
+                call()
+                return
+            except KafkaException as error:
+                if (
+                    not error.args[0].retriable()
+                    or error.args[0].txn_requires_abort()
+                    or error.args[0].fatal()
+                ):
+                    raise
+            self._wait()
+            time.sleep(0.05)
 
     def _produce(
         self,
@@ -256,6 +346,7 @@ class KafkaTransactions:
                 return
             except BufferError:
                 self._producer.poll(0.1)  # the watchdog bounds this
+                self._wait()
 
     def _produce_dead_letter(self, letter: DeadLetter, delivered: Delivered) -> None:
         origin: list[tuple[str, bytes | None]] = [
@@ -287,7 +378,9 @@ def founding_manifest(config: Config, admin: Admin) -> Manifest | None:
     topic = config.commits_topic
     if admin.topic(topic) is None:
         return None
-    consumer = Consumer(consumer_config(config, f"{config.group}.commit-log-reader"))
+    group = f"{config.group}.commit-log-reader"
+    events = Events(topic, group)
+    consumer = Consumer(consumer_config(config, group))
     consumer.assign([TopicPartition(topic, 0, 0)])
     deadline = time.monotonic() + CALL_TIMEOUT_S
     try:
@@ -298,8 +391,8 @@ def founding_manifest(config: Config, admin: Admin) -> Manifest | None:
                 return _manifest(message)
             if error is not None and error.code() == KafkaError._PARTITION_EOF:
                 return None
-            if error is not None and is_final(error):
-                raise explain(error, f"reading {topic}")
+            if error is not None:
+                events.heed(error, 0, 0)
     finally:
         consumer.close()
     raise TemporaryError(
@@ -312,20 +405,3 @@ def _manifest(message: Message) -> Manifest:
         return wire.decode(message.value() or b"")
     except ProtocolError as error:
         raise ProtocolError(f"{message.topic()} offset {message.offset()}: {error}") from None
-
-
-def _again(call: Callable[[], object]) -> None:
-    """The same call until it is not retriable any more; the watchdog bounds it from outside
-    (librdkafka#5456)."""
-    while True:
-        try:
-            call()
-            return
-        except KafkaException as error:
-            if (
-                not error.args[0].retriable()
-                or error.args[0].txn_requires_abort()
-                or error.args[0].fatal()
-            ):
-                raise
-            time.sleep(0.05)

@@ -11,7 +11,8 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from streamer.config import Config
 from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import TRANSACTION_TIMEOUT_S, consumer_config, explain, is_final
+from streamer.kafka.client import TRANSACTION_TIMEOUT_S, consumer_config
+from streamer.kafka.events import Events
 from streamer.sink.checkpoints import newest, require_entry
 from streamer.sink.storage import Storage
 from streamer.wire import manifest as wire
@@ -31,7 +32,9 @@ class LogReader:
         """The topic's first offset at the first `read`; None where there was no topic."""
         self._admin = admin
         self._at: int | None = None
-        self._consumer = Consumer(consumer_config(config, f"{config.group}.log-reader"))
+        group = f"{config.group}.log-reader"
+        self._events = Events(topic, group)
+        self._consumer = Consumer(consumer_config(config, group))
 
     def __enter__(self) -> LogReader:
         return self
@@ -92,8 +95,8 @@ class LogReader:
                 yield message
             elif error.code() == KafkaError._PARTITION_EOF:  # past the control records
                 self._at = max(self._at, message.offset())
-            elif is_final(error):
-                raise explain(error, f"reading {self.topic}")
+            else:
+                self._events.heed(error, 0, self._at)
 
 
 def from_checkpoint(

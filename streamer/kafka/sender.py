@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from streamer.config import Kafka
 from streamer.errors import StreamerError, TemporaryError
-from streamer.kafka.client import client_config, explain, plain
+from streamer.kafka.client import client_config, explain, plain, raised_by
 
 QUEUE_BYTES = 64_000_000
 """What may wait for its acknowledgement; `Sender.send` blocks beyond it."""
@@ -90,17 +90,17 @@ class Sender:
                 )
                 break
             except BufferError:
-                self._producer.poll(0.1)
+                self._serve(lambda: self._producer.poll(0.1))
             except KafkaException as error:
                 self._delivered(error.args[0], id, len(value), names)
                 break
-        self._producer.poll(0)
+        self._serve(lambda: self._producer.poll(0))
 
     def finish(self, tick: Callable[[], None] = lambda: None) -> None:
         """Waits until every record is acknowledged or refused, calling ``tick`` now and then.
         Raises as `send` does."""
         deadline = time.monotonic() + ACK_TIMEOUT_S + 10
-        while self._producer.flush(0.2):
+        while self._serve(lambda: self._producer.flush(0.2)):
             self._raise_if_broken()
             tick()
             if time.monotonic() > deadline:
@@ -108,6 +108,18 @@ class Sender:
                     f"writing to {self._topic} at {self._servers}: records that were not acknowledged: {len(self._producer)}. Try again."
                 )
         self._raise_if_broken()
+
+    def _serve(self, call: Callable[[], int]) -> int:
+        """A call that runs delivery reports."""
+        try:
+            return call()
+        except (KafkaException, SystemError) as error:
+            raise self._explained(raised_by(error)) from None
+
+    def _explained(self, error: KafkaError) -> StreamerError:
+        topic = self._topic
+        doing = f"writing to {topic} at {self._servers}"
+        return explain(error, doing, f"Write on the topic {topic}")
 
     def _raise_if_broken(self) -> None:
         if self._broken is not None:
@@ -122,4 +134,4 @@ class Sender:
         elif error.code() in _ITS_OWN_FAULT:
             self.tally.refused.append((id, plain(error)))
         elif self._broken is None:
-            self._broken = explain(error, f"writing to {self._topic} at {self._servers}")
+            self._broken = self._explained(error)

@@ -4,6 +4,7 @@ only."""
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Protocol
@@ -13,7 +14,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from streamer.config import Config
 from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import consumer_config, explain, is_final, timestamp_ms
+from streamer.kafka.client import consumer_config, timestamp_ms
+from streamer.kafka.events import PASS_BY, UNREADABLE, Events
 from streamer.records import UNREADABLE_HEADERS, Headers, Record
 from streamer.wire.limits import weight
 
@@ -22,6 +24,7 @@ CHUNK_BYTES = 8_000_000
 POLL_MESSAGES = 10 * CHUNK_RECORDS
 """A poll ends after so many, whatever became of them."""
 ASK_LIMIT_S = 2.0
+LEAVE_S = 5.0
 NO_TARGET = 1 << 62
 REFERENCE_BYTES = 4_000_000
 """What a record that may be a reference counts for: its image's bytes are known only once they are
@@ -53,10 +56,12 @@ class Source:
         """Connects to nothing until `subscribe`."""
         self._admin = admin
         self._group = config.group
+        self._instance = config.group_instance_id
         self.consumer = Consumer(
             consumer_config(config, config.group, group_instance_id=config.group_instance_id)
         )
         self._topic = config.kafka.topic
+        self._events = Events(self._topic, config.group, PASS_BY)
         self._reference_bytes = (
             min(config.fetch.max_bytes, REFERENCE_BYTES) if config.fetch.schemes else 0
         )
@@ -97,9 +102,15 @@ class Source:
             on_lost=self._on_lost,
         )
 
-    def close(self) -> None:
-        """Leaves the group. Seal before: what is unsealed is forgotten."""
+    def close(self, for_good: bool = False) -> None:
+        """Closes the consumer. Seal before: what is unsealed is forgotten.
+
+        A dynamic member leaves its group by it. A static one stays until its session ends, so that
+        a restart moves nothing; ``for_good``: it leaves, too. Blocks for `LEAVE_S` then, at most.
+        """
         self._listener = _Nobody()
+        if for_good and self._instance is not None:
+            end_membership(self.consumer, self._admin, self._group, LEAVE_S)
         self.consumer.close()
 
     def generation(self) -> int:
@@ -359,8 +370,8 @@ class Source:
                 f"{self._topic} partition {partition}: the next records expired, or the topic was made again, while this dataset was behind "
                 f"({error.str()}). Give the topic a longer retention; continue with a new dataset name."
             )
-        elif is_final(error):
-            raise explain(error, f"reading {self._topic}")
+        elif code not in UNREADABLE or partition in self.owned:
+            self._events.heed(error, partition, offset)
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         with _Kept(self):
@@ -383,6 +394,19 @@ class Source:
             partitions = [tp.partition for tp in lost]
             self.forget(partitions)
             self._listener.lost(partitions)
+
+
+def end_membership(consumer: Consumer, admin: Admin, group: str, timeout_s: float) -> None:
+    """Ends a membership, a static one too: the client lets that leave when it unsubscribes, not when
+    it closes. Blocks until the group says so, or for ``timeout_s`` and one call of ``admin``."""
+    member = consumer.memberid()
+    consumer.unsubscribe()
+    deadline = time.monotonic() + timeout_s
+    with suppress(DependencyError, TemporaryError):
+        while time.monotonic() < deadline:
+            consumer.poll(0.1)
+            if member not in admin.instances(group).values():
+                return
 
 
 def _headers(message: Message) -> Headers:

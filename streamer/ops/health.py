@@ -53,10 +53,11 @@ class Health:
 
     *Live* until a thread has failed or a heartbeat is older than its limit: only a restart helps
     then. *Ready* while live and in a phase that was entered with ``ready=True``: the dedup state is
-    restored, and the group's partitions are polled.
+    restored, and the group's partitions are polled: not while brokers are away.
     """
 
     def __init__(self, failure: Failure, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock``: seconds, which may stand still while no thread can be blamed."""
         self._failure = failure
         self._clock = clock
         self._lock = threading.Lock()
@@ -66,6 +67,7 @@ class Health:
         self._storage_away_s: Callable[[], float] = lambda: 0.0
         self._excused = clock()
         self._beats: dict[str, Heartbeat] = {}
+        self._brokers: Callable[[], str] = str
 
     def enter(self, phase: str, ready: bool = False) -> None:
         """Names what the process does now, in words for a person: ``loading the model``,
@@ -100,6 +102,10 @@ class Health:
         with self._lock:
             self._beats[beat.name] = beat
 
+    def watch_brokers(self, read: Callable[[], str]) -> None:
+        """``read`` says in words that the brokers are away; it must not block."""
+        self._brokers = read
+
     def heartbeat(self, name: str, limit_s: float) -> Heartbeat:
         """Watches a thread from now on; it must beat at least every ``limit_s`` seconds until
         `forget`."""
@@ -133,6 +139,8 @@ class Health:
         if live.ok and not ready:
             said = self._described(phase)
             return Report(False, said, f"not consuming yet or any more: {said}", live.heartbeats)
+        if live.ok and (away := self._brokers()):
+            return Report(False, live.phase, away, live.heartbeats)
         return live
 
     def _described(self, phase: str) -> str:
@@ -144,4 +152,4 @@ class Health:
         if self._paused:
             paused = ", ".join(map(str, self._paused))
             phase = f"{phase}, paused partitions: {paused} (too many invalid records)"
-        return phase
+        return f"{phase}; {away}" if (away := self._brokers()) else phase

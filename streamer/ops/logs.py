@@ -33,8 +33,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _SECRET_ENV = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 _REPEAT_S = 30.0
 _CLIENT = re.compile(r"^\[[^]]*\] (\[thrd:.*?\]: )?(\S+: )*")
-_STATE = re.compile(r" \(after \d+ms in state .*\)$")
-"""Before and behind what librdkafka says: client, thread and address; how long it was so."""
+"""Before what librdkafka says: client, thread and address."""
 
 
 def setup(environ: Mapping[str, str] | None = None, stream: TextIO | None = None) -> None:
@@ -62,7 +61,8 @@ def _rewrite(record: logging.LogRecord) -> bool:
     they mean to a user is said instead; with ``debug`` they are shown as they are. False: nothing.
 
     Untold: that a consumer has no use for a producer's property (``kafka.client`` is for both), and
-    that a broker closed a connection, which it does with idle ones too.
+    that a connection to a broker failed or was closed, which it is when idle, too, or that a broker
+    did not answer: when none does, the line says so in one place (`streamer.kafka.brokers`).
     """
     raw = record.getMessage()
     if "property and will be ignored by this" in raw:
@@ -71,11 +71,8 @@ def _rewrite(record: logging.LogRecord) -> bool:
         return True
     facility, _, text = raw.partition(" ")
     words = _CLIENT.sub("", text)
-    if facility == "FAIL":
-        if record.levelno < logging.WARNING:
-            return False
-        record.levelno, record.levelname = logging.WARNING, "WARNING"
-        words = f"a Kafka broker is unreachable, retrying: {_STATE.sub('', words)}"
+    if facility in ("FAIL", "REQTMOUT"):
+        return False
     record.msg, record.args = words, ()
     return True
 

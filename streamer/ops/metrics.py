@@ -25,10 +25,11 @@ from streamer.ops.thread_cpu import ThreadCpu
 from streamer.records import FORMAT_RULE, NEAR_DUPLICATE
 
 STAGES = ("decode", "embed", "filter", "claim", "write", "seal", "commit", "project")
-DROP_CAUSES = ("revoked", "shutdown", "lost", "aborted", "stale", "flood")
+DROP_CAUSES = ("revoked", "shutdown", "lost", "aborted", "stale", "late", "flood")
 """Why an open epoch was forgotten: the deadline of a revoke or of a shutdown passed, its partitions
-were lost, every attempt of its transaction was aborted, or its term or first offset was no longer
-the current one; or too many records of a partition were invalid, which is paused then."""
+were lost, its transaction was aborted, its term or first offset was no longer the current one, or a
+file of it was gone, it was too old when it could be committed, or too many records of a partition
+were invalid, which is paused then."""
 REBALANCES = ("assigned", "revoked", "lost")
 FETCH_ERRORS = (
     "uri_not_allowed",
@@ -113,6 +114,7 @@ class Metrics:
         self._index: Callable[[], Mapping[str, float]] = dict
         self._held: Callable[[], Mapping[str, int]] = dict
         self._storage_away_s: Callable[[], float] = lambda: 0.0
+        self._brokers_away_s: Callable[[], float] = float
         self._snapshot_created = 0.0
         self._make_line()
         self._make_commit(
@@ -327,6 +329,11 @@ class Metrics:
         """``cause`` is one of `STORAGE_CAUSES`. Any thread."""
         self._storage_retry[cause].inc()
 
+    def watch_brokers(self, read: Callable[[], float]) -> None:
+        """``read`` gives the seconds that the brokers have been away, 0 while they answer; called at
+        each scrape in the HTTP thread, must not block."""
+        self._brokers_away_s = read
+
     def snapshot_known(
         self, position: int, nbytes: int, created: float, seconds: float = 0.0
     ) -> None:
@@ -412,6 +419,11 @@ class Metrics:
             "streamer_fetch_held_records",
             "Records whose image server answers nobody; the line waits for it, and the log names it.",
             value=sum(self._held().values()),
+        )
+        yield GaugeMetricFamily(
+            "streamer_brokers_away_seconds",
+            "Seconds that the Kafka brokers have been away, 0 while they answer; the replica waits for kafka.give_up_after.",
+            value=self._brokers_away_s(),
         )
 
     def _scrape_storage(self) -> Iterator[Metric]:

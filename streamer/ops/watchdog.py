@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
@@ -36,7 +36,9 @@ class Watchdog:
     Kafka client releases it).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock``: seconds, which may stand still while what is limited is not to blame."""
+        self._clock = clock
         self._limits: set[_Limit] = set()
         self._changed = threading.Condition()
         self._closed = False
@@ -47,7 +49,7 @@ class Watchdog:
     def limit(self, what: str, seconds: float) -> Iterator[None]:
         """Ends the process with exit code 75 unless the body ends within ``seconds``; ``what`` is
         named in its last line."""
-        limit = _Limit(what, seconds, time.monotonic() + seconds, threading.get_ident())
+        limit = _Limit(what, seconds, self._clock() + seconds, threading.get_ident())
         with self._changed:
             self._limits.add(limit)
             self._changed.notify()
@@ -68,7 +70,7 @@ class Watchdog:
         with self._changed:
             while not self._closed:
                 nearest = min(self._limits, key=lambda limit: limit.deadline, default=None)
-                left = None if nearest is None else nearest.deadline - time.monotonic()
+                left = None if nearest is None else nearest.deadline - self._clock()
                 if nearest is not None and left is not None and left <= 0:
                     _end(nearest)
                 self._changed.wait(left)

@@ -22,6 +22,7 @@ from uuid import uuid4
 from streamer.errors import (
     DependencyError,
     Fenced,
+    InDoubt,
     ProtocolError,
     StreamerError,
     TemporaryError,
@@ -46,9 +47,10 @@ CHECKPOINT_EPOCHS = 256
 a second."""
 CHECKPOINT_PATIENCE_S = 5.0
 PROGRESS_EPOCHS = 100_000
-Fallen = Literal["stale", "aborted"]
-"""Why an epoch must be dropped: its terms or first offsets are not the current ones, a file of it is
-gone, or every attempt of its transaction was aborted."""
+Fallen = Literal["stale", "aborted", "late"]
+"""Why an epoch must be dropped: its terms or first offsets are not the current ones, or a file of it
+is gone; every attempt of its transaction was aborted, or one that was in doubt; it is so old that its
+files may be gone."""
 MANIFEST_VERSION = 1
 
 
@@ -135,8 +137,8 @@ class Transactions(Protocol):
         offsets: Mapping[int, int],
         membership: object,
     ) -> bool:
-        """One transaction. True: committed. False: aborted, nothing happened. Anything else ends
-        the process: Fenced, TemporaryError."""
+        """One transaction. True: committed. False: aborted, nothing happened. InDoubt: nobody knows
+        before `fence` and `read`. Anything else ends the process: Fenced, TemporaryError."""
 
 
 class Files(Projected, Protocol):
@@ -219,6 +221,8 @@ class CommitEngine:
         """The claim log was at least so long when the last epoch was sealed."""
         self._unseen: dict[str, Manifest] = {}
         """Other writer → its last manifest, which nobody has been seen to project."""
+        self._was_late = False
+        """The epoch before was dropped for its age."""
         self._last_entry: tuple[int, str] | None = None
         """Of the commit log, as far as it was read: offset and uuid."""
 
@@ -355,9 +359,7 @@ class CommitEngine:
         our name: what we read from the input could never be committed."""
         for manifest in self._entries(patience_s):
             if manifest.writer == self.writer:
-                raise Fenced(
-                    f"another process runs under the writer name {self.writer!r} and has committed: give every replica its own name (config: writer)"
-                )
+                raise Fenced(_namesake(self.writer))
 
     def _is_settled(self, manifest: Manifest) -> bool:
         """True once its own writer had time enough to project it."""
@@ -469,16 +471,36 @@ class CommitEngine:
             membership = self._kafka.membership()
             if not serve() or not self._still_ours(sealed):
                 return "stale"
-            self._check_age(sealed)
+            if self._is_late(sealed):
+                return "late"
             offsets = {p: following for p, (_, following) in sealed.ranges.items()}
-            with self._stage("commit", manifest):
-                committed = self._kafka.commit(manifest, sealed.dead_letters, offsets, membership)
+            try:
+                with self._stage("commit", manifest):
+                    committed = self._kafka.commit(
+                        manifest, sealed.dead_letters, offsets, membership
+                    )
+            except InDoubt as doubt:
+                log.warning("whether epoch %d is committed is looked up: %s", sealed.epoch, doubt)
+                if not self._was_committed(manifest):
+                    return "aborted"
+                committed = True
             if committed:
                 self.ledger.commit(manifest)
+                self._was_late = False
                 self._publish(manifest)
                 return manifest
             self._clock.sleep(0.1 * 2**attempt)
         return "aborted"
+
+    def _was_committed(self, manifest: Manifest) -> bool:
+        """Fences ourselves, which ends whatever is open, and reads what it became. If it is not
+        committed, nothing of what we have staged may be, ever: a namesake that started meanwhile has
+        deleted it. Raises Fenced if one has committed."""
+        self._kafka.fence()
+        for entry in self._entries():
+            if entry.writer == self.writer and entry.uuid != manifest.uuid:
+                raise Fenced(_namesake(self.writer))
+        return self.ledger.last.get(self.writer) == (manifest.epoch, manifest.uuid)
 
     def discard(self, sealed: Sealed) -> None:
         """Has the files of an epoch deleted that was dropped. Where the storage refuses, the next
@@ -505,15 +527,21 @@ class CommitEngine:
                 return False
         return True
 
-    def _check_age(self, sealed: Sealed) -> None:
+    def _is_late(self, sealed: Sealed) -> bool:
         """Others delete staging that is twice as old and not committed: what may have been deleted
-        must not be committed any more."""
+        must not be committed any more. Once that is bad luck: brokers were away, or the process stood
+        still. Raises TemporaryError for the second epoch in a row."""
         age = self._clock.monotonic() - sealed.began
         if age > self._stale_after_s:
-            raise TemporaryError(
-                f"epoch {sealed.epoch} was opened {age:.0f} s ago and is only now ready, more than {self._stale_after_s:.0f} s: the storage is too slow for "
-                "it, or the process stood still. It is read again at the next start; a lower output.epoch_records or output.shard_bytes makes it smaller."
-            )
+            if self._was_late:
+                raise TemporaryError(
+                    f"epoch {sealed.epoch} was opened {age:.0f} s ago and is only now ready, more than {self._stale_after_s:.0f} s, like the one before: the "
+                    "storage is too slow for it, or the process stands still. It is read again at the next start; a lower output.epoch_records or "
+                    "output.shard_bytes makes it smaller."
+                )
+            self._was_late = True
+            return True
+        return False
 
     def _manifest(self, sealed: Sealed) -> Manifest:
         _, previous = self.ledger.last.get(self.writer, (-1, None))
@@ -553,6 +581,10 @@ class CommitEngine:
 
 def _warn_of_checkpoint(error: StreamerError) -> None:
     log.warning("a checkpoint of the commit log cannot be written: %s", error)
+
+
+def _namesake(writer: str) -> str:
+    return f"another process runs under the writer name {writer!r} and has committed: give every replica its own name (config: writer)"
 
 
 def iso(seconds: float) -> str:

@@ -60,8 +60,6 @@ with one may have to be withdrawn."""
 QUIET_S = 180.0
 """So long nothing may be decided while records are left, or a process go on that shall end: the
 watchdog waits for a commit for 90 s, and before it the committed offsets may be waited for."""
-AWAY = re.compile(r"no Kafka broker at|the broker is away|not within \d+ s|no leader after")
-"""What a process may end with 1 for, if the broker was away meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +266,6 @@ class Chaos:
         self._dice = random.Random(seed + 1)
         self._began = time.monotonic()
         self._broker_at: float | None = None
-        self._broker_away_until = 0.0
         self._counts: dict[str, int] = {}
         self._folder = folder
         self._files = folder / "files"
@@ -453,7 +450,7 @@ class Chaos:
         now = time.monotonic()
         if self._broker_at is not None and now >= self._broker_at:
             self.broker.start()
-            self._broker_at, self._broker_away_until = None, time.monotonic()
+            self._broker_at = None
         for number, slot in enumerate(self.slots):
             if slot.wake_at is not None and now >= slot.wake_at:
                 slot.wake_at = None
@@ -491,11 +488,7 @@ class Chaos:
                 self.restored += entry["snapshot"] > 0
         last = next((entry["message"] for entry in reversed(said) if entry["level"] == "error"), "")
         self.ends[f"{code}{': ' + re.sub(r'[0-9]+', 'N', last)[:100] if code > 0 else ''}"] += 1
-        explained = (
-            code in slot.expects
-            or code == 75
-            or (code == 1 and self._broker_away_until > 0 and AWAY.search(last))
-        )
+        explained = code in slot.expects or code == 75
         if not explained or any("Traceback" in line or "this is a bug" in line for line in lines):
             self.wrong.append(
                 f"w{number} ended with {code} ({path.name}): {last or slot.replica.log}"

@@ -31,6 +31,7 @@ CLASSES = (
 NO_STEP = {
     "KafkaTransactions.confirm": "only after somebody took our name",
     "Producer.abort_transaction": "only after a refusal; the simulation has it",
+    "Producer.cluster_id": "is not used",
     "Producer.list_topics": "asks",
     "Producer.poll": "serves callbacks",
     "Producer.purge": "is not used",
@@ -42,7 +43,10 @@ NO_STEP = {
     "ClaimStage.latest_generation": "looks",
     "ClaimStage.run": "a thread's body",
     "ClaimLog.tail": "the claims thread's loop",
+    "EpochWriter.discard": "only of what was dropped; the simulation has it",
     "Storage.files": "of readers",
+    "Storage.has": "looks",
+    "Storage.is_staged": "looks",
     "Storage.open": "of readers",
     "Storage.pauses": "looks",
     "Storage.write_pause": "only in a flood; tests/integration/test_flood.py",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import confluent_kafka
@@ -16,6 +17,7 @@ from confluent_kafka.admin import AdminClient
 from streamer.config import Config, parse
 from streamer.errors import DependencyError, Fenced, InvalidRecord, ProtocolError
 from streamer.kafka.admin import Admin
+from streamer.kafka.leave import leave
 from streamer.kafka.source import CHUNK_BYTES, CHUNK_RECORDS, Source
 from streamer.records import Record
 from streamer.testing import create_topic, produce
@@ -401,6 +403,30 @@ def test_one_who_left_is_no_member(group: Group, kafka: str, topic_name: str) ->
     while source.is_member({0: 0}):
         assert time.monotonic() < deadline
         source.consumer.poll(0.1)
+
+
+def test_a_static_member_leaves_for_good_or_is_taken_out(
+    group: Group, kafka: str, topic_name: str
+) -> None:
+    """Its session is longer than the test waits: at a mere close its partitions would stay with it."""
+    create_topic(kafka, topic_name, partitions=3)
+    long = {"session.timeout.ms": 45_000, "max.poll.interval.ms": 45_000}
+    a, b, c = (group.source(group_instance_id=f"pod-{n}", client=long) for n in range(3))
+    until(lambda: all(s.joined and len(s.owned) == 1 for s in (a, b, c)), a, b, c)
+    admin, config = Admin(group.config.kafka), group.config
+    group.sources.remove(b)
+    b.close(for_good=True)
+    assert set(admin.instances(config.group)) == {"pod-0", "pod-2"}
+    until(lambda: len(a.owned | c.owned) == 3, a, c)
+
+    group.close(c)
+    assert set(admin.instances(config.group)) == {"pod-0", "pod-2"}, "it may come back"
+    with ThreadPoolExecutor() as pool:  # the group waits for its member, whom we poll meanwhile
+        left = pool.submit(leave, config, admin, "pod-2")
+        until(left.done, a)
+        assert left.result() is True
+        assert leave(config, admin, "pod-2") is False
+    until(lambda: a.owned == {0, 1, 2}, a)
 
 
 def test_a_static_member_is_fenced_by_its_namesake(

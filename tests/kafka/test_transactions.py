@@ -11,15 +11,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streamer.config import Config, parse
-from streamer.errors import DependencyError, Fenced, ProtocolError, TemporaryError
+from streamer.errors import DependencyError, Fenced, InDoubt, ProtocolError, TemporaryError
 from streamer.kafka import client as client_module
 from streamer.kafka import commit as commit_module
 from streamer.kafka.admin import Admin, CommittedOffset
 from streamer.kafka.commit import KafkaTransactions, founding_manifest
+from streamer.kafka.patience import Patience
 from streamer.kafka.source import Source
 from streamer.records import Headers
 from streamer.sink.engine import DeadLetter
@@ -309,6 +310,38 @@ def test_a_transaction_that_timed_out_is_not_blamed_on_a_namesake_alone(
     assert dataset.writer().commit(a.manifest(0))
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_transaction_that_took_too_long_is_in_doubt_until_it_is_looked_up(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """The brokers ended it while we waited for them, or they committed it and the answer was lost."""
+    monkeypatch.setattr(client_module, "TRANSACTION_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(commit_module, "DOUBT_S", 2.0)
+    a = dataset.writer().join()
+    again = a.port._again
+
+    def slow(call: Callable[[], object]) -> None:
+        if is_late:
+            time.sleep(6)
+            again(call)
+        else:
+            again(call)
+            calls.append(1)
+            if len(calls) == 2:
+                time.sleep(2)
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    calls: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(a.port, "_again", slow)
+        with pytest.raises(InDoubt):
+            a.commit(a.manifest(0, p0=(0, 3)))
+    a.port.fence()
+    assert len(a.read()) == (not is_late)
+    assert a.commit(a.manifest(1, p0=(3, 5)))
+    assert len(a.read()) == 1
+
+
 def test_a_commit_goes_on_when_a_broker_that_was_shut_down_is_back(
     embedded: type[Broker], topic_name: str, dataset_name: str
 ) -> None:
@@ -503,8 +536,28 @@ def test_nothing_is_asked_of_an_unreachable_broker_for_ever(
         with pytest.raises(TemporaryError, match=r"Start (again|it again)"):
             call()
         assert time.monotonic() - before < 10
+    # While it is known that brokers are away, somebody else says how long to wait
+    for call in calls:
+        port._patience = Patient()
+        with pytest.raises(TemporaryError, match="enough"):
+            call()
     port.close()
     source.close()
+
+
+class Patient(Patience):
+    """Brokers are away, for three looks."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def clock(self) -> float:
+        return 0.0
+
+    def check(self) -> None:
+        self.looks += 1
+        if self.looks == 4:
+            raise TemporaryError("enough")
 
 
 def test_the_log_is_read_from_an_entry_on(dataset: Dataset) -> None:

@@ -129,3 +129,19 @@ def test_a_storage_that_is_away_is_named_and_makes_no_thread_late():
     assert health.livez().ok
     clock.now += 301
     assert not health.livez().ok, "watched again"
+
+
+def test_while_brokers_are_away_it_is_alive_and_not_ready():
+    said = []
+    health = Health(Failure())
+    health.watch_brokers(lambda: "".join(said))
+    health.enter("polling", ready=True)
+    assert health.readyz().ok
+    said.append("the brokers are away")
+    assert health.livez().ok
+    report = health.readyz()
+    assert (report.ok, report.phase, report.reason) == (
+        False,
+        "polling; the brokers are away",
+        "the brokers are away",
+    )

@@ -226,6 +226,13 @@ def test_a_storage_that_is_away_is_shown_with_every_cause():
     assert value(metrics, "streamer_storage_away_seconds") == 42
 
 
+def test_brokers_that_are_away_are_timed():
+    metrics = Metrics()
+    assert value(metrics, "streamer_brokers_away_seconds") == 0
+    metrics.watch_brokers(lambda: 12.5)
+    assert value(metrics, "streamer_brokers_away_seconds") == 12.5
+
+
 def test_rebalances_and_device_memory():
     metrics = Metrics()
     metrics.rebalanced("assigned", 4, owned=4)

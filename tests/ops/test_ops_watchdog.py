@@ -78,6 +78,16 @@ def test_what_ends_in_time_is_left_alone():
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+def test_a_clock_that_stands_still_ends_nothing():
+    done, _ = run(
+        "still = [0.0]\n"
+        "watchdog = Watchdog(lambda: time.monotonic() if still[0] is None else still[0])\n"
+        "with watchdog.limit('what waits for brokers', 0.2):\n    time.sleep(0.8)\n    print('waited', flush=True)\n"
+        "    still[0] = None\n    time.sleep(30)\n"
+    )
+    assert (done.returncode, done.stdout) == (75, "waited\n")
+
+
 def test_close_ends_the_thread():
     before = threading.active_count()
     watchdog = Watchdog()

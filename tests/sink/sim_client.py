@@ -9,11 +9,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from sim_broker import Abortable, Broker, FencedProducer, Identity, Transaction
+from sim_broker import (
+    TRANSACTION_TIMEOUT_S,
+    Abortable,
+    Broker,
+    FencedProducer,
+    Identity,
+    Transaction,
+)
 from sim_group import Member, Membership
 from sim_schedule import Schedule, wait
 
-from streamer.errors import Fenced, TemporaryError
+from streamer.errors import Fenced, InDoubt, TemporaryError
 from streamer.sink.engine import DeadLetter
 from streamer.wire import manifest as wire
 from streamer.wire.manifest import Manifest
@@ -339,10 +346,15 @@ class SimTransactions:
     ) -> bool:
         assert wire.decode(wire.encode(manifest)) == manifest
         assert len(dead_letters) == manifest.counts.get("invalid", 0)
+        began = self._schedule.now
         try:
             return self._transact(manifest, offsets, membership)
         except FencedProducer:
+            if self._schedule.now - began >= 0.8 * TRANSACTION_TIMEOUT_S:
+                raise InDoubt("the transaction took too long") from None
             raise Fenced("another process runs under this writer's name") from None
+        except TemporaryError as error:
+            raise InDoubt(f"no answer: {error}") from None
 
     def _transact(self, manifest: Manifest, offsets: Mapping[int, int], membership: object) -> bool:
         self._step("begin")

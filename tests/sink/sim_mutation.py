@@ -134,7 +134,10 @@ MUTATIONS = [
     ),
     _engine(
         "nobody is fenced at a start",
-        ("        self._kafka.fence()\n", "        self._kafka.attach()\n"),
+        (
+            "        self._kafka.fence()\n        named",
+            "        self._kafka.attach()\n        named",
+        ),
         quick=True,
     ),
     _engine(
@@ -181,8 +184,8 @@ MUTATIONS = [
     _engine(
         "an epoch is projected before its transaction",
         (
-            '            with self._stage("commit", manifest):\n',
-            '            self._files.project(manifest)\n            with self._stage("commit", manifest):\n',
+            '                with self._stage("commit", manifest):\n',
+            '                self._files.project(manifest)\n                with self._stage("commit", manifest):\n',
         ),
         quick=True,
     ),
@@ -194,9 +197,21 @@ MUTATIONS = [
     _engine(
         "an epoch in doubt is deleted",
         (
-            "                committed = self._kafka.commit(manifest, sealed.dead_letters, offsets, membership)\n",
-            "                try:\n                    committed = self._kafka.commit(manifest, sealed.dead_letters, offsets, membership)\n                except TemporaryError:\n                    self._files.discard(self.writer, sealed.epoch, sealed.uuid)\n                    raise\n",
+            "            except InDoubt as doubt:\n",
+            "            except InDoubt as doubt:\n                self.discard(sealed)\n",
         ),
+    ),
+    _engine(
+        "an epoch in doubt is taken for aborted",
+        ("                if not self._was_committed(manifest):\n", "                if True:\n"),
+    ),
+    _engine(
+        "an epoch in doubt is taken for committed",
+        (
+            "                if not self._was_committed(manifest):\n",
+            "                if self._was_committed(manifest) and False:\n",
+        ),
+        quick=True,
     ),
     _engine(
         "the dataset is founded without reading the log again",

@@ -15,6 +15,7 @@ from streamer.errors import (
     ConfigError,
     DependencyError,
     Fenced,
+    InDoubt,
     ProtocolError,
     TemporaryError,
 )
@@ -744,11 +745,61 @@ def test_an_epoch_that_others_may_have_taken_for_abandoned_is_not_committed() ->
     bench = founded(outcomes=[AssertionError("a transaction was begun")])
     bench.own(0, 5)
     bench.clock.sleep(STALE_S + 1)
+    assert bench.engine.commit(bench.sealed(began=0.0), lambda: True) == "late"
     with pytest.raises(
         TemporaryError,
-        match=r"epoch 0 was opened 301 s ago .* more than 300 s: .* read again at the next start; .*epoch_records",
+        match=r"epoch 0 was opened 301 s ago .* more than 300 s, like the one before: .* read again at the next start; .*epoch_records",
     ):
         bench.engine.commit(bench.sealed(began=0.0), lambda: True)
+
+
+def test_one_that_is_late_now_and_then_ends_nothing() -> None:
+    """Brokers were away: it is read again."""
+    bench = founded()
+    bench.own(0, 5)
+    bench.clock.sleep(STALE_S + 1)
+    for first in (5, 9):
+        assert (
+            bench.engine.commit(bench.sealed(first, first + 4, began=0.0), lambda: True) == "late"
+        )
+        again = bench.sealed(first, first + 4, began=bench.clock.monotonic())
+        assert isinstance(bench.engine.commit(again, lambda: True), Manifest)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_an_epoch_in_doubt_is_looked_up_in_the_log(committed: bool) -> None:
+    bench = founded(outcomes=[InDoubt("no answer")])
+    bench.own(0, 5)
+    commit, fenced = bench.kafka.commit, []
+
+    def transact(entry: Manifest, *rest: Any) -> bool:
+        if committed and not bench.kafka.log[1:]:
+            bench.kafka.log.append(entry)
+            bench.kafka.offsets[0] = 9
+        return commit(entry, *rest)
+
+    bench.kafka.commit = transact  # type: ignore[method-assign]
+    bench.kafka.fence = lambda: fenced.append(len(bench.kafka.log))  # type: ignore[method-assign]
+    found = bench.engine.commit(bench.sealed(), lambda: True)
+    assert fenced == [1 + committed], "before the log is read"
+    assert bench.files.discarded == []
+    if committed:
+        assert isinstance(found, Manifest)
+        assert found.name in bench.files.public
+        assert bench.engine.next_epoch == 1
+        assert isinstance(bench.engine.commit(bench.sealed(9, 12), lambda: True), Manifest)
+    else:
+        assert found == "aborted"
+        assert bench.files.public == {"w-9-00000000"}
+        assert bench.engine.next_epoch == 0
+
+
+def test_an_epoch_in_doubt_under_a_name_that_another_process_took() -> None:
+    bench = founded(outcomes=[InDoubt("no answer")])
+    bench.own(0, 5)
+    bench.kafka.fence = lambda: bench.kafka.log.append(manifest("w-1", 0, {0: (5, 7)}))  # type: ignore[method-assign]
+    with pytest.raises(Fenced, match="another process runs under the writer name 'w-1'"):
+        bench.engine.commit(bench.sealed(), lambda: True)
 
 
 def test_an_epoch_out_of_turn_is_a_bug() -> None:
