@@ -6,7 +6,6 @@ STREAMER_LONG=1 (`python3 tasks.py killpoints`) takes every step, else some.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -19,6 +18,7 @@ import pytest
 from streamer.testing import create_topic, jpeg, produce
 from tests.faults.killpoint import NO_STEP, Point, live, points
 from tests.integration.conftest import make_service  # noqa: F401 - the fixture
+from tests.integration.forked import CONTEXT
 from tests.integration.service import (
     Made,
     Service,
@@ -45,8 +45,6 @@ QUICK = {
     "after Storage.write_checkpoint",
     "before Quarantine.sealed",
 }
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["streamer.app", "streamer.commands.run"])
 DIED = -signal.SIGKILL
 
 pytestmark = pytest.mark.timeout(400)

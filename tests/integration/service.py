@@ -22,9 +22,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
+from tests.integration.forked import Forked
+from tests.integration.forked import run as run_forked
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(sysconfig.get_path("scripts")) / "streamer")
 """The command as it is installed: what a shell and Kubernetes start."""
+FORKED = True
+"""False: the processes are the installed script's."""
 THUMBNAIL = {"type": "tests.plugins.thumbnail:ThumbnailEmbedder"}
 
 
@@ -32,7 +37,7 @@ THUMBNAIL = {"type": "tests.plugins.thumbnail:ThumbnailEmbedder"}
 class Replica:
     """One running process with its log lines."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Forked
     reader: threading.Thread = field(default_factory=threading.Thread)
     lines: list[str] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -114,10 +119,13 @@ class Service:
     def launch(
         self, *args: str, env: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
     ) -> Replica:
-        command = [*prefix, SCRIPT, *args]
-        process = subprocess.Popen(
-            command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=_environment(env)
-        )
+        process: subprocess.Popen[str] | Forked
+        if FORKED and not prefix:
+            process = Forked(args, ROOT, _environment(env))
+        else:
+            process = subprocess.Popen(
+                [*prefix, SCRIPT, *args], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=_environment(env)
+            )  # fmt: skip
         replica = Replica(process)
         replica.reader = threading.Thread(target=replica.read, daemon=True)
         replica.reader.start()
@@ -143,14 +151,12 @@ def streamer(
     *args: str, expect: int | None = 0, timeout: float = 240.0, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """One finished command."""
-    done = subprocess.run(
-        [SCRIPT, *args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=_environment(env),
-    )
+    if FORKED:
+        done = run_forked(args, ROOT, _environment(env), timeout)
+    else:
+        done = subprocess.run(
+            [SCRIPT, *args], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=_environment(env)
+        )  # fmt: skip
     assert expect is None or done.returncode == expect, (
         f"exit {done.returncode}, not {expect}:\n{done.stdout}\n{done.stderr}"
     )

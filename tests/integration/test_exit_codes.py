@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from streamer.testing import create_topic, free_port, jpeg, produce
+from tests.integration import service
 from tests.integration.service import (
     SCRIPT,
     Made,
@@ -26,6 +27,11 @@ from tests.integration.service import (
 
 SLOW = {"type": "tests.plugins.thumbnail:ThumbnailEmbedder", "args": {"delay_ms": 400}}
 SHORT = {"epoch_records": 40, "seal_after": "1s"}
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "FORKED", False)
 
 
 def last_line(replica: Replica) -> str:
