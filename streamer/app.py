@@ -284,8 +284,10 @@ def recover(
     beat = health.heartbeat("kafka", HEARTBEAT_S)
     source = Source(config, Admin(config.kafka))
     limit = admin.message_limit(config.dead_topic)
+    own = (config.commits_topic, *((config.claims_topic,) if config.dedup is not None else ()))
+    topics = {ground.topic.name: ground.topic.id, **admin.topic_ids(own)}
     transactions = KafkaTransactions(
-        config, admin, source.consumer, limit, span.starts, beat, brokers
+        config, admin, source.consumer, limit, span.starts, beat, brokers, topics
     )
     at_exit.callback(transactions.close)
 

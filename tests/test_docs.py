@@ -536,3 +536,13 @@ def test_numbers_that_the_runbook_gives_for_winners_are_those_of_the_store() -> 
             for name in ("vectors", "codes", "positions", "partitions", "offsets", "removed")
         )
         assert per_row == 2 * dim + 4 * width + 25
+
+
+def test_every_test_that_a_promise_names_is_there() -> None:
+    """A row of the table names a folder, a file, or a file beside the one before."""
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    text = (ROOT / "docs/guarantees.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/.]+|test_\w+\.py)`", text))
+    assert len(named) > 20
+    for name in named:
+        assert (ROOT / name).exists() or name in there, name

@@ -7,6 +7,7 @@ is ended by the watchdog.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -38,6 +39,8 @@ from streamer.sink.engine import DeadLetter
 from streamer.wire import manifest as wire
 from streamer.wire.manifest import Manifest
 
+log = logging.getLogger("streamer")
+
 READ_DEADLINE_S = TRANSACTION_TIMEOUT_S + 20.0
 """Longer than a transaction that its owner left open can hide the commit log's end."""
 CALL_TIMEOUT_S = 10.0
@@ -63,9 +66,12 @@ class KafkaTransactions:
         starts: Callable[[Collection[int]], Mapping[int, int]],
         refresh: Callable[[], None],
         patience: Patience = IMPATIENT,
+        topics: Mapping[str, str] | None = None,
     ) -> None:
         """``dead_letter_limit``: the dead letter topic's max.message.bytes. ``starts``: where a new
-        dataset begins. ``refresh`` tells the health page that a long wait is alive."""
+        dataset begins. ``refresh`` tells the health page that a long wait is alive. ``topics``: name
+        → id of what must be the same topic at every commit."""
+        self._topics = topics or {}
         self._patience = patience
         self._config = config
         self._admin = admin
@@ -245,6 +251,7 @@ class KafkaTransactions:
         membership: object,
     ) -> bool:
         doing = f"committing epoch {manifest.epoch} of {manifest.writer}"
+        self._check_topics()
         began = time.monotonic()
         try:
             return self._transact(manifest, dead_letters, offsets, membership, doing)
@@ -256,6 +263,23 @@ class KafkaTransactions:
             self._patience.check()
             self._is_spent = True
             raise InDoubt(str(error)) from None
+
+    def _check_topics(self) -> None:
+        """Where the brokers do not say, the next commit looks. Raises ProtocolError."""
+        if not self._topics:
+            return
+        try:
+            found = self._admin.topic_ids(self._topics)
+        except (DependencyError, TemporaryError) as error:
+            log.debug("whether the topics are the same is unknown: %s", error)
+            return
+        for name, known in self._topics.items():
+            if found.get(name) != known:
+                what = "deleted and made again" if name in found else "deleted"
+                raise ProtocolError(
+                    f"the topic {name} was {what} while this replica ran. Nothing that was read since its "
+                    "last commit is committed. Restore the topic, or continue with a new dataset name."
+                )
 
     def _transact(
         self,
