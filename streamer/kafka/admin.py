@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from confluent_kafka import (
-    Consumer,
     ConsumerGroupState,
     IsolationLevel,
     KafkaError,
@@ -29,7 +28,7 @@ from confluent_kafka.admin import (
 
 from streamer.config import Config, Kafka
 from streamer.errors import DependencyError, TemporaryError
-from streamer.kafka.client import LOGIN, client_config, explain, plain
+from streamer.kafka.client import LOGIN, client_config, explain, new_consumer, plain
 from streamer.kafka.patience import IMPATIENT, Patience
 from streamer.units import counted
 
@@ -326,7 +325,7 @@ class Admin:
         # A consumer that joins nothing: the admin client's own request ends the process with a
         # segmentation fault where the group's coordinator is another broker by now
         # (rd_kafka_handle_OffsetFetch).
-        consumer = Consumer(client_config(self._kafka, {}, fixed))
+        consumer = new_consumer(client_config(self._kafka, {}, fixed))
         try:
             answer = self._ask(ask, doing, needs=f"Read on the group {group}")
         except DependencyError:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 
 from confluent_kafka import (
-    Consumer,
     KafkaError,
     KafkaException,
     Message,
@@ -24,6 +23,7 @@ from streamer.kafka.client import (
     consumer_config,
     explain,
     is_denied,
+    new_consumer,
     producer_config,
     raised_by,
 )
@@ -60,7 +60,7 @@ class ClaimLog:
         self._producer = Producer(producer_config(config))
         reader = f"{config.group}.claim-log-reader"
         self._events = Events(self.topic, reader)
-        self._consumer = Consumer(consumer_config(config, reader, isolation="read_uncommitted"))
+        self._consumer = new_consumer(consumer_config(config, reader, isolation="read_uncommitted"))
         self._consumer.assign([TopicPartition(self.topic, 0, 0)])
         self.offset = 0
         """Of the next entry to apply."""
@@ -230,7 +230,7 @@ def bound_to(config: Config, admin: Admin) -> DatasetEntry:
             f"{topic}: the claim log is empty: no replica of the dataset {config.dataset!r} has run yet"
         )
     reader = f"{config.group}.claim-log-reader"
-    consumer = Consumer(consumer_config(config, reader, isolation="read_uncommitted"))
+    consumer = new_consumer(consumer_config(config, reader, isolation="read_uncommitted"))
     try:
         consumer.assign([TopicPartition(topic, 0, 0)])
         events = Events(topic, reader)

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from streamer.config import Config, Kafka
 from streamer.errors import ConfigError, DependencyError, Fenced, StreamerError, TemporaryError
@@ -316,6 +316,14 @@ def explain(error: KafkaError | KafkaException, doing: str, needs: str = "") -> 
             f"{doing}: the broker is away or slow ({words}). Start again when it is back."
         )
     return DependencyError(f"{doing}: {words} [{error.name()}]")
+
+
+def new_consumer(settings: Mapping[str, Any]) -> Consumer:
+    """Connects to nothing yet. Raises ConfigError where ``kafka.client`` contradicts itself."""
+    try:
+        return Consumer(dict(settings))
+    except KafkaException as error:
+        raise explain(error.args[0], "making a consumer") from None
 
 
 def raised_by(error: KafkaException | SystemError) -> KafkaError:

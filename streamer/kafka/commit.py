@@ -29,6 +29,7 @@ from streamer.kafka.client import (
     consumer_config,
     explain,
     is_denied,
+    new_consumer,
     raised_by,
     transactional_config,
 )
@@ -84,7 +85,7 @@ class KafkaTransactions:
         """The producer had a fatal error: `fence` needs another one."""
         reader = f"{config.group}.commit-log-reader"
         self._events = Events(config.commits_topic, reader)
-        self._log = Consumer(consumer_config(config, reader))
+        self._log = new_consumer(consumer_config(config, reader))
         self._log_at = 0
         self._log.assign([TopicPartition(config.commits_topic, 0, 0)])
 
@@ -404,7 +405,7 @@ def founding_manifest(config: Config, admin: Admin) -> Manifest | None:
         return None
     group = f"{config.group}.commit-log-reader"
     events = Events(topic, group)
-    consumer = Consumer(consumer_config(config, group))
+    consumer = new_consumer(consumer_config(config, group))
     consumer.assign([TopicPartition(topic, 0, 0)])
     deadline = time.monotonic() + CALL_TIMEOUT_S
     try:

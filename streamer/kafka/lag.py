@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from streamer.config import Config
 from streamer.errors import ConfigError, DependencyError, TemporaryError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import consumer_config, explain, timestamp_ms
+from streamer.kafka.client import consumer_config, explain, new_consumer, timestamp_ms
 from streamer.kafka.log import LogReader, from_checkpoint
 from streamer.kafka.topics import configured_starts, input_topic
 from streamer.sink.storage import Storage
@@ -140,7 +140,7 @@ def _waiting(config: Config, positions: Mapping[int, int]) -> dict[int, int | No
         "fetch.message.max.bytes": 1,
         "queued.max.messages.kbytes": 1024,
     }
-    consumer = Consumer({**consumer_config(config, f"{config.group}.lag"), **small})
+    consumer = new_consumer({**consumer_config(config, f"{config.group}.lag"), **small})
     try:
         consumer.assign([TopicPartition(topic, p, o) for p, o in positions.items()])
         waiting = dict.fromkeys(positions, 0)

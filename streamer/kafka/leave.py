@@ -9,7 +9,7 @@ from confluent_kafka import OFFSET_END, Consumer, TopicPartition
 from streamer.config import Config
 from streamer.errors import Fenced, TemporaryError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import consumer_config, explain, is_denied
+from streamer.kafka.client import consumer_config, explain, is_denied, new_consumer
 from streamer.kafka.source import LEAVE_S, end_membership
 
 JOIN_S = 30.0
@@ -25,7 +25,7 @@ def leave(config: Config, admin: Admin, instance: str) -> bool:
     """
     if instance not in admin.instances(config.group):
         return False
-    consumer = Consumer(consumer_config(config, config.group, group_instance_id=instance))
+    consumer = new_consumer(consumer_config(config, config.group, group_instance_id=instance))
     joined: list[bool] = []
 
     def assigned(consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -6,12 +6,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError, Message, TopicPartition
 
 from streamer.config import Config
 from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import TRANSACTION_TIMEOUT_S, consumer_config
+from streamer.kafka.client import TRANSACTION_TIMEOUT_S, consumer_config, new_consumer
 from streamer.kafka.events import Events
 from streamer.sink.checkpoints import newest, require_entry
 from streamer.sink.storage import Storage
@@ -34,7 +34,7 @@ class LogReader:
         self._at: int | None = None
         group = f"{config.group}.log-reader"
         self._events = Events(topic, group)
-        self._consumer = Consumer(consumer_config(config, group))
+        self._consumer = new_consumer(consumer_config(config, group))
 
     def __enter__(self) -> LogReader:
         return self

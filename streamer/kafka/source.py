@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from streamer.config import Config
 from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
-from streamer.kafka.client import consumer_config, timestamp_ms
+from streamer.kafka.client import consumer_config, new_consumer, timestamp_ms
 from streamer.kafka.events import PASS_BY, UNREADABLE, Events
 from streamer.records import UNREADABLE_HEADERS, Headers, Record
 from streamer.wire.limits import weight
@@ -57,7 +57,7 @@ class Source:
         self._admin = admin
         self._group = config.group
         self._instance = config.group_instance_id
-        self.consumer = Consumer(
+        self.consumer = new_consumer(
             consumer_config(config, config.group, group_instance_id=config.group_instance_id)
         )
         self._topic = config.kafka.topic

@@ -21,13 +21,14 @@ def test_nothing_is_committed_once_a_topic_was_made_again(
     create_topic(kafka, topic_name)
     produce(kafka, topic_name, [(jpeg(i), {}) for i in range(60)])
     service = make_service(dataset_name)
-    service.settings["kafka"]["client"]["session.timeout.ms"] = 45_000
+    service.settings["kafka"]["client"] = {}
     service.settings["output"] |= {"epoch_records": 60, "seal_after": "1s"}
     replica = service.start()
     replica.wait_for("epoch committed")
     replica.process.send_signal(signal.SIGSTOP)
     name = topic_name if which == "input" else f"{dataset_name}.commits"
-    AdminClient({"bootstrap.servers": kafka}).delete_topics([name])[name].result(30)
+    admin = AdminClient({"bootstrap.servers": kafka})
+    admin.delete_topics([name])[name].result(30)
     time.sleep(1)
     create_topic(kafka, name)
     produce(kafka, topic_name, [(jpeg(100 + i), {}) for i in range(150)])

@@ -11,6 +11,7 @@ from streamer.kafka.client import (
     PROTOCOL,
     consumer_config,
     explain,
+    new_consumer,
     poll_interval_s,
     producer_config,
     transactional_config,
@@ -148,3 +149,9 @@ def test_errors_name_the_place_and_the_fix(code, kind, fix):
         assert fix in str(explained)
         assert kind is ConfigError or str(explained).startswith("reading cats.claims: ")
     assert issubclass(kind, StreamerError)
+
+
+def test_settings_that_contradict_each_other_are_a_wrong_config():
+    settings = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"}
+    with pytest.raises(ConfigError, match=r"kafka\.client: .*max\.poll\.interval\.ms"):
+        new_consumer({**settings, "session.timeout.ms": 45_000, "max.poll.interval.ms": 30_000})

@@ -195,7 +195,7 @@ class Process(Owner):
             broker, self.schedule, self.step, consumer, self.writer, world.latest
         )
         self.producer_epoch = lambda: transactions.epoch
-        with mock.patch.object(streamer.kafka.source, "Consumer", return_value=consumer):
+        with mock.patch.object(streamer.kafka.source, "new_consumer", return_value=consumer):
             admin: Any = SimAdmin(broker, self.step)
             source = streamer.kafka.source.Source(CONFIG, admin)
         storage = storage_on(self.folder, world.parts.storage)
