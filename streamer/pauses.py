@@ -33,6 +33,9 @@ class Pauses:
         self._writer = writer
         self._places = places
         self._owned: set[int] = set()
+        self._unwritten: dict[int, Pause] = {}
+        self._is_unsure = False
+        """Whether the last look failed."""
         self.paused: dict[int, Pause] = {}
         self.allowed: dict[int, int] = {}
         """Partition → offset; below it nobody minds how many are invalid. Any thread may read."""
@@ -43,30 +46,46 @@ class Pauses:
 
     def released(self, partitions: Collection[int]) -> None:
         self._owned -= set(partitions)
+        for partition in partitions:
+            self._unwritten.pop(partition, None)
         self.paused = {p: pause for p, pause in self.paused.items() if p in self._owned}
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is anything to look at, now and then."""
+        return bool(self.paused) or self._is_unsure
 
     def pause(self, partition: int, offset: int, why: str, since: str) -> None:
         """From now on, until somebody resumes it."""
         pause = Pause(partition, offset, why, self._writer, since)
         self.paused = {**self.paused, partition: pause}
-        try:
-            self._places.write_pause(partition, encode(pause))
-        except DependencyError as error:
-            log.warning("a pause cannot be written down: %s", error)
+        self._unwritten[partition] = pause
+        self._write()
 
     def look(self) -> bool:
         """Whether what is paused has changed."""
+        self._write()
         try:
             known = {pause.partition: pause for pause in read(self._places)}
         except DependencyError as error:
             log.warning("which partitions are paused cannot be read: %s", error)
+            self._is_unsure = True
             return False
+        self._is_unsure = False
         before = self.paused
-        mine = {p: pause for p, pause in known.items() if p in self._owned}
+        mine = {p: pause for p, pause in known.items() if p in self._owned} | self._unwritten
         self.allowed |= {p: m.resumed_to for p, m in mine.items() if m.resumed_to is not None}
-        unwritten = {p: pause for p, pause in before.items() if p not in known}
-        self.paused = unwritten | {p: m for p, m in mine.items() if m.resumed_to is None}
-        return self.paused != before
+        self.paused = {p: m for p, m in mine.items() if m.resumed_to is None}
+        return self.paused.keys() != before.keys()
+
+    def _write(self) -> None:
+        """What could not be written is written at the next look."""
+        try:
+            for partition, pause in list(self._unwritten.items()):
+                self._places.write_pause(partition, encode(pause))
+                del self._unwritten[partition]
+        except DependencyError as error:
+            log.warning("a pause cannot be written down: %s", error)
 
 
 def read(places: Places) -> list[Pause]:

@@ -30,6 +30,7 @@ from streamer.pauses import Pauses
 from streamer.quarantine import Quarantine
 from streamer.records import Decoded, Term
 from streamer.sink.engine import CommitEngine, Sealed, iso
+from streamer.sink.fuse import Flood
 from streamer.sink.ledger import Ledger
 from streamer.sink.writer import EpochThread, Finished
 
@@ -42,6 +43,10 @@ SUPERSEDED_LIMIT_S = 60.0
 STANDBY_S = 2.0
 """How often a replica without partitions looks whether a bounded run is over."""
 TICK_S = 0.02
+TRIAL_S = 60.0
+"""So long a trial waits for its records, while nothing else is read."""
+SERVE_S = 1.0
+"""How often the group's callbacks run while a trial is under way."""
 PAUSES_S = 5.0
 """How often a replica looks whether a paused partition may go on."""
 LAG_S = 1.0
@@ -159,6 +164,7 @@ class Replica:
         self._ended: Run | None = None
         """The run whose last epoch is committed."""
         self._looked_at = float("-inf")
+        self._trial_since = time.monotonic()
         self._dropped = ""
 
     # The loop
@@ -183,11 +189,11 @@ class Replica:
             if self._commit_finished(TICK_S if self._is_confined() else 0.0):
                 self._ended = self._line.fence.run
             self._check_superseded()
+            self._look_at_pauses()  # it may drop, and nothing is handed on between that and a reopen
             if self._rewind:
                 self._reopen()
             if self._quarantine.is_open:
                 self._try_suspects()
-            self._look_at_pauses()
             bound.fix(self._source, self._source.owned)
             if time.monotonic() - self._lag_shown_at >= LAG_S:
                 self._show_lag()
@@ -195,9 +201,7 @@ class Replica:
             if self._rewind or self._quarantine.is_open:
                 continue
             if bound.is_reached(self._source) and self._is_over(bound):
-                if self._pauses.paused:
-                    partition, pause = min(self._pauses.paused.items())
-                    raise DeadLetterFuse(_told(partition, pause.why))
+                self._raise_if_paused(bound)
                 owned = self._source.owned
                 return bound.missing(owned, self._engine.ledger, True) if owned else None
         log.info("draining: what is on the device is decided, sealed and committed")
@@ -247,9 +251,14 @@ class Replica:
         committed."""
         if self._ended is self._line.fence.run:
             self._flushed = self._ended = None
-            trial = self._quarantine.proceed(self._engine.ledger.end)
+            trial = self._quarantine.proceed(self._engine.ledger.end, self._pauses.paused)
             self._source.confine(None if trial is None else {trial.partition: trial.end})
-        elif not self._rewind and self._is_confined():
+            self._trial_since = time.monotonic()
+        elif self._is_confined():
+            self._flush()
+        elif time.monotonic() - self._trial_since >= TRIAL_S and not self._source.has_any:
+            if self._flushed is not self._line.fence.run:
+                log.warning("nothing comes of a partition whose records are to be tried alone")
             self._flush()
 
     def _is_confined(self) -> bool:
@@ -261,22 +270,37 @@ class Replica:
         looked at."""
         flood = self._line.epochs.flood(self._line.fence.run)
         if flood is not None:
-            partition, why = flood
-            log.error("%s", _told(partition, why))
-            at = self._engine.ledger.end(partition) or 0
-            self._pauses.pause(partition, at, why, iso(time.time()))
-            self._hold()
+            self._pause(flood)
             self._drop("flood")
-        elif self._pauses.paused and time.monotonic() - self._pauses_seen_at >= PAUSES_S:
+        elif self._pauses.is_due and time.monotonic() - self._pauses_seen_at >= PAUSES_S:
             self._pauses_seen_at = time.monotonic()
             if self._pauses.look():
-                log.info("paused partitions go on", extra={"paused": sorted(self._pauses.paused)})
+                log.info("paused partitions", extra={"paused": sorted(self._pauses.paused)})
                 self._hold()
-            self._source.ask_ends(self._pauses.paused)
+                if self._quarantine.reopen():
+                    self._source.take_nothing()
+            self._source.ask_end(self._pauses.paused)
 
     def _hold(self) -> None:
+        """What is paused has changed, perhaps."""
         self._source.hold(self._pauses.paused)
         self._show_paused(self._pauses.paused)
+        # A last epoch that was asked for is not the last one any more
+        self._flushed = self._ended = None
+        self._looked_at = float("-inf")
+
+    def _pause(self, flood: Flood) -> None:
+        partition, why = flood
+        log.error("%s", _told(partition, why))
+        at = self._engine.ledger.end(partition) or 0
+        self._pauses.pause(partition, at, why, iso(time.time()))
+        self._hold()
+
+    def _raise_if_paused(self, bound: Bound) -> None:
+        """A run that has an end ends without what is paused before it."""
+        for partition, pause in sorted(self._pauses.paused.items()):
+            if bound.missing([partition], self._engine.ledger, True) is not None:
+                raise DeadLetterFuse(_told(partition, pause.why))
 
     def _is_settled(self) -> bool:
         """Whether no partition is on its way to us. If it were, and all replicas ended, nobody
@@ -303,7 +327,7 @@ class Replica:
     def _feed(self) -> None:
         """One step: hands on what is in hand if the line has room, polls for more if the hand has."""
         source, line = self._source, self._line
-        if source.has_any and line.chunks.wait_room(TICK_S):
+        if source.has_any and not self._rewind and line.chunks.wait_room(TICK_S):
             records, marks, nbytes = source.take()
             line.chunks.put(
                 Chunk(Span(line.fence.run, self._terms, marks), line.decoder.submit(records)),
@@ -322,7 +346,8 @@ class Replica:
     def _serve(self) -> None:
         """Keeps the membership while nothing may be polled: one poll per quarter of the poll
         interval."""
-        if time.monotonic() - self._polled_at >= self._drip_s:
+        every_s = min(SERVE_S, self._drip_s) if self._quarantine.is_open else self._drip_s
+        if time.monotonic() - self._polled_at >= every_s:
             self._source.serve()
             self._polled_at = time.monotonic()
 
@@ -429,6 +454,10 @@ class Replica:
         while time.monotonic() < deadline and run is self._line.fence.run:
             self._failure.raise_if_any()
             self._beat()
+            if (flood := self._line.epochs.flood(run)) is not None:
+                self._pause(flood)
+                cause = "flood"
+                break
             finished = self._take(TICK_S)
             if finished is not None:
                 committed = self._commit(finished, lambda: True)
@@ -458,6 +487,7 @@ class Replica:
         line = self._line
         held, self._held = self._held, None
         if held is not None and held.sealed is not None:
+            self._engine.forget_look()
             self._engine.discard(held.sealed)
         line.fence.run = Run(line.fence.run.number + 1, self._engine.next_epoch)
         line.stage.reset()
@@ -565,6 +595,6 @@ class Replica:
 
 def _told(partition: int, why: str) -> str:
     return (
-        f"partition {partition} is paused: {why}. Nothing of them was committed. Look at the records in a scratch dataset (`streamer replay run "
+        f"partition {partition} is paused: {why}. What was not committed is read again when it goes on. Look at the records in a scratch dataset (`streamer replay run "
         "--dataset scratch --from count:200 --set dead_letters.max_ratio=1`), then mend what is wrong, or go on with `streamer resume -c CONFIG`."
     )

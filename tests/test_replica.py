@@ -101,7 +101,7 @@ class Draining:
             fence=self.fence,
             stage=stage,
             decoder=SimpleNamespace(forget=nothing),
-            epochs=SimpleNamespace(take=self.take),
+            epochs=SimpleNamespace(take=self.take, flood=lambda run: None),
         )
         source: Any = SimpleNamespace(
             owned={0, 1}, joined=True, ends=dict, serve=self.serve, hold=nothing

@@ -80,6 +80,7 @@ class Source:
         self._on_hold: frozenset[int] = frozenset()
         self._is_new_hold = False
         self._asked_ends: dict[int, int] = {}
+        self._asked_for = -1
         self._paused: set[int] = set()
         self._log_ends: dict[int, int] = {}
         """Partition → the end offset that the client told last; it does so once."""
@@ -301,14 +302,17 @@ class Source:
             )
         return ends
 
-    def ask_ends(self, partitions: Collection[int]) -> None:
-        """Of what is not fetched the client hears nothing. Blocks for a round trip each; where the
-        brokers do not answer, the ends stay as they are."""
-        for partition in partitions:
-            place = TopicPartition(self._topic, partition)
+    def ask_end(self, partitions: Collection[int]) -> None:
+        """Of one of them, in turn: of what is not fetched the client hears nothing. Blocks for a
+        round trip, `ASK_LIMIT_S` at most; where the brokers do not answer, the end stays as it is."""
+        self._asked_for = next(
+            (p for p in sorted(partitions) if p > self._asked_for), min(partitions, default=-1)
+        )
+        if self._asked_for >= 0:
+            place = TopicPartition(self._topic, self._asked_for)
             with suppress(KafkaException):
-                _, high = self.consumer.get_watermark_offsets(place, ASK_LIMIT_S, cached=False)
-                self._asked_ends[partition] = high
+                _, high = self.consumer.get_watermark_offsets(place, timeout=ASK_LIMIT_S)
+                self._asked_ends[self._asked_for] = high
 
     # Inside
 

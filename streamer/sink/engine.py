@@ -150,6 +150,9 @@ class Files(Projected, Protocol):
         """Whether its files are still there. None: that cannot be told now; ask again. Raises
         StorageAway when it could not be told for too long; never waits."""
 
+    def forget_look(self) -> None:
+        """The epoch that `is_staged` could not tell of is not asked for again."""
+
     def checkpoints(self) -> Iterable[tuple[str, bytes]]:
         """The newest first."""
 
@@ -501,6 +504,10 @@ class CommitEngine:
             if entry.writer == self.writer and entry.uuid != manifest.uuid:
                 raise Fenced(_namesake(self.writer))
         return self.ledger.last.get(self.writer) == (manifest.epoch, manifest.uuid)
+
+    def forget_look(self) -> None:
+        """An epoch that `commit` could not look at is not asked for again."""
+        self._files.forget_look()
 
     def discard(self, sealed: Sealed) -> None:
         """Has the files of an epoch deleted that was dropped. Where the storage refuses, the next

@@ -31,6 +31,8 @@ class Fuse:
         self._max_ratio = max_ratio
         self._allowed = allowed
         self._windows: defaultdict[int, _Window] = defaultdict(_Window)
+        self._counted: dict[int, int] = {}
+        """Partition → offset; below it everything has been counted. What was dropped comes again."""
 
     def count(self, batch: DecidedBatch) -> Flood | None:
         """The first partition with too many."""
@@ -38,8 +40,12 @@ class Fuse:
         reasons: defaultdict[int, Counter[str]] = defaultdict(Counter)
         for record, decision in zip(batch.records, batch.decisions, strict=True):
             reason = decision.reason or ""
-            if record.offset < self._allowed.get(record.partition, 0):
+            seen = max(
+                self._counted.get(record.partition, 0), self._allowed.get(record.partition, 0)
+            )
+            if record.offset < seen:
                 continue
+            self._counted[record.partition] = record.offset + 1
             if decision.outcome != "invalid":
                 records[record.partition] += 1
             elif reason not in DEAD_LINKS:
@@ -52,6 +58,7 @@ class Fuse:
             if window.records >= LEAST and invalid > self._max_ratio * window.records:
                 by_reason = ", ".join(f"{n} {reason}" for reason, n in window.invalid.most_common())
                 del self._windows[partition]
+                del self._counted[partition]
                 return Flood(
                     partition,
                     f"{invalid} of the last {window.records} records are invalid ({by_reason}), "

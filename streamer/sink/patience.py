@@ -100,6 +100,9 @@ class Patience:
             self._waiting()
             log.info("the storage is back", extra={"seconds": round(seconds, 1)})
 
+    def abandoned(self, retry: Retry) -> None:
+        self._forget(retry)
+
     def raise_if_stopped(self, retry: Retry, error: StorageAway) -> None:
         if self._stop():
             self._forget(retry)
@@ -132,6 +135,11 @@ class Retry:
         self._tries = 0
         self._due = 0.0
         self._error: StorageAway | None = None
+
+    def abandon(self) -> None:
+        """It is not tried again: nobody waits for it any more."""
+        self._tries, self._error, self._due = 0, None, 0.0
+        self._patience.abandoned(self)
 
     def attempt(self, once: Callable[[], T]) -> tuple[T] | None:
         """What ``once()`` returned. None: it raised StorageAway, or did so lately; ask again.

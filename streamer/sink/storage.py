@@ -105,6 +105,10 @@ class Storage:
         )
         return None if looked is None else looked[0]
 
+    def forget_look(self) -> None:
+        """Nobody asks for that epoch any more (`is_staged`)."""
+        self._look.abandon()
+
     def staged(self) -> list[Staged]:
         """Everything in staging, whoever's it is."""
         changed: dict[tuple[str, int, str], float | None] = {}

@@ -24,6 +24,11 @@ class Reading:
     deaths: int = 0
     """Processes that ended while they tried the one record at ``first``."""
 
+    @property
+    def end(self) -> int:
+        """Of the trial's window."""
+        return min(self.first + self.size, self.until)
+
 
 @dataclass(frozen=True, slots=True)
 class Journal:

@@ -67,9 +67,9 @@ CASES: dict[str, tuple[Callable[[dict[str, Any], Path], None], int, tuple[str, .
         ("enable.auto.commit",),
     ),
     "unreachable broker": (
-        _changed(kafka={"bootstrap_servers": "127.0.0.1:9"}),
-        1,
-        ("127.0.0.1:9", "bootstrap_servers"),
+        _changed(kafka={"bootstrap_servers": "127.0.0.1:9", "give_up_after": "3s"}),
+        75,
+        ("127.0.0.1:9", "kafka.give_up_after"),
     ),
     "missing topic": (
         _changed(kafka={"topic": "no-such-topic"}),

@@ -156,7 +156,9 @@ class SimConsumer:
     def resume(self, partitions: list[TopicPartition]) -> None:
         self._paused.difference_update(tp.partition for tp in partitions)
 
-    def get_watermark_offsets(self, tp: TopicPartition, cached: bool) -> tuple[int, int]:
+    def get_watermark_offsets(
+        self, tp: TopicPartition, timeout: float = 0.0, cached: bool = False
+    ) -> tuple[int, int]:
         log = self._broker.input[tp.partition]
         return log.begin, log.end
 

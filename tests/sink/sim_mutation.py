@@ -55,8 +55,8 @@ def _engine(name: str, *changes: tuple[str, str], quick: bool = False) -> Mutati
     return Mutation(name, {"engine": changes}, quick)
 
 
-def _replica(name: str, *changes: tuple[str, str]) -> Mutation:
-    return Mutation(name, {"replica": changes})
+def _replica(name: str, *changes: tuple[str, str], quick: bool = False) -> Mutation:
+    return Mutation(name, {"replica": changes}, quick)
 
 
 def _client(name: str, *changes: tuple[str, str], quick: bool = False) -> Mutation:
@@ -278,6 +278,19 @@ MUTATIONS = [
             "            pass\n",
         ),
         ('and self._drain(self._revoke_deadline_s, lambda: None, "revoked")', "and True"),
+    ),
+    _replica(
+        "what is in hand is handed on after it was dropped",
+        (
+            "            self._look_at_pauses()  # it may drop, and nothing is handed on between that and a reopen\n",
+            "",
+        ),
+        (
+            "            if self._quarantine.is_open:\n                self._try_suspects()\n",
+            "            if self._quarantine.is_open:\n                self._try_suspects()\n            self._look_at_pauses()\n",
+        ),
+        (" and not self._rewind and line.chunks", " and line.chunks"),
+        quick=True,
     ),
 ]
 

@@ -92,6 +92,7 @@ class Process(Owner):
         """Where a bounded run is to end."""
         self.owned: set[int] = set()
         """Its partitions when its run ended."""
+        self.epochs: EpochThread | None = None
         self.opened: dict[str, float] = {}
         """Every epoch it ever opened: uuid → when."""
         self._static = static
@@ -233,6 +234,7 @@ class Process(Owner):
         stage = SimStage(self, broker)
         metrics: Any = SimMetrics(world.drops)
         epochs = self._epoch_thread(decided, fence, open_epoch, stage, failure, metrics)
+        self.epochs = epochs
         line: Any = Line(fence, chunks, SimDecoder(), stage, epochs)  # type: ignore[arg-type]
         quarantine = Quarantine(self.writer, storage)
         replica: Replica = world.parts.replica.Replica(

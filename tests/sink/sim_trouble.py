@@ -12,6 +12,7 @@ from sim_process import Process
 from sim_schedule import Task
 
 from streamer.errors import DependencyError, TemporaryError
+from streamer.sink.fuse import Flood
 
 if TYPE_CHECKING:
     from simulation import World
@@ -148,6 +149,14 @@ def nothing(world: World, _task: Task, _process: Process, _argument: int) -> Non
     pass
 
 
+def flood(world: World, _task: Task, process: Process, argument: int) -> None:
+    """Too many records of a partition are invalid; somebody looks after a while."""
+    if process.epochs is not None:
+        partition = argument % len(world.broker.input)
+        process.epochs._flooded = process.epochs._run, Flood(partition, "simulated")
+        world.schedule.at(DELAYS[argument // 16 % 12], world.resume)
+
+
 TROUBLES: list[tuple[str, Callable[[World, Task, Process, int], None]]] = [
     ("nothing", nothing),
     ("delay", delay),
@@ -178,4 +187,6 @@ TROUBLES: list[tuple[str, Callable[[World, Task, Process, int], None]]] = [
     ("cut off", cut_off),
     ("cut off", cut_off),
     ("away", be_away),
+    ("flood", flood),
+    ("flood", flood),
 ]

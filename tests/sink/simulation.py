@@ -11,7 +11,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,8 @@ import streamer.replica
 import streamer.sink.engine
 import streamer.sink.storage
 from streamer.errors import Fenced, ProtocolError, Unfinished
+from streamer.wire.pause import decode as decode_pause
+from streamer.wire.pause import encode as encode_pause
 
 Trouble = tuple[int, int, int]
 TRACE = 400
@@ -165,6 +167,7 @@ class World:
         for process in [*self.living.values(), *self.zombies]:
             process.frozen_until = min(process.frozen_until, self.schedule.now)
             process.fault, process.aborts = None, 0
+        self.resume()
         for writer in [f"w-{n}" for n in range(self.setting.writers)]:
             self.gone.discard(writer)
             if writer not in self.living:
@@ -322,6 +325,15 @@ class World:
             return True
         opened = [p.opened[uuid] for p in self.processes if uuid in p.opened]
         return all(self.schedule.now - at > 2 * self.stale_after_s for at in opened)
+
+    def resume(self) -> None:
+        """Somebody has looked at every partition that is paused."""
+        for path, (data, _) in list(self.disk.files.items()):
+            if path.startswith(".paused/") and path.endswith(".json"):
+                pause = decode_pause(data)
+                self.disk.put(path, encode_pause(replace(pause, resumed_to=pause.offset)))
+        if self.calm:  # one may be noticed only now
+            self.schedule.at(1.0, self.resume)
 
     def forgotten(self, process: Process, how: str) -> None:
         """What this process has not committed by now can never be committed."""

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 
 from streamer.records import DecidedBatch, Decision, Facts, Record
 from streamer.sink.fuse import LEAST, WINDOW, Flood, Fuse
 
+OFFSETS = count()
+
 
 def batch(
-    invalid: int, valid: int, reason: str = "truncated", partition: int = 0, first: int = 0
+    invalid: int,
+    valid: int,
+    reason: str = "truncated",
+    partition: int = 0,
+    first: int | None = None,
 ) -> DecidedBatch:
+    """Its records come after all that were made before, or from ``first`` on."""
     n = invalid + valid
+    offsets = [next(OFFSETS) if first is None else first + i for i in range(n)]
     decisions = [Decision("invalid", reason)] * invalid + [Decision("accepted")] * valid
     nothing: object = None
     return DecidedBatch(
-        [Record(partition, first + i, 0, b"", ()) for i in range(n)], [Facts()] * n, decisions, nothing, nothing, {}
+        [Record(partition, offset, 0, b"", ()) for offset in offsets], [Facts()] * n, decisions, nothing, nothing, {}
     )  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -78,11 +88,21 @@ def test_a_partition_is_not_blamed_for_another_one() -> None:
     assert flood.partition == 2
 
 
+def test_what_is_read_again_does_not_count_again() -> None:
+    """After a drop."""
+    fuse = Fuse(0.2, {})
+    for _ in range(3):
+        assert fuse.count(batch(12, 38, first=0)) is None
+    assert fuse.count(batch(0, 49, first=50)) is None
+    assert fuse.count(batch(9, 0, first=99)) is None, "21 of 108: 19 %"
+    assert fuse.count(batch(1, 0, first=108)) is not None, "22 of 109"
+
+
 def test_what_somebody_has_seen_does_not_count() -> None:
     allowed: dict[int, int] = {}
     fuse = Fuse(0.2, allowed)
-    assert fuse.count(batch(LEAST, 0)) is not None
+    assert fuse.count(batch(LEAST, 0, first=0)) is not None
     allowed[0] = LEAST
-    assert fuse.count(batch(LEAST, 0)) is None
+    assert fuse.count(batch(LEAST, 0, first=0)) is None
     assert fuse.count(batch(LEAST - 1, 0, first=LEAST)) is None
     assert fuse.count(batch(1, 0, first=2 * LEAST)) is not None
