@@ -93,5 +93,6 @@ def _live(args: tuple[str, ...], cwd: str, env: dict[str, str], *to: Connection 
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    sys.path[:0] = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
     sys.argv = ["streamer", *args]
     importlib.import_module("streamer.cli").entry()

@@ -44,7 +44,6 @@ class World:
                 "kafka": {
                     "bootstrap_servers": broker.bootstrap_servers,
                     "topic": "t",
-                    "group_instance_id": "w0",
                     "client": {"session.timeout.ms": 6000},
                 },
                 "embedder": {**THUMBNAIL, "args": {"delay_ms": 20}},

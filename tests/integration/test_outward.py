@@ -120,6 +120,8 @@ def test_no_verb_writes_what_steers_a_terminal(
         ("produce", scratch[1], *sent),
         ("produce", str(photos), *sent, "--client", f"{HOSTILE}=1"),
         ("dataset", "stats", f"gs:/{HOSTILE}"),
+        ("resume", "-c", path, "--set", f"output.path=gs:/{HOSTILE}"),
+        ("leave", HOSTILE),
         ("broker", "--data", scratch[0]),
         ("demo", "--images", scratch[1], "--out", f"{tmp_path}/demo"),
         (HOSTILE,),
