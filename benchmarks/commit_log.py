@@ -27,6 +27,7 @@ from streamer.kafka.admin import Admin
 from streamer.kafka.commit import KafkaTransactions
 from streamer.kafka.source import Source
 from streamer.sink.engine import CHECKPOINT_EPOCHS, CommitEngine
+from streamer.sink.errand import at_once
 from streamer.sink.storage import Storage
 from streamer.testing import create_topic
 from streamer.wire.manifest import FileEntry, Manifest, encode
@@ -118,7 +119,7 @@ def start(config: Config, whole: bool, answer: Any) -> None:
     if whole:
         for _ in made._entries():
             pass
-        made._write_checkpoint()
+        made._checkpoint(at_once)
     else:
         made.recover()
     answer.put(

@@ -19,6 +19,9 @@ T = TypeVar("T")
 _CHUNK = 1 << 20
 
 
+REMOVE_TRIES = 3
+
+
 class RemoteFolder(Folder):
     def __init__(self, filesystem: Any, base: str, uri: str) -> None:
         self._fs = filesystem
@@ -112,10 +115,16 @@ class RemoteFolder(Folder):
                 self._fs.move(self._at(scratch), self._at(path))
 
     def remove(self, path: str) -> None:
-        try:
-            self._patiently("remove", path, lambda: self._fs.delete_dir(self._at(path)))
-        except FileNotFoundError:
-            return
+        for tries_left in reversed(range(REMOVE_TRIES)):
+            try:
+                self._patiently("remove", path, lambda: self._fs.delete_dir(self._at(path)))
+            except FileNotFoundError:
+                return
+            except DependencyError:  # somebody else removes it, too
+                if not tries_left:
+                    raise
+            else:
+                return
 
     def check(self, path: str, size: int, sha256: str) -> None:
         """The length only: reading every byte back would double the traffic, and the client sends

@@ -116,7 +116,7 @@ def test_outages_cost_nothing_but_time(
     copies = there.answered["PUT Copy"]
     there.break_at("PUT Copy", "stalled")
     there.wait_for_failures(1, timeout=90)
-    replica.wait_for("the storage is away", count=3)
+    replica.wait_for("the storage is away", count=3, timeout=150)
     until(
         "the gauge",
         lambda: total(scrape(port), "streamer_storage_away_seconds") > 1.3 * POLL_INTERVAL_S,
