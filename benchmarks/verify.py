@@ -137,8 +137,8 @@ def limit(root: Path) -> float:
 
 
 def verify(root: Path, source: Path, *options: str) -> dict[str, Any]:
-    """The command of ``source``, a checkout: seconds, CPU seconds of all its processes, and the peak
-    of the first one's memory."""
+    """The command of ``source``, a checkout: seconds, CPU seconds of all its processes, and the
+    peak of the first one's memory."""
     command = [sys.executable, "-m", "streamer", "dataset", "verify", str(root), "--json", *options]
     environment = {**os.environ, "PYTHONPATH": str(source)}
     peak = 0

@@ -128,8 +128,8 @@ def run_range(
     stop: Callable[[], bool],
     parts: Parts = PARTS,
 ) -> None:
-    """`run` over the part of the topic that ``choose`` names, step by step. What the steps opened is
-    closed last first, however they end."""
+    """`run` over the part of the topic that ``choose`` names, step by step. What the steps opened
+    is closed last first, however they end."""
     failure = Failure()
     brokers = Brokers(config, failure)
     ops = Ops(

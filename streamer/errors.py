@@ -141,7 +141,7 @@ INVALID_REASONS: dict[str, str] = {
     "embedder_failed": "the embedder's embed() raised for this image, also alone",
     "head_failed": "a head's score() raised for this image's vector, also alone",
     "embedding_not_finite": "the model gave NaN, infinity or a zero vector for this image",
-    "crashed": "processes ended without a word again and again while they had this record alone, or its decoding took longer than decode.timeout more than once",
+    "crashed": "processes crashed again and again while this record was the only one in the line, or its decoding took longer than decode.timeout more than once",
     "withdrawn": "its claim was won earlier, but its image can no longer be had (see the claim log's withdraw entries)",
 }
 """The closed list of reasons of ``outcome = invalid``; docs/reference.md is checked against it."""

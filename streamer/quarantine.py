@@ -1,13 +1,14 @@
-"""No record ends replica after replica: the one that does is found, and set aside.
+"""A poison record must not crash replica after replica: it is found and set aside.
 
-A process that ends without a word (a fault in a codec, out of memory, a decoder that hangs) may owe
-that to a record, and whoever reads the partition next ends the same way. So each replica writes down
-what it reads. Who takes over a partition that has not moved since then *suspects* it: before
-anything else is read, its first offsets go through the line alone, committed by themselves, in ever
-smaller windows down to one record; and in larger ones while that goes well. A record that was alone in the line when `DEATHS` processes
-ended is *condemned*: it becomes `invalid`, reason ``crashed``, without being looked at.
+A record can crash a process (a fault in a codec, out of memory) or make it hang, and then does the
+same to the next owner of its partition. So each replica writes down what it reads. A partition that
+has not moved since a process crashed while it read it is *suspected*: before anything else its next
+records go through the line alone, in a window that is committed by itself (a *trial*). After a
+crash the window is narrowed, down to one record; after a success it is doubled. A record that was
+alone in the line in `DEATHS` crashes is *condemned*: it becomes `invalid`, reason ``crashed``,
+unread.
 
-Nothing depends on what is written: without it, it only takes longer.
+What is written down is an aid: without it the search only takes longer.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Quarantine:
                     self._suspects[partition] = _narrower(worst)
                     self._readings[partition] = worst
                     log.warning(
-                        "a process ended without a word while it read this partition: its next "
+                        "a process crashed, or was killed, while it read this partition: its next "
                         "records are read alone, in small windows",
                         extra={"partition": partition, "offset": start, "window": _narrower(worst).size},
                     )  # fmt: skip
@@ -197,20 +198,20 @@ class Quarantine:
         self._write()
 
     def closed(self) -> None:
-        """The process ends with a word, so no record is to blame."""
+        """The process ends in order, so no record is to blame."""
         self._readings.clear()
         self._tried = None
         self._write()
 
     def _condemn(self) -> None:
-        """Who is condemned is told when he comes along."""
+        """Which records are invalid when they come along."""
         trials = [*self._suspects.items(), *([self._tried] if self._tried else [])]
         condemned = {(p, r.first) for p, r in trials if r.size == 1 and r.deaths >= DEATHS}
         condemned |= {origin for origin, n in self._own_overruns().items() if n >= OVERRUNS}
         for partition, offset in sorted(condemned - self._condemned):
             log.error(
-                "a record is set aside as invalid (crashed): processes ended while they had it alone "
-                "in the line, or its decoding took longer than decode.timeout",
+                "a record is set aside as invalid (crashed): processes crashed while it was the only "
+                "one in the line, or its decoding took longer than decode.timeout",
                 extra={"partition": partition, "offset": offset},
             )
         self._condemned = frozenset(condemned)

@@ -189,7 +189,7 @@ class Replica:
             if self._commit_finished(TICK_S if self._is_confined() else 0.0):
                 self._ended = self._line.fence.run
             self._check_superseded()
-            self._look_at_pauses()  # it may drop, and nothing is handed on between that and a reopen
+            self._look_at_pauses()  # before a reopen: what is dropped must not be handed on
             if self._rewind:
                 self._reopen()
             if self._quarantine.is_open:
@@ -595,6 +595,8 @@ class Replica:
 
 def _told(partition: int, why: str) -> str:
     return (
-        f"partition {partition} is paused: {why}. What was not committed is read again when it goes on. Look at the records in a scratch dataset (`streamer replay run "
-        "--dataset scratch --from count:200 --set dead_letters.max_ratio=1`), then mend what is wrong, or go on with `streamer resume -c CONFIG`."
+        f"partition {partition} is paused: {why}. What was not committed is read again when it goes "
+        "on. Look at the records in a scratch dataset (`streamer replay run --dataset scratch --from "
+        "count:200 --set dead_letters.max_ratio=1`), then mend what is wrong, or go on with "
+        "`streamer resume -c CONFIG`."
     )

@@ -40,7 +40,8 @@ log = logging.getLogger("streamer")
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """What any thread failed with, what the probes answer, what is counted, whether brokers answer."""
+    """What any thread failed with, what the probes answer, what is counted, whether brokers
+    answer."""
 
     failure: Failure
     health: Health

@@ -1,5 +1,5 @@
-"""Work on many epochs at once: in processes, for most of it holds Python's lock. Results come in the
-order of the tasks, whichever is ready first."""
+"""Work on many epochs at once: in processes, for most of it holds Python's lock. Results come in
+the order of the tasks, whichever is ready first."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Work(Protocol[T]):
 
 
 class Pool:
-    """``jobs`` processes, or for one job this one. One thread; a context manager, which ends them."""
+    """``jobs`` processes, or for one job this one. One thread; a context manager, which ends
+    them."""
 
     def __init__(self, path: str, jobs: int, advance: Advance) -> None:
         """``path``: the folder, as `open_folder` takes it. ``advance`` is called in the caller's

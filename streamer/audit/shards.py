@@ -1,4 +1,5 @@
-"""The samples of one shard against their rows, by columns, in one pass that also takes the checksum.
+"""The samples of one shard against their rows, by columns, in one pass that also takes the
+checksum.
 
 It proves that a shard is exactly what its rows say, and nothing else: what it does not understand
 (`Strange`) may still be right, or wrong in a way that a person wants to read about. Then
@@ -56,7 +57,8 @@ class Strange(Exception):
 
 
 class ShardCheck:
-    """One shard, whose rows come in order. Blocks for its reads, whose OSErrors are the caller's."""
+    """One shard, whose rows come in order. Blocks for its reads, whose OSErrors are the
+    caller's."""
 
     def __init__(self, file: File, source: BinaryIO, advance: Callable[[int], None]) -> None:
         self._file = file

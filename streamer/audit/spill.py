@@ -1,4 +1,5 @@
-"""Rows in buckets, for more of them than memory holds: what belongs together comes back together."""
+"""Rows in buckets, for more of them than memory holds: what belongs together comes back
+together."""
 
 from __future__ import annotations
 

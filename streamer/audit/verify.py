@@ -1,5 +1,5 @@
-"""The whole audit: epoch by epoch, as many at once as there are processes, and what only all of them
-together show. Memory does not depend on the number of records."""
+"""The whole audit: epoch by epoch, as many at once as there are processes, and what only all of
+them together show. Memory does not depend on the number of records."""
 
 from __future__ import annotations
 

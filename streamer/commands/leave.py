@@ -14,10 +14,10 @@ from streamer.terminal import say
 @click.argument("instance")
 @with_config
 def command(instance: str, path: str, overrides: tuple[str, ...]) -> None:
-    """After a scale-down: takes INSTANCE, the kafka.group_instance_id of a replica that has ended for
-    good (on Kubernetes its pod's name), out of the group. The others get its partitions at once, and
-    not only when its session ends. A replica that still runs under that name is fenced, and ends with
-    exit 75."""
+    """After a scale-down: takes INSTANCE, the kafka.group_instance_id of a replica that has ended
+    for good (on Kubernetes its pod's name), out of the group. The others get its partitions at
+    once, and not only when its session ends. A replica that still runs under that name is fenced,
+    and ends with exit 75."""
     config = read_config(path, overrides)
     if leave(config, Admin(config.kafka), instance):
         say(f"{instance} has left the group {config.group}")

@@ -487,8 +487,8 @@ class Admin:
         answers: Mapping[int, T] = {},
         needs: str = "",
     ) -> T:
-        """``ask(seconds left)``, again while no broker answers or one says *later*; ``answers``: error
-        codes that are an answer; ``needs``: the right that the question takes."""
+        """``ask(seconds left)``, again while no broker answers or one says *later*; ``answers``:
+        error codes that are an answer; ``needs``: the right that the question takes."""
         self._troubles = []
         began = time.monotonic()
         deadline, told = began + self._limit_s, False

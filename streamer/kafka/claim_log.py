@@ -129,8 +129,8 @@ class ClaimLog:
                 )
 
     def append(self, entry: Entry) -> None:
-        """Any thread; blocks only while the producer's queue is full. Raises what the brokers refuse
-        earlier entries with."""
+        """Any thread; blocks only while the producer's queue is full. Raises what the brokers
+        refuse earlier entries with."""
         while True:
             try:
                 self._producer.produce(
@@ -144,8 +144,8 @@ class ClaimLog:
             self._serve(lambda: self._producer.poll(0.05))
 
     def flush(self, timeout: float) -> int:
-        """Waits until what was appended is in the log; returns how many entries are not. Raises what
-        the brokers refuse them with."""
+        """Waits until what was appended is in the log; returns how many entries are not. Raises
+        what the brokers refuse them with."""
         deadline = self.patience.clock() + timeout
         while True:
             left = self._serve(lambda: self._producer.flush(min(timeout, 1.0)))

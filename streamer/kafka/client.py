@@ -154,7 +154,8 @@ def producer_config(config: Config) -> dict[str, Any]:
 
 
 def _wait_ms(kafka: Kafka) -> int:
-    """An entry waits for brokers that are away as long as its replica, which then ends by itself."""
+    """An entry waits for brokers that are away as long as its replica, which then ends by
+    itself."""
     return min(round(1000 * (kafka.give_up_after + 60)), 2**31 - 1)
 
 
@@ -222,8 +223,8 @@ LOGIN = {
     KafkaError.SASL_AUTHENTICATION_FAILED,
     KafkaError.UNSUPPORTED_SASL_MECHANISM,
 }
-"""A broker is there and refuses our name or password. (A broken TLS handshake may be a load balancer
-without brokers.)"""
+"""A broker is there and refuses our name or password. (A broken TLS handshake may be a load
+balancer without brokers.)"""
 _TOO_BIG = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}
 _AWAY = {
     KafkaError._TRANSPORT,
@@ -262,8 +263,8 @@ _AWAY |= {
 
 def explain(error: KafkaError | KafkaException, doing: str, needs: str = "") -> StreamerError:
     """What to raise for ``error``, met while ``doing`` ("reading cats.claims"): the place, the
-    broker's words, the fix. ``needs``: the right that is missing if it is one of those ("Read on the
-    topic cats.claims").
+    broker's words, the fix. ``needs``: the right that is missing if it is one of those ("Read on
+    the topic cats.claims").
 
     Fenced for another process under our name or a membership that ended; TemporaryError for what
     may pass by itself; ConfigError for a property that the client refuses; DependencyError for
@@ -327,8 +328,8 @@ def new_consumer(settings: Mapping[str, Any]) -> Consumer:
 
 
 def raised_by(error: KafkaException | SystemError) -> KafkaError:
-    """What a call of the client failed with. A fatal error that comes before a delivery report makes
-    the report's callback a SystemError, whose cause it is. Raises anything else again."""
+    """What a call of the client failed with. A fatal error that comes before a delivery report
+    makes the report's callback a SystemError, whose cause it is. Raises anything else again."""
     cause = error if isinstance(error, KafkaException) else error.__cause__
     if not isinstance(cause, KafkaException):
         raise error

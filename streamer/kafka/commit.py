@@ -70,8 +70,8 @@ class KafkaTransactions:
         topics: Mapping[str, str] | None = None,
     ) -> None:
         """``dead_letter_limit``: the dead letter topic's max.message.bytes. ``starts``: where a new
-        dataset begins. ``refresh`` tells the health page that a long wait is alive. ``topics``: name
-        → id of what must be the same topic at every commit."""
+        dataset begins. ``refresh`` tells the health page that a long wait is alive. ``topics``:
+        name → id of what must be the same topic at every commit."""
         self._topics = topics or {}
         self._patience = patience
         self._config = config
@@ -278,8 +278,9 @@ class KafkaTransactions:
             if found.get(name) != known:
                 what = "deleted and made again" if name in found else "deleted"
                 raise ProtocolError(
-                    f"the topic {name} was {what} while this replica ran. Nothing that was read since its "
-                    "last commit is committed. Restore the topic, or continue with a new dataset name."
+                    f"the topic {name} was {what} while this replica ran. Nothing that was read "
+                    "since its last commit is committed. Restore the topic, or continue with a new "
+                    "dataset name."
                 )
 
     def _transact(

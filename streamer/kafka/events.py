@@ -21,9 +21,9 @@ UNREADABLE = {
     KafkaError._NOT_IMPLEMENTED,
     KafkaError.INVALID_MSG,
 }
-"""A batch that the client cannot read. It ends the process at once: at some of them the client stands
-for ever, and behind a wrong checksum it was seen to read rubbish, and to go on at an offset that it
-found there."""
+"""A batch that the client cannot read. It ends the process at once: at some of them the client
+stands for ever, and behind a wrong checksum it was seen to read rubbish, and to go on at an offset
+that it found there."""
 
 
 RESTORE = (
@@ -39,8 +39,8 @@ class Events:
     """Of one reader of one topic; its thread's own."""
 
     def __init__(self, topic: str, group: str, way_on: str = RESTORE) -> None:
-        """``group``: the consumer's, for what a missing right is called. ``way_on``: what to do about
-        a batch that cannot be read, with a place for ``{partition}``."""
+        """``group``: the consumer's, for what a missing right is called. ``way_on``: what to do
+        about a batch that cannot be read, with a place for ``{partition}``."""
         self._way_on = way_on
         self._topic = topic
         self._group = group
@@ -49,9 +49,8 @@ class Events:
         """Any event; the end of a partition is none. Returns where waiting may help, and then says
         what came: once in half a minute, or, while brokers are away, to who debugs.
 
-        Raises what `explain` says for what waiting does not mend, and ProtocolError for a batch that
-        cannot be read (`UNREADABLE`).
-        """
+        Raises what `explain` says for what waiting does not mend, and ProtocolError for a batch
+        that cannot be read (`UNREADABLE`)."""
         if error.code() == KafkaError._PARTITION_EOF:
             return
         if is_final(error):

@@ -17,12 +17,12 @@ JOIN_S = 30.0
 
 
 def leave(config: Config, admin: Admin, instance: str) -> bool:
-    """Joins the group under ``instance`` (``group.instance.id``), which fences whoever still runs under
-    it, and leaves, so that the others get its partitions at once. False: there is no such member.
+    """Joins the group under ``instance`` (``group.instance.id``), which fences whoever still runs
+    under it, and leaves, so that the others get its partitions at once. False: there is no such
+    member.
 
-    Commits nothing, and takes no record. Blocks for `JOIN_S` and a few calls of ``admin`` at most. Raises
-    TemporaryError, DependencyError.
-    """
+    Commits nothing, and takes no record. Blocks for `JOIN_S` and a few calls of ``admin`` at most.
+    Raises TemporaryError, DependencyError."""
     if instance not in admin.instances(config.group):
         return False
     consumer = new_consumer(consumer_config(config, config.group, group_instance_id=instance))

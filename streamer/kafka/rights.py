@@ -12,7 +12,8 @@ from streamer.kafka.admin import Admin
 from streamer.kafka.client import explain, is_denied, transactional_config
 
 READERS = ("claim-log-reader", "commit-log-reader", "log-reader", "lag")
-"""Labels of the consumers that join no group; the brokers ask for the right to read it all the same."""
+"""Labels of the consumers that join no group; the brokers ask for the right to read it all the
+same."""
 PROBE_S = 10.0
 _SPELLED = {"READ": "Read", "WRITE": "Write", "DESCRIBE_CONFIGS": "DescribeConfigs"}
 
@@ -26,8 +27,8 @@ class Found:
 
 
 def look_up(config: Config, admin: Admin) -> Found:
-    """Asks the brokers; nothing is written, joined, created or fenced. They remember a transactional
-    id of its own, ``…WRITER.check``, for some days.
+    """Asks the brokers; nothing is written, joined, created or fenced. They remember a
+    transactional id of its own, ``…WRITER.check``, for some days.
 
     Blocks for a few calls of ``admin`` and `PROBE_S`. Raises DependencyError, TemporaryError.
     """

@@ -48,9 +48,9 @@ class Listener(Protocol):
 
 
 class Source:
-    """One consumer of the group. Never calls ``pause()`` because the line is full (librdkafka throws
-    prefetched messages away): the caller keeps the last chunk in hand and calls `serve` now and
-    then, which keeps the membership alive."""
+    """One consumer of the group. Never calls ``pause()`` because the line is full (librdkafka
+    throws prefetched messages away): the caller keeps the last chunk in hand and calls `serve` now
+    and then, which keeps the membership alive."""
 
     def __init__(self, config: Config, admin: Admin) -> None:
         """Connects to nothing until `subscribe`."""
@@ -304,7 +304,8 @@ class Source:
 
     def ask_end(self, partitions: Collection[int]) -> None:
         """Of one of them, in turn: of what is not fetched the client hears nothing. Blocks for a
-        round trip, `ASK_LIMIT_S` at most; where the brokers do not answer, the end stays as it is."""
+        round trip, `ASK_LIMIT_S` at most; where the brokers do not answer, the end stays as it
+        is."""
         self._asked_for = next(
             (p for p in sorted(partitions) if p > self._asked_for), min(partitions, default=-1)
         )
@@ -401,8 +402,9 @@ class Source:
 
 
 def end_membership(consumer: Consumer, admin: Admin, group: str, timeout_s: float) -> None:
-    """Ends a membership, a static one too: the client lets that leave when it unsubscribes, not when
-    it closes. Blocks until the group says so, or for ``timeout_s`` and one call of ``admin``."""
+    """Ends a membership, a static one too: the client lets that leave when it unsubscribes, not
+    when it closes. Blocks until the group says so, or for ``timeout_s`` and one call of
+    ``admin``."""
     member = consumer.memberid()
     consumer.unsubscribe()
     deadline = time.monotonic() + timeout_s

@@ -84,8 +84,8 @@ class Health:
         self._paused = tuple(sorted(partitions))
 
     def watch_storage(self, away_s: Callable[[], float]) -> None:
-        """``away_s`` gives for how many seconds the storage has been away, 0 while it is not; it must
-        not block. The phase says so."""
+        """``away_s`` gives for how many seconds the storage has been away, 0 while it is not; it
+        must not block. The phase says so."""
         self._storage_away_s = away_s
 
     def excuse(self) -> None:

@@ -330,8 +330,8 @@ class Metrics:
         self._storage_retry[cause].inc()
 
     def watch_brokers(self, read: Callable[[], float]) -> None:
-        """``read`` gives the seconds that the brokers have been away, 0 while they answer; called at
-        each scrape in the HTTP thread, must not block."""
+        """``read`` gives the seconds that the brokers have been away, 0 while they answer; called
+        at each scrape in the HTTP thread, must not block."""
         self._brokers_away_s = read
 
     def snapshot_known(

@@ -48,9 +48,9 @@ a second."""
 CHECKPOINT_PATIENCE_S = 5.0
 PROGRESS_EPOCHS = 100_000
 Fallen = Literal["stale", "aborted", "late"]
-"""Why an epoch must be dropped: its terms or first offsets are not the current ones, or a file of it
-is gone; every attempt of its transaction was aborted, or one that was in doubt; it is so old that its
-files may be gone."""
+"""Why an epoch must be dropped: its terms or first offsets are not the current ones, or a file of
+it is gone; every attempt of its transaction was aborted, or one that was in doubt; it is so old
+that its files may be gone."""
 MANIFEST_VERSION = 1
 
 
@@ -497,8 +497,8 @@ class CommitEngine:
 
     def _was_committed(self, manifest: Manifest) -> bool:
         """Fences ourselves, which ends whatever is open, and reads what it became. If it is not
-        committed, nothing of what we have staged may be, ever: a namesake that started meanwhile has
-        deleted it. Raises Fenced if one has committed."""
+        committed, nothing of what we have staged may be, ever: a namesake that started meanwhile
+        has deleted it. Raises Fenced if one has committed."""
         self._kafka.fence()
         for entry in self._entries():
             if entry.writer == self.writer and entry.uuid != manifest.uuid:
@@ -536,8 +536,8 @@ class CommitEngine:
 
     def _is_late(self, sealed: Sealed) -> bool:
         """Others delete staging that is twice as old and not committed: what may have been deleted
-        must not be committed any more. Once that is bad luck: brokers were away, or the process stood
-        still. Raises TemporaryError for the second epoch in a row."""
+        must not be committed any more. Once that is bad luck: brokers were away, or the process
+        stood still. Raises TemporaryError for the second epoch in a row."""
         age = self._clock.monotonic() - sealed.began
         if age > self._stale_after_s:
             if self._was_late:

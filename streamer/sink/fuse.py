@@ -32,7 +32,8 @@ class Fuse:
         self._allowed = allowed
         self._windows: defaultdict[int, _Window] = defaultdict(_Window)
         self._counted: dict[int, int] = {}
-        """Partition → offset; below it everything has been counted. What was dropped comes again."""
+        """Partition → offset; below it everything has been counted. What was dropped comes
+        again."""
 
     def count(self, batch: DecidedBatch) -> Flood | None:
         """The first partition with too many."""

@@ -36,8 +36,8 @@ class Ledger:
         return not self._early
 
     def commit(self, manifest: Manifest) -> None:
-        """Applies our own manifest, whose transaction is committed, unless the log has given it back
-        already. Raises like `apply`."""
+        """Applies our own manifest, whose transaction is committed, unless the log has given it
+        back already. Raises like `apply`."""
         if self.last.get(manifest.writer) == (manifest.epoch, manifest.uuid):
             return
         self._fold(manifest)

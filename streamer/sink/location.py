@@ -24,8 +24,8 @@ _S3_SWITCHES = ("allow_bucket_creation", "anonymous", "force_virtual_addressing"
 _S3_SECONDS = {"connect_timeout": 10.0, "request_timeout": 30.0}
 """With their defaults; ``request_timeout`` ends a connection on which nothing moves."""
 READ_ATTEMPTS = 3
-"""Of Arrow's client, for bytes of a file that is open for reading; all else is tried once there, and
-again by `Patience`."""
+"""Of Arrow's client, for bytes of a file that is open for reading; all else is tried once there,
+and again by `Patience`."""
 
 
 def open_folder(

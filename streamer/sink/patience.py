@@ -34,9 +34,8 @@ class Patience:
     each has one try.
 
     ``stop()`` ends every wait. ``retried(cause)`` is told of each failed try, ``waiting()`` of each
-    moment at which a thread waits. ``setting`` is the key of the config that ``retry_for`` comes from,
-    for the message.
-    """
+    moment at which a thread waits. ``setting`` is the key of the config that ``retry_for`` comes
+    from, for the message."""
 
     def __init__(
         self,
@@ -73,7 +72,8 @@ class Patience:
         return done[0]
 
     def failed(self, retry: Retry, error: StorageAway, tries: int) -> float:
-        """When the next try is due, in monotonic seconds. Raises StorageAway where there is none."""
+        """When the next try is due, in monotonic seconds. Raises StorageAway where there is
+        none."""
         now = time.monotonic()
         self._retried(error.cause)
         with self._lock:

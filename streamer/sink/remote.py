@@ -7,8 +7,10 @@ but for the bytes of a new file: only `S3Folder` can send part of a file again.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, BinaryIO, TypeVar, cast
 
 from streamer.errors import DependencyError, ProtocolError, StorageAway
@@ -17,9 +19,8 @@ from streamer.sink.trouble import cause_of
 
 T = TypeVar("T")
 _CHUNK = 1 << 20
-
-
-REMOVE_TRIES = 3
+_REMOVALS = 3
+"""Tries where somebody else removes the same folder."""
 
 
 class RemoteFolder(Folder):
@@ -115,16 +116,17 @@ class RemoteFolder(Folder):
                 self._fs.move(self._at(scratch), self._at(path))
 
     def remove(self, path: str) -> None:
-        for tries_left in reversed(range(REMOVE_TRIES)):
+        with suppress(FileNotFoundError):
+            self._patiently("remove", path, lambda: self._remove(path))
+
+    def _remove(self, path: str) -> None:
+        for attempt in range(1, _REMOVALS + 1):
             try:
-                self._patiently("remove", path, lambda: self._fs.delete_dir(self._at(path)))
-            except FileNotFoundError:
+                self._fs.delete_dir(self._at(path))
                 return
-            except DependencyError:  # somebody else removes it, too
-                if not tries_left:
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY or attempt == _REMOVALS:
                     raise
-            else:
-                return
 
     def check(self, path: str, size: int, sha256: str) -> None:
         """The length only: reading every byte back would double the traffic, and the client sends

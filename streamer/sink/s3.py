@@ -48,8 +48,8 @@ class Clients(NamedTuple):
 
 
 def connect(options: Mapping[str, Any], reading: Any, elsewhere: bool) -> Clients:
-    """Clients beside Arrow's for the options of ``pyarrow.fs.S3FileSystem``. ``elsewhere``: it is not Amazon's
-    service. Connects to nothing. Raises ValueError for an endpoint that is none."""
+    """Clients beside Arrow's for the options of ``pyarrow.fs.S3FileSystem``. ``elsewhere``: it is
+    not Amazon's service. Connects to nothing. Raises ValueError for an endpoint that is none."""
     from botocore import UNSIGNED
     from botocore.config import Config
     from botocore.session import get_session

@@ -93,8 +93,8 @@ class Storage:
             raise self.folder.refused(error, "read back", staged) from error
 
     def is_staged(self, manifest: Manifest) -> bool | None:
-        """Whether each of its files is still there, by its length. None: the storage is away, or was
-        a moment ago; ask again. One thread; one try, which never waits for the next.
+        """Whether each of its files is still there, by its length. None: the storage is away, or
+        was a moment ago; ask again. One thread; one try, which never waits for the next.
 
         Raises StorageAway once that went on for too long.
         """

@@ -1,5 +1,5 @@
-"""What an error of a remote storage means: whether a later try may succeed, and what a person can do
-where it cannot."""
+"""What an error of a remote storage means: whether a later try may succeed, and what a person can
+do where it cannot."""
 
 from __future__ import annotations
 

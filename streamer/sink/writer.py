@@ -138,8 +138,10 @@ class EpochThread:
     def _blow(self, flood: Flood) -> None:
         if self._stops:
             raise DeadLetterFuse(
-                f"partition {flood.partition}: {flood.why}. Nothing of this epoch was committed. Look at the records in a scratch dataset (`streamer replay run "
-                "--dataset scratch --from count:200 --set dead_letters.max_ratio=1`), or raise dead_letters.max_ratio (1 switches the fuse off)."
+                f"partition {flood.partition}: {flood.why}. Nothing of this epoch was committed. "
+                "Look at the records in a scratch dataset (`streamer replay run --dataset scratch "
+                "--from count:200 --set dead_letters.max_ratio=1`), or raise dead_letters.max_ratio "
+                "(1 switches the fuse off)."
             )
         if self._epoch is not None:
             self._epoch.files.discard()

@@ -1,5 +1,5 @@
-"""What a process reads, as it writes it down beside the dataset: who takes a partition over after it
-ended without a word learns what it had in hand."""
+"""What a process reads, as it writes it down beside the dataset: after a crash the next owner of a
+partition learns from it what was in hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Reading:
 
     first: int
     size: int = 0
-    """Not 0: a trial. Of all partitions only these offsets [first, first + size) are in the line."""
+    """Not 0: a trial. Of all partitions only these offsets [first, first + size) are in the
+    line."""
     until: int = 0
     """Offsets below it are to be tried one by one."""
     deaths: int = 0

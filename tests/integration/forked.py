@@ -1,6 +1,6 @@
 """`streamer` processes that are forked from one which has imported PyTorch and the rest already: a
-start costs half a second instead of three. Whatever they do, they are processes like any other; what
-the installed script itself does is tested in `test_exit_codes` and `test_outward`."""
+start costs half a second instead of three. Whatever they do, they are processes like any other;
+what the installed script itself does is tested in `test_exit_codes` and `test_outward`."""
 
 from __future__ import annotations
 

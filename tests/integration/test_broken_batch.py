@@ -1,5 +1,5 @@
-"""Batches that the client library cannot read: damaged in the broker's log, or packed in a way that it
-does not know. No reader gets past one, so the process says where it stands."""
+"""Batches that the client library cannot read: damaged in the broker's log, or packed in a way that
+it does not know. No reader gets past one, so the process says where it stands."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from streamer.testing import Broker, create_topic, jpeg, produce
 from tests.integration.service import THUMBNAIL, Service
 
 CRC_AT, ATTRIBUTES_AT = 17, 21
-"""In a record batch of Kafka's format 2: offset (8 bytes), length (4), epoch (4), format (1), CRC-32C
-(4) over all that follows, attributes (2), …"""
+"""In a record batch of Kafka's format 2: offset (8 bytes), length (4), epoch (4), format (1),
+CRC-32C (4) over all that follows, attributes (2), …"""
 
 
 def crc32c(data: bytes) -> int:
@@ -40,8 +40,8 @@ def packed_with(codec: int) -> Callable[[bytearray], None]:
 
 
 def damage(broker: Broker, topic: str, offset: int, change: Callable[[bytearray], None]) -> None:
-    """In place, the batch of partition 0 that begins at ``offset``: a broker that runs looks at it no
-    more, while one that starts might cut it off."""
+    """In place, the batch of partition 0 that begins at ``offset``: a broker that runs looks at it
+    no more, while one that starts might cut it off."""
     path = broker.data / "log" / f"{topic}-0" / f"{0:020d}.log"
     log = bytearray(path.read_bytes())
     at = 0

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import time
-from collections.abc import Callable
 
 import pytest
 
 from streamer.testing import create_topic, produce, read_topic
-from tests.integration.service import Made, Replica, photographs, streamer, verified
-from tests.integration.test_watched import ask, port_of, scrape, total
-
-
-def wait_until(done: Callable[[], bool], replica: Replica, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, replica.log
-        time.sleep(0.1)
+from tests.integration.service import Made, photographs, streamer, verified
+from tests.integration.watch import ask, port_of, scrape, total, wait_until
 
 
 @pytest.mark.timeout(300)

@@ -13,7 +13,7 @@ import pytest
 
 from streamer.testing import create_topic, jpeg, produce, read_topic
 from tests.integration.service import Made, read_output, verified
-from tests.integration.test_watched import ask, port_of, scrape, total
+from tests.integration.watch import ask, port_of, scrape, total
 
 
 class Web:

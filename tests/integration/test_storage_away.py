@@ -3,10 +3,8 @@ their public names, at a start, and at a shutdown."""
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +21,7 @@ from tests.integration.service import (
     read_output,
     verified,
 )
-from tests.integration.test_watched import ask, scrape, total
+from tests.integration.watch import ask, port_of, scrape, total, wait_until
 from tests.sink_data import s3_server
 from tests.unreliable_store import UnreliableStore, unreliable
 
@@ -48,19 +46,6 @@ def s3_query() -> Iterator[str]:
 def store(s3_query: str) -> Iterator[tuple[UnreliableStore, str]]:
     with unreliable(s3_query) as (made, query):
         yield made, f"{query}&request_timeout=2&connect_timeout=2"
-
-
-def port_of(replica: Any) -> int:
-    replica.wait_for("serving /metrics", timeout=60)
-    line = next(line for line in replica.lines if "serving /metrics" in line)
-    return int(json.loads(line)["port"])
-
-
-def until(what: str, done: Any, timeout: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not done():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 @pytest.mark.timeout(400)
@@ -105,9 +90,9 @@ def test_outages_cost_nothing_but_time(
     replica.wait_for("epoch committed", timeout=120)
     there.mode = "refused"
     replica.wait_for("the storage is away", count=2)
-    until(
-        "the gauge",
+    wait_until(
         lambda: total(scrape(port), "streamer_storage_away_seconds") > 1.3 * POLL_INTERVAL_S,
+        replica,
     )
     there.mode = "there"
     replica.wait_for("the storage is back", count=2)
@@ -117,16 +102,16 @@ def test_outages_cost_nothing_but_time(
     there.break_at("PUT Copy", "stalled")
     there.wait_for_failures(1, timeout=90)
     replica.wait_for("the storage is away", count=3, timeout=150)
-    until(
-        "the gauge",
+    wait_until(
         lambda: total(scrape(port), "streamer_storage_away_seconds") > 1.3 * POLL_INTERVAL_S,
+        replica,
     )
     there.mode = "there"
     replica.wait_for("the storage is back", count=3)
 
     # Copies that take longer than a connection may be silent.
     there.slow_copies_s = 3.0
-    until("a copy", lambda: there.answered["PUT Copy"] >= copies + 2)
+    wait_until(lambda: there.answered["PUT Copy"] >= copies + 2, replica)
     there.slow_copies_s = 0.0
 
     assert replica.end(180) == 0, replica.log

@@ -8,49 +8,15 @@ import re
 import signal
 import socket
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from pathlib import Path
-from typing import Any
-
-from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.testing import create_topic, jpeg, produce
-from tests.integration.service import Made, Replica, photographs, read_output
+from tests.integration.service import Made, photographs, read_output
+from tests.integration.watch import ask, port_of, scrape, total
 
 DASHBOARD = Path(__file__).parents[2] / "k8s/base/dashboard/streamer.json"
 ONLY_ON_A_GPU = {"streamer_device_memory_bytes"}
-
-
-def port_of(replica: Replica) -> int:
-    replica.wait_for("serving /metrics")
-    [line] = [line for line in list(replica.lines) if "serving /metrics" in line]
-    return int(json.loads(line)["port"])
-
-
-def ask(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-def scrape(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    status, text = ask(port, "/metrics")
-    assert status == 200
-    return {
-        (s.name, tuple(sorted(s.labels.items()))): s.value
-        for f in text_string_to_metric_families(text)
-        for s in f.samples
-    }
-
-
-def total(scraped: dict[Any, float], name: str, **labels: str) -> float:
-    return sum(
-        v for (n, have), v in scraped.items() if n == name and labels.items() <= dict(have).items()
-    )
 
 
 def test_metrics_and_probes_of_a_real_run(

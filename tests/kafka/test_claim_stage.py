@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
+from patient import Patient
 
 from streamer.config import Config, parse
 from streamer.dedup.choose import open_index
@@ -31,7 +32,6 @@ from streamer.kafka import claims as claims_module
 from streamer.kafka.admin import Admin
 from streamer.kafka.claim_log import ClaimLog
 from streamer.kafka.claims import MAX_IN_FLIGHT, ClaimStage, NoClaims
-from streamer.kafka.patience import Patience
 from streamer.ops.metrics import Metrics
 from streamer.records import NEAR_DUPLICATE, Decision, Facts, Record, Term
 from streamer.testing import create_topic, produce, read_topic
@@ -668,28 +668,13 @@ def test_an_open_that_is_not_read_back_ends_in_time(
     with pytest.raises(TemporaryError, match="not read back within"):
         a.stage.open([Term(0, 11, 1, 0)], lambda: served.append(1))
     assert served
-    a.stage._patience = Patient()
+    a.stage._patience = Patient(30)
     with pytest.raises(TemporaryError, match="enough"):
         a.stage.open([Term(0, 12, 1, 0)], lambda: None)
-    a.log.patience = Patient()
+    a.log.patience = Patient(30)
     monkeypatch.setattr(claim_log_module, "ENTRY_DEADLINE_S", 0.1)
     with pytest.raises(TemporaryError, match="enough"):
         a.log.read_to(a.log.offset + 1000, lambda at, end: None)
-
-
-class Patient(Patience):
-    """Brokers are away, for thirty looks."""
-
-    def __init__(self) -> None:
-        self.looks = 0
-
-    def clock(self) -> float:
-        return 0.0
-
-    def check(self) -> None:
-        self.looks += 1
-        if self.looks == 30:
-            raise TemporaryError("enough")
 
 
 def test_an_open_ends_with_the_thread_that_failed(dataset: Dataset) -> None:

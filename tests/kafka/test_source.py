@@ -408,7 +408,8 @@ def test_one_who_left_is_no_member(group: Group, kafka: str, topic_name: str) ->
 def test_a_static_member_leaves_for_good_or_is_taken_out(
     group: Group, kafka: str, topic_name: str
 ) -> None:
-    """Its session is longer than the test waits: at a mere close its partitions would stay with it."""
+    """Its session is longer than the test waits: at a mere close its partitions would stay with
+    it."""
     create_topic(kafka, topic_name, partitions=3)
     long = {"session.timeout.ms": 45_000, "max.poll.interval.ms": 45_000}
     a, b, c = (group.source(group_instance_id=f"pod-{n}", client=long) for n in range(3))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from patient import Patient
 
 from streamer.config import Config, parse
 from streamer.errors import DependencyError, Fenced, InDoubt, ProtocolError, TemporaryError
@@ -20,7 +21,6 @@ from streamer.kafka import client as client_module
 from streamer.kafka import commit as commit_module
 from streamer.kafka.admin import Admin, CommittedOffset
 from streamer.kafka.commit import KafkaTransactions, founding_manifest
-from streamer.kafka.patience import Patience
 from streamer.kafka.source import Source
 from streamer.records import Headers
 from streamer.sink.engine import DeadLetter
@@ -314,7 +314,8 @@ def test_a_transaction_that_timed_out_is_not_blamed_on_a_namesake_alone(
 def test_a_transaction_that_took_too_long_is_in_doubt_until_it_is_looked_up(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, is_late: bool
 ) -> None:
-    """The brokers ended it while we waited for them, or they committed it and the answer was lost."""
+    """The brokers ended it while we waited for them, or they committed it and the answer was
+    lost."""
     monkeypatch.setattr(client_module, "TRANSACTION_TIMEOUT_S", 1.0)
     monkeypatch.setattr(commit_module, "DOUBT_S", 2.0)
     a = dataset.writer().join()
@@ -538,26 +539,11 @@ def test_nothing_is_asked_of_an_unreachable_broker_for_ever(
         assert time.monotonic() - before < 10
     # While it is known that brokers are away, somebody else says how long to wait
     for call in calls:
-        port._patience = Patient()
+        port._patience = Patient(4)
         with pytest.raises(TemporaryError, match="enough"):
             call()
     port.close()
     source.close()
-
-
-class Patient(Patience):
-    """Brokers are away, for three looks."""
-
-    def __init__(self) -> None:
-        self.looks = 0
-
-    def clock(self) -> float:
-        return 0.0
-
-    def check(self) -> None:
-        self.looks += 1
-        if self.looks == 4:
-            raise TemporaryError("enough")
 
 
 def test_the_log_is_read_from_an_entry_on(dataset: Dataset) -> None:

@@ -19,7 +19,8 @@ class Mutation:
     name: str
     changes: Mapping[str, Changes]
     """Part → pieces of its source and what replaces them. Parts are ``engine``, ``replica`` and
-    ``storage``, the modules under test, and ``client``: the Kafka port, which here is the simulation's own."""
+    ``storage``, the modules under test, and ``client``: the Kafka port, which here is the
+    simulation's own."""
 
     quick: bool = False
     """Noticed within a few worlds, so that every run can check it."""
@@ -282,7 +283,7 @@ MUTATIONS = [
     _replica(
         "what is in hand is handed on after it was dropped",
         (
-            "            self._look_at_pauses()  # it may drop, and nothing is handed on between that and a reopen\n",
+            "            self._look_at_pauses()  # before a reopen: what is dropped must not be handed on\n",
             "",
         ),
         (

@@ -27,7 +27,8 @@ class Oracle:
         disk.watch = self.changes
         self.broker: Broker
         self.may_delete: Callable[[str, str], bool]
-        """Writer, uuid of an epoch of it that is not committed → whether the running process may."""
+        """Writer, uuid of an epoch of it that is not committed → whether the running process
+        may."""
         self.committed: list[Manifest] = []
         self.tiles: dict[int, tuple[int, int]] = {}
         self.dead: dict[str, str] = {}

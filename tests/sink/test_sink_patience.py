@@ -1,5 +1,5 @@
-"""A storage that is away: what is tried again, for how long, and what is final at once. The store is
-a real S3 server behind a proxy that can be away (`unreliable_store`)."""
+"""A storage that is away: what is tried again, for how long, and what is final at once. The store
+is a real S3 server behind a proxy that can be away (`unreliable_store`)."""
 
 from __future__ import annotations
 

@@ -191,7 +191,8 @@ class Ahead:
 
 @pytest.mark.parametrize("seconds", [540.0, -86_400.0, 20.0])
 def test_an_age_does_not_depend_on_the_hosts_clock(storage, monkeypatch, caplog, seconds):
-    """Nine minutes ahead were enough to take for abandoned what another writer was about to commit."""
+    """Nine minutes ahead were enough to take for abandoned what another writer was about to
+    commit."""
     storage.open_staged("w-1", 3, "ab", "x").close()
     monkeypatch.setattr(streamer.sink.storage, "time", Ahead(seconds))
     [staged] = storage.staged()
