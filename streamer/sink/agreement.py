@@ -117,8 +117,8 @@ def contradiction(
     if offset is not None and offset != start:
         return (
             f"partition {partition}: the group streamer.{dataset} is committed at offset {offset}, "
-            f"but the manifests end at {start}: somebody moved the group's offsets by hand. Stop "
-            "all replicas and set it back (kafka-consumer-groups.sh --bootstrap-server … --group "
+            f"but the manifests end at {start}: somebody moved the group's offsets by hand, or "
+            "aborted a part of a hanging transaction. Stop all replicas and set it back (kafka-consumer-groups.sh --bootstrap-server … --group "
             f"streamer.{dataset} --reset-offsets --to-offset {start} --topic TOPIC:{partition} "
             "--execute). Other records are read by replaying them into a new dataset."
         )

@@ -11,7 +11,10 @@ from pathlib import Path
 
 from streamer.errors import DependencyError
 
-KAFKA_VERSION = "4.4.0"
+# Not 4.3 or 4.4 up to 4.4.0: a coordinator that loads while a partition has no leader (its own
+# broker was killed and starts again) takes the partition for deleted, writes no marker, and the
+# committed transaction hangs for ever (KAFKA-20734).
+KAFKA_VERSION = "4.2.2"
 # slf4j-simple writes Kafka's warnings to stderr, so that a broker which does not start can say why.
 _COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
 _INSTALL = "install it: pip install -c constraints/cpu.txt '.[cpu,broker]' in streamer's folder"

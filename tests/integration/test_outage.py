@@ -190,8 +190,5 @@ def test_it_waits_no_longer_than_it_may(embedded: type[Broker], tmp_path: Path) 
 
         made.broker.start()
         last_run = made.service.start("--until", "end")
-        while last_run.end() == 75:  # a transaction that the broker took up again may stay open
-            assert "transaction is still open" in last_run.lines[-1], last_run.log
-            last_run = made.service.start("--until", "end")
         assert last_run.end() == 0, last_run.log
         made.check()
