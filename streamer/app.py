@@ -59,6 +59,7 @@ from streamer.sink.engine import CommitEngine
 from streamer.sink.epoch import EpochWriter
 from streamer.sink.errand import Errands
 from streamer.sink.writer import EpochThread
+from streamer.skips import Skips
 from streamer.start import Ground, Ops, Restored, check, restore
 from streamer.wire.manifest import Manifest
 
@@ -306,11 +307,13 @@ def recover(
         + config.output.retry_for
         + TRANSACTION_TIMEOUT_S
     )
+    skips = Skips(storage, config.kafka.on_expired == "skip")
+    skips.look()
     errands = Errands(ground.ops.failure)
     metrics.watch_queue(errands.channel)
     engine = CommitEngine(
         config.dataset, config.writer, transactions, storage, SystemClock(), ground.pipeline, stale_after_s, span.fixed_ends, guarded,
-        errands.begin,
+        errands.begin, skips.limit,
     )  # fmt: skip
     with health.unwatched(beat):  # copies may take minutes, and the storage may be away
         engine.recover()
@@ -330,7 +333,7 @@ def recover(
         metrics.paused(len(partitions))
 
     replica = Replica(
-        source, engine, line, quarantine, pauses, ground.ops.failure, metrics, show_paused, beat, poll_interval_s(config)
+        source, engine, line, quarantine, pauses, skips, ground.ops.failure, metrics, show_paused, beat, poll_interval_s(config)
     )  # fmt: skip
     bound = Bound(
         span.ends if span.fixed_ends is None else engine.ledger.fixed_ends,

@@ -30,6 +30,7 @@ VERBS = {
     "leave": "Takes a replica that does not come back out of its group.",
     "lag": "Per partition: committed, end, records and seconds behind.",
     "check": "All that a start needs, from the config to the model: one line each.",
+    "seek": "Moves a stopped dataset forward: what lies between is never decided.",
     "resume": "Partitions that are paused by a flood of invalid records, and on with them.",
     "index": "Snapshots of the dedup state: shows, writes and checks them.",
     "dataset": "Exactly-once audit and statistics of an output folder.",

@@ -19,12 +19,13 @@ _COUNT = re.compile(r"count:(\d+)")
 
 
 def first_offsets(
-    text: str, admin: Admin, topic: str, partitions: Collection[int]
+    text: str, admin: Admin, topic: str, partitions: Collection[int], option: str = "--from"
 ) -> Mapping[int, int]:
     """``earliest``, a time, ``offset:N``, ``offset:P=N,…`` or ``count:N`` (the last N offsets of
     each partition) → first offsets.
 
-    A partition that ``offset:P=N`` does not name is left out of the replay. Raises ConfigError.
+    A partition that ``offset:P=N`` does not name begins at its end. Raises ConfigError, which
+    names the ``option``.
     """
     begins = admin.begin_offsets(topic, partitions)
     ends = admin.end_offsets(topic, partitions, committed=False)
@@ -33,15 +34,36 @@ def first_offsets(
     if match := _COUNT.fullmatch(text):
         return {p: max(begins[p], ends[p] - int(match[1])) for p in partitions}
     if text.startswith("offset:"):
-        given = _offsets("--from", text, partitions)
+        given = _offsets(option, text, partitions)
         for p, offset in given.items():
             if not begins[p] <= offset <= ends[p]:
                 raise ConfigError(
-                    f"--from {text}: partition {p} of {topic} begins at offset {begins[p]} and ends at {ends[p]}; {offset} is "
+                    f"{option} {text}: partition {p} of {topic} begins at offset {begins[p]} and ends at {ends[p]}; {offset} is "
                     "outside"
                 )
         return {p: given.get(p, ends[p]) for p in partitions}
-    return admin.offsets_at(topic, partitions, _milliseconds("--from", text))
+    return admin.offsets_at(topic, partitions, _milliseconds(option, text))
+
+
+def forward_offsets(
+    text: str, admin: Admin, topic: str, decided: Mapping[int, int]
+) -> Mapping[int, int]:
+    """``earliest``, a time, ``offset:N``, ``offset:P=N,…`` or ``count:N`` → of the partitions that
+    are ``decided`` up to an offset before that, where they are to go on. Raises ConfigError for an
+    offset that lies before it, or beyond the topic's end."""
+    if text.startswith("offset:"):
+        wanted: Mapping[int, int] = _offsets("--to", text, decided)
+        ends = admin.end_offsets(topic, list(wanted), committed=False)
+        for p, offset in wanted.items():
+            if not decided[p] <= offset <= ends[p]:
+                raise ConfigError(
+                    f"--to {text}: partition {p} is decided up to offset {decided[p]} and ends at "
+                    f"{ends[p]}; {offset} is outside. What was decided is read again by "
+                    "`streamer replay run`, into a new dataset"
+                )
+    else:
+        wanted = first_offsets(text, admin, topic, list(decided), "--to")
+    return {p: offset for p, offset in wanted.items() if offset > decided[p]}
 
 
 def end_offsets(
@@ -105,7 +127,7 @@ def _milliseconds(option: str, text: str) -> int:
     try:
         return round(parse_time(text) * 1000)
     except ValueError:
-        choices = "earliest" if option == "--from" else "end"
+        choices = "end" if option == "--until" else "earliest"
         raise ConfigError(
             f"{option} {text}: neither {choices}, a time like 2026-01-31T12:00:00Z, offset:N, offset:P=N,… nor count:N"
         ) from None

@@ -33,6 +33,7 @@ from streamer.sink.engine import CommitEngine, Sealed, iso
 from streamer.sink.fuse import Flood
 from streamer.sink.ledger import Ledger
 from streamer.sink.writer import EpochThread, Finished
+from streamer.skips import Cause, Skip, Skips
 
 log = logging.getLogger("streamer")
 
@@ -134,13 +135,18 @@ class Replica:
     while it polls."""
 
     def __init__(
-        self, source: Source, engine: CommitEngine, line: Line, quarantine: Quarantine, pauses: Pauses, failure: Failure,
+        self, source: Source, engine: CommitEngine, line: Line, quarantine: Quarantine, pauses: Pauses, skips: Skips, failure: Failure,
         metrics: Metrics, show_paused: Callable[[Collection[int]], None], beat: Heartbeat, poll_interval_s: float,
     ) -> None:  # fmt: skip
         self._source = source
         self._quarantine = quarantine
         self._pauses = pauses
         self._pauses_seen_at = float("-inf")
+        self._skips = skips
+        self._to_skip: deque[Skip] = deque()
+        """What is to be said to the line before anything else of these partitions."""
+        self._causes: dict[tuple[int, int], Cause] = {}
+        """Partition, first offset → why they are skipped."""
         self._show_paused = show_paused
         self._engine = engine
         self._line = line
@@ -238,13 +244,11 @@ class Replica:
     def _flush(self) -> None:
         """Asks, once, for an epoch that ends behind everything that was polled."""
         run = self._line.fence.run
-        if self._flushed is not run:
-            empty: Future[list[Decoded]] = Future()
-            empty.set_result([])
-            if self._line.chunks.put(Chunk(Span(run, self._terms, {}, self._flushes + 1), empty)):
-                self._flushes += 1
-                self._flushed = run
-                log.info("everything that is to be read is read; it is decided and committed now")
+        asked = Span(run, self._terms, {}, self._flushes + 1)
+        if self._flushed is not run and self._line.chunks.put(_empty(asked)):
+            self._flushes += 1
+            self._flushed = run
+            log.info("everything that is to be read is read; it is decided and committed now")
 
     def _try_suspects(self) -> None:
         """One step of the quarantine: a trial begins when what was in the line before is
@@ -327,7 +331,13 @@ class Replica:
     def _feed(self) -> None:
         """One step: hands on what is in hand if the line has room, polls for more if the hand has."""
         source, line = self._source, self._line
-        if source.has_any and not self._rewind and line.chunks.wait_room(TICK_S):
+        if source.stuck and not (source.has_any or self._rewind):
+            self._get_past(min(source.stuck))
+        if self._to_skip and not self._rewind and line.chunks.wait_room(TICK_S):
+            skip = self._to_skip.popleft()
+            ranges = {skip.partition: ((skip.first, skip.following),)}
+            line.chunks.put(_empty(Span(line.fence.run, self._terms, {}, skips=ranges)))
+        elif source.has_any and not self._rewind and line.chunks.wait_room(TICK_S):
             records, marks, nbytes = source.take()
             line.chunks.put(
                 Chunk(Span(line.fence.run, self._terms, marks), line.decoder.submit(records)),
@@ -342,6 +352,34 @@ class Replica:
             self._polled_at = time.monotonic()
         else:
             self._serve()
+
+    def _get_past(self, partition: int) -> None:
+        """Goes on behind what expired under us, or cannot be read. Raises ProtocolError where it
+        may not. Blocks for some round trips."""
+        at = self._source.reached[partition]
+        cause: Cause = "expired"
+        if self._source.is_unreadable(partition):
+            cause, following = "unreadable", self._source.find_readable(partition, self._beat)
+        else:
+            following = max(at, self._engine.past_expired(partition, at))
+        if following > at:
+            self._skip([Skip(partition, at, following, cause)])
+        self._source.rewind({partition: following})
+
+    def _skip(self, skips: Collection[Skip]) -> None:
+        for skip in skips:
+            self._line.stage.skip(self._terms[skip.partition], skip.first, skip.following)
+            self._causes[skip.partition, skip.first] = skip.cause
+            log.warning(
+                "offsets are skipped: no record of them is decided",
+                extra={
+                    "cause": skip.cause,
+                    "partition": skip.partition,
+                    "first": skip.first,
+                    "next": skip.following,
+                },
+            )
+        self._to_skip.extend(skips)
 
     def _serve(self) -> None:
         """Keeps the membership while nothing may be polled: one poll per quarter of the poll
@@ -419,6 +457,9 @@ class Replica:
             return False
         committed = {p: following for p, (_, following) in sealed.ranges.items()}
         self._metrics.epoch_committed(finished.tally, len(sealed.dead_letters))
+        for partition, ranges in sealed.skipped.items():
+            for first, following in ranges:
+                self._metrics.skipped(self._causes[partition, first], following - first)
         self._line.stage.renew(committed, self._terms)
         self._show_lag()
         log.info(
@@ -494,6 +535,7 @@ class Replica:
         line.decoder.forget()
         self._committing = None
         self._uncommitted.clear()
+        self._to_skip.clear()
         self._rewind = True
 
     # The group
@@ -513,7 +555,8 @@ class Replica:
         return starts
 
     def _open(self, partitions: Collection[int]) -> Mapping[int, int]:
-        """New terms: start offsets from the ledger, ``open`` entries in the claim log, read back."""
+        """New terms: start offsets from the ledger, ``open`` entries in the claim log, read back.
+        Returns where to read on, behind what is skipped."""
         fence, due = self._line.fence, self._engine.next_epoch
         starts = self._engine.assign(partitions)
         if (
@@ -539,7 +582,11 @@ class Replica:
         self._quarantine.opened(starts, self._engine.ends)
         if self._quarantine.is_open:
             self._source.take_nothing()
-        return starts
+        self._to_skip = deque(s for s in self._to_skip if s.partition not in partitions)
+        self._skips.look()
+        skips = self._skips.due(starts, self._engine.begins, self._engine.ends)
+        self._skip(skips)
+        return {**starts, **{skip.partition: skip.following for skip in skips}}
 
     def revoked(self, partitions: Collection[int]) -> None:
         current, self._committing = self._committing, None
@@ -562,6 +609,7 @@ class Replica:
         self._pauses.released(partitions)
         self._hold()
         self._terms = {p: t for p, t in self._terms.items() if p not in partitions}
+        self._to_skip = deque(s for s in self._to_skip if s.partition not in partitions)
         self._superseded_since = None
         self._looked_at = float("-inf")
         self._metrics.rebalanced(event, len(partitions), len(self._terms))
@@ -591,6 +639,13 @@ class Replica:
             raise TemporaryError(
                 f"partitions {sorted(superseded)} belong to another replica, but the group does not say so. Start again."
             )
+
+
+def _empty(span: Span) -> Chunk:
+    """Bookkeeping without records."""
+    none: Future[list[Decoded]] = Future()
+    none.set_result([])
+    return Chunk(span, none)
 
 
 def _told(partition: int, why: str) -> str:

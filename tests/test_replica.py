@@ -19,14 +19,18 @@ from streamer.quarantine import Quarantine
 from streamer.records import Term
 from streamer.replica import Bound, Replica
 from streamer.sink.writer import Finished
+from streamer.skips import Skips
 
 
-def nobody() -> tuple[Quarantine, Pauses]:
-    """They suspect nothing, pause nothing and write nowhere."""
+def nobody() -> tuple[Quarantine, Pauses, Skips]:
+    """They suspect nothing, pause nothing, skip nothing and write nowhere."""
     places: Any = SimpleNamespace(
-        journals=lambda: (), write_journal=lambda writer, data: None, pauses=lambda: ()
+        journals=lambda: (),
+        write_journal=lambda writer, data: None,
+        pauses=lambda: (),
+        seeks=lambda: (),
     )
-    return Quarantine("w", places), Pauses("w", places)
+    return Quarantine("w", places), Pauses("w", places), Skips(places, expired=False)
 
 
 class Source:

@@ -242,6 +242,8 @@ def _found(epochs: int, since: int, checkpoint: Checkpoint | None) -> str:
 def _offsets(probed: Probed) -> str:
     from streamer.kafka.admin import Admin
     from streamer.sink.agreement import contradiction, require_no_offsets
+    from streamer.sink.storage import Storage
+    from streamer.skips import Skips
 
     config, topic = probed.config, probed.topic
     if topic is None or probed.committed is None:
@@ -254,10 +256,13 @@ def _offsets(probed: Probed) -> str:
         return "none is committed"
     begins = admin.begin_offsets(topic.name, partitions)
     ends = admin.end_offsets(topic.name, partitions, committed=False)
+    skips = Skips(Storage(config.output.path, config.dataset), config.kafka.on_expired == "skip")
+    skips.look()
     for p in partitions:
         start = ledger.end(p) or 0
         offset = committed[p].offset if p in committed else None
-        if why := contradiction(config.dataset, p, start, offset, begins[p], ends[p]):
+        limit = ends[p] if ledger.is_new else skips.limit(p)
+        if why := contradiction(config.dataset, p, start, offset, begins[p], ends[p], limit):
             raise ProtocolError(why)
     behind = sum(ends[p] - (ledger.end(p) or 0) for p in partitions)
     return f"{counted(len(partitions), 'partition')} committed, {counted(behind, 'offset')} behind"

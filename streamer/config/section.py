@@ -34,6 +34,10 @@ class Kafka(Section):
     group_instance_id: str | None = "auto"
     give_up_after: Seconds = 900.0
     """A replica waits for brokers that are away so long, and then ends."""
+    on_expired: Literal["stop", "skip"] = "stop"
+    """Records that expired before they were decided."""
+    on_unreadable: Literal["stop", "skip"] = "stop"
+    """A batch of the topic that the client cannot read."""
     client: dict[str, Scalar] = {}
 
 

@@ -78,6 +78,10 @@ class Ledger:
         """Position of the offset's winner, withdrawn or not; −1 where it has none."""
         return self._won.get(offset, -1)
 
+    def winners(self, first: int, following: int) -> list[int]:
+        """The offsets from ``first`` to ``following`` that have one, withdrawn or not."""
+        return sorted(offset for offset in list(self._won) if first <= offset < following)
+
     def lost(self, offset: int) -> Claim | None:
         return self._lost.get(offset)
 

@@ -229,6 +229,12 @@ class Meld:
         ledger = self._ledgers.get(partition)
         return 0 if ledger is None else ledger.floor
 
+    def winners_of(self, partition: int, first: int, following: int) -> list[int]:
+        """The offsets from ``first`` to ``following`` whose records are winners and may be asked
+        for, withdrawn ones too. Any thread."""
+        ledger = self._ledgers.get(partition)
+        return [] if ledger is None else ledger.winners(first, following)
+
     def digest(self) -> str:
         """64 hex digits over the whole state: equal on all replicas at the same position, however
         each got there. Claims thread.

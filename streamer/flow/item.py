@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streamer.records import (
     F16,
@@ -21,6 +21,9 @@ from streamer.records import (
     Record,
     Term,
 )
+
+Range = tuple[int, int]
+"""``(first, next)``: half-open, in Kafka offsets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,9 @@ class Span:
     """Partition → end-of-partition offset that was reached: the epoch's end moves there."""
     flush: int = 0
     """Not 0: everything before this is to be sealed now; the number names the request."""
+    skips: Mapping[int, tuple[Range, ...]] = field(default_factory=dict)
+    """Partition → offsets that will never be decided: the epoch's end moves past them. What comes
+    behind them of the partition is in no earlier item."""
 
 
 @dataclass(frozen=True, slots=True)

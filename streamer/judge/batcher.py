@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from streamer.flow.channel import Channel
-from streamer.flow.item import Chunk, Fence, Span
+from streamer.flow.item import Chunk, Fence, Range, Span
 from streamer.records import Decoded, Sample
 
 BATCH_BYTES = 64_000_000
@@ -121,13 +121,15 @@ class Batcher:
     def _cut(self) -> Batch:
         last = self._spans[-1] if self._spans else self._head[0].span
         marks: dict[int, int] = {}
+        skips: dict[int, tuple[Range, ...]] = {}
         for span in self._spans:
             marks.update(span.marks)
+            for partition, ranges in span.skips.items():
+                skips[partition] = skips.get(partition, ()) + ranges
         # The head chunk's terms are the newest: what is in hand of it is in this batch, too.
         newest = self._head[0].span if self._rest else last
-        batch = Batch(
-            Span(newest.run, newest.terms, marks, last.flush if self._spans else 0), self._rows
-        )
+        flush = last.flush if self._spans else 0
+        batch = Batch(Span(newest.run, newest.terms, marks, flush, skips), self._rows)
         self._rows, self._samples, self._bytes, self._spans = [], 0, 0, []
         self._since = time.monotonic()
         return batch

@@ -139,6 +139,15 @@ class ClaimStage:
                     term = terms[partition]
                     self._log.append(Open(partition, term.generation, term.id, offset))
 
+    def skip(self, term: Term, first: int, following: int) -> None:
+        """What the partition won at these offsets will never be delivered: withdraws it. Blocks
+        until that is in the log. Raises TemporaryError."""
+        offsets = self._meld.winners_of(term.partition, first, following)
+        for offset in offsets:
+            self._log.append(Withdraw(term.partition, offset, term.id))
+        if offsets:
+            self._flush()
+
     def latest_generation(self, partition: int) -> int:
         latest = self._meld.open_of(partition)
         return -1 if latest is None else latest.generation
@@ -191,6 +200,9 @@ class ClaimStage:
         """A winner that can never be delivered. Blocks until the entry is in the log, which is
         before any commit that skips the record."""
         self._log.append(Withdraw(partition, offset, term))
+        self._flush()
+
+    def _flush(self) -> None:
         if self._log.flush(ENTRY_DEADLINE_S):
             raise TemporaryError(
                 f"{self._log.topic}: an entry could not be written within {ENTRY_DEADLINE_S:.0f} s. Start again."
@@ -380,6 +392,9 @@ class NoClaims:
         pass
 
     def reset(self) -> None:
+        pass
+
+    def skip(self, term: Term, first: int, following: int) -> None:
         pass
 
     def latest_generation(self, partition: int) -> int:

@@ -30,8 +30,8 @@ RESTORE = (
     "Restore the topic from another copy of it, or continue with a new dataset name, by replay."
 )
 PASS_BY = (
-    "Raise it, or restore the topic from another copy of it; or replay what is behind the batch "
-    "(--from offset:{partition}=N) into a new dataset."
+    "Raise it, or restore the topic from another copy of it; or go on without the batch "
+    "(kafka.on_unreadable: skip, or once: streamer seek --to offset:{partition}=N)."
 )
 
 

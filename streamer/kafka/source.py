@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import consumer_config, new_consumer, timestamp_ms
 from streamer.kafka.events import PASS_BY, UNREADABLE, Events
+from streamer.kafka.unreadable import readable_from
 from streamer.records import UNREADABLE_HEADERS, Headers, Record
 from streamer.wire.limits import weight
 
@@ -26,6 +27,10 @@ POLL_MESSAGES = 10 * CHUNK_RECORDS
 ASK_LIMIT_S = 2.0
 LEAVE_S = 5.0
 NO_TARGET = 1 << 62
+EXPIRED = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+"""The offset that is to be read next is not in the topic's log: it expired, or the topic was made
+again."""
+SKIPPABLE = EXPIRED | UNREADABLE
 REFERENCE_BYTES = 4_000_000
 """What a record that may be a reference counts for: its image's bytes are known only once they are
 fetched."""
@@ -54,6 +59,7 @@ class Source:
 
     def __init__(self, config: Config, admin: Admin) -> None:
         """Connects to nothing until `subscribe`."""
+        self._config = config
         self._admin = admin
         self._group = config.group
         self._instance = config.group_instance_id
@@ -79,6 +85,10 @@ class Source:
         """Partitions of which messages came that were neither taken nor held."""
         self._on_hold: frozenset[int] = frozenset()
         self._is_new_hold = False
+        self.stuck: dict[int, KafkaError] = {}
+        """Partition → why nothing comes behind what was `reached`: it expired, or cannot be read
+        and may be skipped. What else comes of it is ignored until it is rewound."""
+        self._skips_unreadable = config.kafka.on_unreadable == "skip"
         self._asked_ends: dict[int, int] = {}
         self._asked_for = -1
         self._paused: set[int] = set()
@@ -205,6 +215,7 @@ class Source:
         for partition in partitions:
             self.reached.pop(partition, None)
             self._log_ends.pop(partition, None)
+            self.stuck.pop(partition, None)
         self._passed.difference_update(partitions)
         self._held = [r for r in self._held if r.partition in self.owned]
         self._resume(self._paused.intersection(partitions))
@@ -212,11 +223,25 @@ class Source:
     def rewind(self, starts: Mapping[int, int]) -> None:
         """Reads these partitions again from the given offsets. Not inside a callback."""
         for partition, offset in starts.items():
-            self.consumer.seek(TopicPartition(self._topic, partition, offset))
+            self._seek(partition, offset)
             self.owned.add(partition)
             self.reached[partition] = offset
             self._log_ends.pop(partition, None)
+            self.stuck.pop(partition, None)
         self._held = [r for r in self._held if r.partition not in starts]
+
+    def _seek(self, partition: int, offset: int) -> None:
+        place = TopicPartition(self._topic, partition, offset)
+        try:
+            self.consumer.seek(place)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._STATE:
+                raise
+            # The next offset expired: the client has given the partition up, told or not yet
+            self.consumer.incremental_unassign([place])
+            self.consumer.incremental_assign([place])
+            self._paused.discard(partition)
+            self._is_new_hold = True
 
     # Windows
 
@@ -233,7 +258,7 @@ class Source:
                 self._take(record)
         for partition in self._passed & wanted:
             self._passed.discard(partition)
-            self.consumer.seek(TopicPartition(self._topic, partition, self.reached[partition]))
+            self._seek(partition, self.reached[partition])
         if unwanted := self.owned - wanted - self._paused:
             self.consumer.pause([TopicPartition(self._topic, p) for p in sorted(unwanted)])
             self._paused |= unwanted
@@ -271,6 +296,17 @@ class Source:
         if partitions:
             self.consumer.resume([TopicPartition(self._topic, p) for p in sorted(partitions)])
             self._paused.difference_update(partitions)
+
+    def find_readable(self, partition: int, beat: Callable[[], None]) -> int:
+        """Of a partition that is stuck: the next offset that can be read (`unreadable`)."""
+        _, end = self.consumer.get_watermark_offsets(
+            TopicPartition(self._topic, partition), timeout=ASK_LIMIT_S
+        )
+        return readable_from(self._config, partition, self.reached[partition], end, beat)
+
+    def is_unreadable(self, partition: int) -> bool:
+        """Of a partition that is stuck: whether a batch cannot be read. Else it expired."""
+        return self.stuck[partition].code() in UNREADABLE
 
     # Bounded runs
 
@@ -328,7 +364,7 @@ class Source:
         partition, offset = message.partition(), message.offset()
         if error is not None:
             self._event(error, partition, offset)
-        elif partition in self.owned:
+        elif partition in self.owned and partition not in self.stuck:
             self._take(
                 Record(partition, offset, timestamp_ms(message), message.value(), _headers(message))
             )
@@ -364,19 +400,18 @@ class Source:
     def _event(self, error: KafkaError, partition: int, offset: int) -> None:
         code = error.code()
         if code == KafkaError._PARTITION_EOF:
-            if partition in self.owned:
+            if partition in self.owned and partition not in self.stuck:
                 end = self._end(partition)
                 self._mark(partition, min(offset, end))
                 self._log_ends[partition] = offset
                 if offset > end:
                     self._passed.add(partition)
-        elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            raise ProtocolError(
-                f"{self._topic} partition {partition}: the next records expired, or the topic was made again, while this dataset was behind "
-                f"({error.str()}). Give the topic a longer retention; continue with a new dataset name."
-            )
-        elif code not in UNREADABLE or partition in self.owned:
+        elif code not in SKIPPABLE:
             self._events.heed(error, partition, offset)
+        elif partition in self.owned and partition not in self.stuck:
+            if code in UNREADABLE and not self._skips_unreadable:
+                self._events.heed(error, partition, offset)
+            self.stuck[partition] = error
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         with _Kept(self):

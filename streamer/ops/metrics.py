@@ -30,6 +30,9 @@ DROP_CAUSES = ("revoked", "shutdown", "lost", "aborted", "stale", "late", "flood
 were lost, its transaction was aborted, its term or first offset was no longer the current one, or a
 file of it was gone, it was too old when it could be committed, or too many records of a partition
 were invalid, which is paused then."""
+SKIP_CAUSES = ("expired", "seek", "unreadable")
+"""Why offsets were never decided: their records expired, somebody moved the dataset forward, or a
+batch could not be read."""
 REBALANCES = ("assigned", "revoked", "lost")
 FETCH_ERRORS = (
     "uri_not_allowed",
@@ -234,6 +237,13 @@ class Metrics:
             "Partitions that this replica owns; 0 means that it is a spare, or lost them.",
             registry=self.registry,
         )
+        skipped = Counter(
+            "streamer_skipped_offsets",
+            "Offsets that are skipped for good: what records they held is lost to the dataset.",
+            ["cause"],
+            registry=self.registry,
+        )
+        self._skipped = {cause: skipped.labels(cause) for cause in SKIP_CAUSES}
         self._paused = Gauge(
             "streamer_partitions_paused",
             "Partitions of this replica that are not read because too many records were invalid; they wait for somebody to look.",
@@ -311,6 +321,10 @@ class Metrics:
         """``read`` gives values by the names in `INDEX`, 0 for a missing one; called at each scrape
         in the HTTP thread, must not block."""
         self._index = read
+
+    def skipped(self, cause: str, offsets: int) -> None:
+        """``offsets`` of one partition will never be decided, for one of `SKIP_CAUSES`."""
+        self._skipped[cause].inc(offsets)
 
     def paused(self, partitions: int) -> None:
         self._paused.set(partitions)

@@ -110,10 +110,17 @@ def require_no_offsets(dataset: str, offsets: Mapping[int, int | None]) -> None:
 
 
 def contradiction(
-    dataset: str, partition: int, start: int, offset: int | None, begin: int, end: int
+    dataset: str,
+    partition: int,
+    start: int,
+    offset: int | None,
+    begin: int,
+    end: int,
+    skip_limit: int,
 ) -> str:
     """What is wrong with going on at ``start``, where the manifests of ``partition`` end, and what
-    to do about it; empty if nothing is. ``offset``: the group's; ``begin``, ``end``: the topic's."""
+    to do about it; empty if nothing is. ``offset``: the group's; ``begin``, ``end``: the topic's;
+    ``skip_limit``: what expired below this offset may be skipped."""
     if offset is not None and offset != start:
         return (
             f"partition {partition}: the group streamer.{dataset} is committed at offset {offset}, "
@@ -128,11 +135,12 @@ def contradiction(
             "dataset continues: the topic was deleted and made again. Use a new dataset name for "
             "the new topic."
         )
-    if begin > start:
+    if begin > max(start, skip_limit):
         return (
             f"partition {partition}: the offsets {start} to {begin - 1} expired before they were "
             f"processed (the topic begins at {begin}). Whether they held records, or only the end "
             "marks of a producer's transactions, is unknown. What they held is lost to this "
-            "dataset: continue with a new dataset name, and give the topic a longer retention."
+            "dataset. Give the topic a longer retention, then go on without them: `streamer seek "
+            "-c CONFIG --to earliest --execute` (or always: kafka.on_expired: skip)."
         )
     return ""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
 from typing import Any, Literal, Protocol
@@ -84,6 +84,8 @@ class Sealed:
     sealed: str
     began: float
     """Monotonic seconds at ``started``."""
+    skipped: Mapping[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    """Offsets inside ``ranges`` that will never be decided."""
 
 
 class Staged(Protocol):
@@ -192,6 +194,7 @@ class CommitEngine:
             nullcontext()
         ),
         begin: Begin = at_once,
+        skip_limit: Callable[[int], int] = lambda partition: 0,
     ) -> None:
         """``stale_after_s``: an epoch that was opened so long ago is not committed any more, and
         what others left staged and uncommitted for twice as long is deleted.
@@ -202,13 +205,17 @@ class CommitEngine:
         ``stage`` is entered around each epoch's transaction (``commit``) and each projection after
         one (``project``), to time and to limit them; the latter in the thread of ``begin``, which
         has things done at the storage beside this one.
+
+        ``skip_limit``: below which offset of a partition records may have expired; for a dataset
+        that has committed none, that is no loss.
         """
         self.dataset = dataset
         self.writer = writer
         self.ledger = Ledger()
         self.terms: dict[int, Term] = {}
+        self.begins: dict[int, int] = {}
         self.ends: dict[int, int] = {}
-        """Partition → its end offset in the input topic when it was assigned."""
+        """Partition → where it began and ended in the input topic when it was assigned."""
         self._kafka = kafka
         self._files = files
         self._clock = clock
@@ -217,6 +224,7 @@ class CommitEngine:
         self._fixed_ends = fixed_ends
         self._stage = stage
         self._begin = begin
+        self._skip_limit = skip_limit
         self._errand: IsDone | None = None
         self._publishing: tuple[Manifest, ...] = ()
         """What the errand gives its public names; empty where it is a checkpoint's."""
@@ -412,19 +420,28 @@ class CommitEngine:
                 self._found()
             starts = {p: self._start(p, committed[p]) for p in sorted(partitions)}
             bounds = self._kafka.bounds(partitions)
-            problem = next(
-                (
-                    why
-                    for p in starts
-                    if (why := contradiction(self.dataset, p, starts[p], committed[p], *bounds[p]))
-                ),
-                "",
-            )
+            found = (self._contradiction(p, starts[p], committed[p], *bounds[p]) for p in starts)
+            problem = next((why for why in found if why), "")
             if not problem:
+                self.begins |= {p: bounds[p][0] for p in starts}
                 self.ends |= {p: bounds[p][1] for p in starts}
                 return starts
             self._clock.sleep(0.1 * 2**attempt)
         raise ProtocolError(problem)
+
+    def _contradiction(
+        self, partition: int, start: int, offset: int | None, begin: int, end: int
+    ) -> str:
+        limit = end if self.ledger.is_new else self._skip_limit(partition)
+        return contradiction(self.dataset, partition, start, offset, begin, end, limit)
+
+    def past_expired(self, partition: int, at: int) -> int:
+        """Where the records go on of a partition that has none at ``at`` any more. Raises
+        ProtocolError where they may not be skipped, or did not expire."""
+        begin, end = self._kafka.bounds([partition])[partition]
+        if why := self._contradiction(partition, at, None, begin, end):
+            raise ProtocolError(why)
+        return begin
 
     def _start(self, partition: int, offset: int | None) -> int:
         tile = self.ledger.end(partition)
@@ -554,7 +571,7 @@ class CommitEngine:
         _, previous = self.ledger.last.get(self.writer, (-1, None))
         return Manifest(
             version=MANIFEST_VERSION, dataset=self.dataset, writer=self.writer, epoch=sealed.epoch, uuid=sealed.uuid, previous_uuid=previous,
-            partitions=dict(sealed.ranges), skipped={}, counts=dict(sealed.counts), files=sealed.files, claims_position=sealed.claims_position,
+            partitions=dict(sealed.ranges), skipped=dict(sealed.skipped), counts=dict(sealed.counts), files=sealed.files, claims_position=sealed.claims_position,
             pipeline=self._pipeline, started=sealed.started, sealed=sealed.sealed,
         )  # fmt: skip
 

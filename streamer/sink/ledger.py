@@ -83,6 +83,11 @@ class Ledger:
             )
         self.tiles[partition] = (begin, following)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no record of the dataset is decided yet."""
+        return all(first == following for first, following in self.tiles.values())
+
     def end(self, partition: int) -> int | None:
         """Where the next epoch of this partition must begin; None if no manifest names the
         partition."""

@@ -32,6 +32,7 @@ CHECKPOINTS = ".checkpoints"
 """Of the commit log: two files of each writer."""
 JOURNALS = ".reading"
 PAUSES = ".paused"
+SEEKS = ".seeks"
 CLOCKS_APART_S = 60.0
 """A host whose clock is so far from the storage's trusts no age."""
 PROBE = ".probe-"
@@ -283,6 +284,15 @@ class Storage:
     def write_pause(self, partition: int, data: bytes) -> None:
         """Raises DependencyError."""
         self._write_note(f"{PAUSES}/{partition:05d}", data)
+
+    def seeks(self) -> Iterator[bytes]:
+        """Of all partitions. Raises DependencyError."""
+        for _, data in self._notes(SEEKS):
+            yield data
+
+    def write_seek(self, partition: int, data: bytes) -> None:
+        """Raises DependencyError."""
+        self._write_note(f"{SEEKS}/{partition:05d}", data)
 
     def _notes(self, below: str) -> Iterator[tuple[str, bytes]]:
         folder = self.folder.impatient()

@@ -13,7 +13,7 @@ from uuid import uuid4
 from streamer.config import Config
 from streamer.errors import DeadLetterFuse, DependencyError, ProtocolError
 from streamer.flow.channel import Channel
-from streamer.flow.item import Decided, Fence, Run
+from streamer.flow.item import Decided, Fence, Run, Span
 from streamer.flow.worker import Failure
 from streamer.ops.metrics import Metrics
 from streamer.ops.tally import EpochTally
@@ -118,7 +118,7 @@ class EpochThread:
 
     def _append(self, item: Decided) -> None:
         span, batch = item.span, item.batch
-        if self._epoch is None and not batch.records and not self._moves(span.marks, span.terms):
+        if self._epoch is None and not batch.records and not self._moves(span):
             return
         flood = self._fuse.count(batch)
         if flood is not None:
@@ -133,6 +133,9 @@ class EpochThread:
             if partition in span.terms:
                 known = self._range(epoch, partition, span.terms)
                 known.next = max(known.next, offset)
+        for partition, ranges in span.skips.items():
+            if partition in span.terms:
+                self._range(epoch, partition, span.terms).skip(ranges)
         self._metrics.epoch_open(epoch.records, epoch.nbytes, epoch.opened)
 
     def _blow(self, flood: Flood) -> None:
@@ -149,9 +152,12 @@ class EpochThread:
             self._metrics.epoch_open(0, 0, 0)
         self._flooded = self._run, flood
 
-    def _moves(self, marks: Mapping[int, int], terms: Mapping[int, Term]) -> bool:
-        """True if an end-of-partition mark lies beyond what is decided."""
-        return any(p in terms and offset > self._position(p, terms) for p, offset in marks.items())
+    def _moves(self, span: Span) -> bool:
+        """True if an end-of-partition mark lies beyond what is decided, or offsets are skipped."""
+        return any(
+            p in span.terms and offset > self._position(p, span.terms)
+            for p, offset in span.marks.items()
+        ) or not span.terms.keys().isdisjoint(span.skips)
 
     def _position(self, partition: int, terms: Mapping[int, Term]) -> int:
         """The next offset to decide, under the term that owns the partition now."""
@@ -193,8 +199,8 @@ class EpochThread:
                 "epoch sealed",
                 extra={"epoch": sealed.epoch, "uuid": sealed.uuid, "records": epoch.records},
             )
-            for partition, span in epoch.ranges.items():
-                self._positions[partition] = (span.term, span.next)
+            for partition, owned in epoch.ranges.items():
+                self._positions[partition] = (owned.term, owned.next)
             self._epoch = None
             self._metrics.epoch_open(0, 0, 0)
         finished = Finished(run, sealed, epoch.tally if epoch is not None else EpochTally(), flush)
@@ -218,12 +224,17 @@ class EpochThread:
 class _Range:
     """A partition's share of the open epoch: [first, next)."""
 
-    __slots__ = ("first", "next", "term")
+    __slots__ = ("first", "next", "skipped", "term")
 
     def __init__(self, term: int, first: int) -> None:
         self.term = term
         self.first = first
         self.next = first
+        self.skipped: tuple[tuple[int, int], ...] = ()
+
+    def skip(self, ranges: tuple[tuple[int, int], ...]) -> None:
+        self.skipped += ranges
+        self.next = max(self.next, *(following for _, following in ranges))
 
     def advance(self, offset: int) -> None:
         if offset < self.next:
@@ -275,6 +286,7 @@ class _Epoch:
         files = self.files.seal()
         return Sealed(
             epoch=self.number, uuid=self.uuid, ranges={p: (r.first, r.next) for p, r in sorted(self.ranges.items())},
+            skipped={p: r.skipped for p, r in sorted(self.ranges.items()) if r.skipped},
             terms={p: r.term for p, r in self.ranges.items()}, counts=dict(self.files.counts), files=files, dead_letters=self.dead,
             claims_position=claims_position, started=iso(self.opened), sealed=iso(time.time()), began=self.began,
         )  # fmt: skip

@@ -1,5 +1,6 @@
 """Batches that the client library cannot read: damaged in the broker's log, or packed in a way that
-it does not know. No reader gets past one, so the process says where it stands."""
+it does not know. No reader gets past one, so the process says where it stands, or skips it where it
+may."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from streamer.testing import Broker, create_topic, jpeg, produce
-from tests.integration.service import THUMBNAIL, Service
+from tests.integration.service import THUMBNAIL, Service, read_output, verified
 
 CRC_AT, ATTRIBUTES_AT = 17, 21
 """In a record batch of Kafka's format 2: offset (8 bytes), length (4), epoch (4), format (1),
@@ -64,7 +65,7 @@ def test_a_batch_that_cannot_be_read_ends_the_process_with_its_place(
         services = {}
         for name in (*broken, "claims"):
             create_topic(broker.bootstrap_servers, name)
-            for first in (0, 10):
+            for first in (0, 10, 20):
                 images = [(jpeg(i, size=(24, 16)), {}) for i in range(first, first + 10)]
                 produce(broker.bootstrap_servers, name, images)
             services[name] = Service(
@@ -90,4 +91,12 @@ def test_a_batch_that_cannot_be_read_ends_the_process_with_its_place(
             replica = services[name].run(expect=1)
             last = json.loads(replica.lines[-1])["message"]
             assert last.startswith(f"{place} cannot be read ("), last
-            assert ("(--from offset:0=N)" if name in broken else "Restore the topic") in last
+            assert ("kafka.on_unreadable: skip" if name in broken else "Restore the topic") in last
+        for name in broken:
+            service = services[name]
+            kafka = {**service.settings["kafka"], "on_unreadable": "skip"}
+            service.run("--until", "end", kafka=kafka)
+            rows = read_output(service.output).rows
+            assert sorted(row["offset"] for row in rows) == [*range(10), *range(20, 30)]
+            report = verified(service.output)
+            assert report["partitions"]["0"]["skipped"] == 10

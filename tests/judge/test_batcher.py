@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,6 +216,21 @@ def test_marks_alone_need_not_wait() -> None:
     assert batch is not None
     assert batch.rows == []
     assert batch.span.marks == {2: 40}
+
+
+def test_what_is_skipped_comes_before_the_rows_behind_it() -> None:
+    line = Line()
+    line.feed([sample(i) for i in range(3)])
+    for skip in ((3, 9), (9, 12)):
+        span = replace(line.span(), skips={0: (skip,)})
+        line.promise(span).set_result([])
+    line.feed([sample(i) for i in range(12, 20)])
+    first, second = line.take(), line.take()
+    assert first is not None
+    assert second is not None
+    assert offsets(first) == [0, 1, 2, 12]
+    assert first.span.skips == {0: ((3, 9), (9, 12))}
+    assert second.span.skips == {}
 
 
 def test_a_flush_does_not_wait_and_comes_behind_its_records() -> None:

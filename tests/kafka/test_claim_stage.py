@@ -486,6 +486,21 @@ def test_a_new_run_forgets_what_is_in_flight_but_the_log_keeps_the_outcome(
     assert a.decided.get(0.1) is None
 
 
+def test_winners_among_what_is_skipped_are_withdrawn(dataset: Dataset) -> None:
+    """Of an earlier term, too; what is not skipped keeps its verdict."""
+    a, b = dataset.replica(), dataset.replica()
+    a.open(0, term=11)
+    a.claim(*((0, i, EYE[i]) for i in range(4)))
+    a.take()
+    a.open(0, term=12)
+    a.stage.skip(Term(0, 12, 1, 0), 1, 3)
+    assert dataset.entries()[-2:] == [Withdraw(0, 1, 12), Withdraw(0, 2, 12)]
+    for replica in (a, b):
+        wait(lambda replica=replica: len(replica.meld) == 2)
+        found = [replica.stage.prior(0, i) for i in range(4)]
+        assert [prior is not None and prior.won for prior in found] == [True, False, False, True]
+
+
 def test_a_withdrawn_winner_is_in_the_log_when_the_call_returns(dataset: Dataset) -> None:
     a, b = dataset.replica(), dataset.replica()
     a.open(0, term=11)

@@ -94,6 +94,8 @@ class SimConsumer:
         self._ended: dict[int, int] = {}
         self._turns: deque[int] = deque()
         self._paused: set[int] = set()
+        self._given_up: set[int] = set()
+        """Partitions whose next offset expired: nothing more comes, and no seek helps."""
 
     # The group
 
@@ -144,8 +146,18 @@ class SimConsumer:
             self._ended.pop(tp.partition, None)
             self._turns.append(tp.partition)
 
+    def incremental_unassign(self, partitions: list[TopicPartition]) -> None:
+        for tp in partitions:
+            self._forget(tp.partition)
+
+    def _forget(self, partition: int) -> None:
+        self._positions.pop(partition, None)
+        self._given_up.discard(partition)
+        self._paused.discard(partition)
+        self._turns = deque(p for p in self._turns if p in self._positions)
+
     def seek(self, tp: TopicPartition) -> None:
-        if tp.partition not in self._positions:
+        if tp.partition not in self._positions or tp.partition in self._given_up:
             raise KafkaException(KafkaError(KafkaError._STATE))
         self._positions[tp.partition] = tp.offset
         self._ended.pop(tp.partition, None)
@@ -211,24 +223,24 @@ class SimConsumer:
         member.busy = False
         if kind != "assign":
             for p in partitions:
-                self._positions.pop(p, None)
-            self._turns = deque(p for p in self._turns if p in self._positions)
+                self._forget(p)
 
     def _has_news(self) -> bool:
         return any(
             self._broker.input[p].end > at or self._ended.get(p) != at
             for p, at in self._positions.items()
-            if p not in self._paused
+            if p not in self._paused and p not in self._given_up
         )
 
     def _fetch(self) -> SimMessage | None:
         for _ in range(len(self._turns)):
             partition = self._turns[0]
             self._turns.rotate(-1)
-            if partition in self._paused:
+            if partition in self._paused or partition in self._given_up:
                 continue
             log, at = self._broker.input[partition], self._positions[partition]
             if at < log.begin:
+                self._given_up.add(partition)
                 return SimMessage(partition, at, KafkaError(KafkaError._AUTO_OFFSET_RESET))
             while at < log.end and not log.entries[at]:
                 at += 1

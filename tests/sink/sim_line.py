@@ -116,6 +116,9 @@ class SimStage:
     def reset(self) -> None:
         pass
 
+    def skip(self, term: Term, first: int, following: int) -> None:
+        self._process.step("withdraw")
+
     def latest_generation(self, partition: int) -> int:
         return self._broker.opens.get(partition, (-1, 0))[0]
 

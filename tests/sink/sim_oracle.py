@@ -82,7 +82,9 @@ class Oracle:
             (p, o)
             for p, (first, following) in manifest.partitions.items()
             for o in self.broker.input[p].records(first, following)
+            if not any(a <= o < b for a, b in manifest.skipped.get(p, ()))
         }
+        self._are_expired(manifest)
         if len(rows) != len(set(rows)) or set(rows) != due:
             raise Violation(
                 f"4: {manifest.name} has rows {sorted(rows)} for the ranges {manifest.partitions}"
@@ -90,6 +92,12 @@ class Oracle:
         if twice := self._decided & set(rows):
             raise Violation(f"4: {sorted(twice)} have a second decision in {manifest.name}")
         self._decided |= set(rows)
+
+    def _are_expired(self, manifest: Manifest) -> None:
+        """What is skipped is not there any more."""
+        for p, ranges in manifest.skipped.items():
+            if any(following > self.broker.input[p].begin for _, following in ranges):
+                raise Violation(f"4: {manifest.name} skips {ranges} of partition {p}")
 
     def _tiles_on(self, manifest: Manifest) -> None:
         if not self.tiles or not manifest.files:

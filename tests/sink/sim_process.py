@@ -43,6 +43,7 @@ from streamer.replica import Line, Replica
 from streamer.sink.engine import CommitEngine
 from streamer.sink.errand import Errands
 from streamer.sink.writer import EpochThread
+from streamer.skips import Skips
 
 SEAL_AFTER_S = 6.0
 DRAIN_S = 6.0
@@ -210,6 +211,7 @@ class Process(Owner):
 
             return errands.begin(told)
 
+        skips = Skips(storage, world.setting.expiring)
         engine: CommitEngine = world.parts.engine.CommitEngine(
             "d",
             self.writer,
@@ -220,6 +222,7 @@ class Process(Owner):
             world.stale_after_s,
             stage=lambda name, _manifest: self.limit(name, LIMITS_S[name]),
             begin=begin,
+            skip_limit=skips.limit,
         )
         engine.recover()
         storage.clear_probes()
@@ -243,6 +246,7 @@ class Process(Owner):
             line,
             quarantine,
             Pauses(self.writer, storage),
+            skips,
             failure,
             metrics,
             lambda paused: None,

@@ -102,9 +102,12 @@ def append_gap(world: World, _task: Task, _process: Process, argument: int) -> N
 
 
 def expire(world: World, _task: Task, _process: Process, argument: int) -> None:
-    """Retention takes what is committed."""
+    """Retention takes what is committed, and in some worlds more."""
     p = argument % len(world.broker.input)
-    world.broker.input[p].begin = max(world.broker.input[p].begin, world.broker.offsets.get(p, 0))
+    log = world.broker.input[p]
+    more = argument // 4 % 8 if world.setting.expiring else 0
+    log.begin = max(log.begin, min(world.broker.offsets.get(p, 0) + more, log.end))
+    world.wake()
 
 
 def skew(world: World, _task: Task, process: Process, argument: int) -> None:
@@ -189,4 +192,5 @@ TROUBLES: list[tuple[str, Callable[[World, Task, Process, int], None]]] = [
     ("away", be_away),
     ("flood", flood),
     ("flood", flood),
+    ("expire", expire),
 ]

@@ -60,6 +60,8 @@ class Setting:
     staging is left alone."""
     poison: bool = False
     """Some records of partition 0 end the process that has them in its line."""
+    expiring: bool = False
+    """Records expire before they are decided; they are skipped."""
     skew: int = 0
     """Seconds that the clock of w-0's host is ahead, whatever process runs there."""
     jitter: int = 0

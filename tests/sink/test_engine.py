@@ -316,6 +316,13 @@ def founded(**kafka: Any) -> Bench:
     return bench
 
 
+def begun(**kafka: Any) -> Bench:
+    """Something of another partition is decided."""
+    bench = Bench(Kafka(log=[FOUNDED, manifest("w-3", 0, {1: (0, 1)})], **kafka))
+    bench.engine.recover()
+    return bench
+
+
 # Start
 
 
@@ -590,16 +597,30 @@ def test_a_successor_that_committed_under_our_name_ends_this_process() -> None:
         (
             5,
             (8, 100),
-            r"partition 0: the offsets 5 to 7 expired .* \(the topic begins at 8\)\. Whether they held records, .* is unknown.*a new dataset name.*longer retention",
+            r"partition 0: the offsets 5 to 7 expired .* \(the topic begins at 8\)\. Whether they held records, .* is unknown.*longer retention.*streamer seek",
         ),
     ],
 )
 def test_what_contradicts_the_log_ends_the_process_with_place_and_fix(
     offset: int, topic: tuple[int, int], says: str
 ) -> None:
-    bench = founded(offsets={0: offset}, topic={0: topic})
+    bench = begun(offsets={0: offset}, topic={0: topic})
     with pytest.raises(ProtocolError, match=says):
         bench.engine.assign([0])
+
+
+def test_what_expired_may_be_skipped_up_to_the_limit() -> None:
+    assert founded(offsets={0: 5}, topic={0: (8, 100)}).engine.assign([0]) == {0: 5}
+    bench = begun(offsets={0: 5}, topic={0: (8, 100)})
+    bench.engine._skip_limit = lambda partition: 8
+    assert bench.engine.assign([0]) == {0: 5}
+    assert bench.engine.begins[0] == 8
+    assert bench.engine.past_expired(0, 6) == 8
+    bench.engine._skip_limit = lambda partition: 7
+    with pytest.raises(ProtocolError, match="the offsets 5 to 7 expired"):
+        bench.engine.assign([0])
+    with pytest.raises(ProtocolError, match="the offsets 6 to 7 expired"):
+        bench.engine.past_expired(0, 6)
 
 
 def test_a_contradiction_that_is_gone_at_the_next_look_is_none() -> None:

@@ -30,6 +30,8 @@ WORLDS = settings(
     suppress_health_check=list(HealthCheck),
 )
 
+EXPIRE = [name for name, _ in TROUBLES].index("expire")
+
 pytestmark = pytest.mark.timeout(3600 if LONG else 300)
 
 jitter = st.one_of(st.just(0), st.integers(1, 1 << 16))
@@ -42,6 +44,7 @@ of_all: dict[str, st.SearchStrategy[Any]] = {
     "static": st.booleans(),
     "hasty": st.booleans(),
     "poison": st.integers(0, 3).map(lambda n: n == 3),
+    "expiring": st.booleans(),
     "jitter": jitter,
     "skew": st.sampled_from((0, 0, 1000, -1000, 40)),
 }
@@ -59,6 +62,7 @@ bounded_worlds = st.builds(Setting, **of_all, bounded=st.just(True))
 @example(Setting(), [])
 @example(Setting(writers=3, partitions=3, records=60, jitter=1), [])
 @example(Setting(writers=3, partitions=2, records=200, poison=True), [])
+@example(Setting(records=60, expiring=True), [(40, EXPIRE, 28), (40, EXPIRE, 29)] * 8)
 @given(worlds, plans)
 def test_every_record_is_committed_once_whatever_happens(
     setting: Setting, plan: list[Trouble]
@@ -103,7 +107,7 @@ def dice(seed: int) -> tuple[Setting, list[Trouble]]:
     roll = random.Random(seed)
     setting = Setting(
         writers=roll.choice((1, 2, 2, 3)), partitions=roll.randint(1, 3), records=roll.choice((6, 20, 60)), static=roll.random() < 0.4,
-        copies=roll.random() < 0.4, latest=roll.random() < 0.2, hasty=roll.random() < 0.4, patient=roll.random() < 0.4,
+        copies=roll.random() < 0.4, expiring=roll.random() < 0.4, latest=roll.random() < 0.2, hasty=roll.random() < 0.4, patient=roll.random() < 0.4,
         jitter=roll.choice((0, roll.randrange(1, 1 << 16))),
     )  # fmt: skip
     plan = [

@@ -73,6 +73,7 @@ class Bench:
         *sizes: tuple[int, int],
         marks: Mapping[int, int] = {},
         flush: int = 0,
+        skips: Mapping[int, tuple[tuple[int, int], ...]] = {},
         terms: Mapping[int, Term] | None = None,
     ) -> None:
         """One batch of (partition, records) each; ``marks`` and ``flush`` come with the last one."""
@@ -80,11 +81,8 @@ class Bench:
         owned = {p: Term(p, 10 + p, 1, 0) for p in range(3)} if terms is None else terms
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            self.decided.put(
-                Decided(
-                    Span(self.fence.run, owned, marks if last else {}, flush if last else 0), batch
-                )
-            )
+            span = Span(self.fence.run, owned, marks if last else {}, flush if last else 0, skips)
+            self.decided.put(Decided(span, batch))
 
     def next(self) -> Finished:
         finished = self.thread.take(WAIT_S)
@@ -179,6 +177,18 @@ def test_a_mark_moves_the_end_over_what_will_never_be_decided(bench: Bench) -> N
     sealed = bench.next().sealed
     assert sealed is not None
     assert (sealed.ranges, sealed.files, sealed.counts) == ({0: (7, 8)}, (), {})
+
+
+def test_what_is_skipped_is_named_and_the_end_moves_past_it(bench: Bench) -> None:
+    bench.feed((0, 5))
+    bench.feed(skips={0: ((5, 9), (9, 12)), 1: ((0, 3),)}, flush=1)
+    sealed = bench.next().sealed
+    assert sealed is not None
+    assert sealed.ranges == {0: (0, 12), 1: (0, 3)}
+    assert sealed.skipped == {0: ((5, 9), (9, 12)), 1: ((0, 3),)}
+
+    bench.feed(skips={0: ((12, 20),)}, terms={}, flush=2)
+    assert bench.next().sealed is None, "it is somebody else's"
 
 
 def test_a_mark_of_a_partition_that_is_not_owned_any_more_is_nothing(bench: Bench) -> None:

@@ -1,0 +1,89 @@
+"""Offsets that are skipped: they are never decided, and a manifest names them. They expired
+(``kafka.on_expired``), cannot be read (``kafka.on_unreadable``), or somebody has moved the dataset
+forward (``streamer seek``)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from streamer.errors import DependencyError
+from streamer.wire.checked import Unusable
+from streamer.wire.seek import Seek, decode
+
+log = logging.getLogger("streamer")
+
+Cause = Literal["expired", "seek", "unreadable"]
+NO_LIMIT = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """The offsets from ``first`` up to, and without, ``following``."""
+
+    partition: int
+    first: int
+    following: int
+    cause: Cause
+
+
+class Places(Protocol):
+    """The storage; see `streamer.sink.storage.Storage`."""
+
+    def seeks(self) -> Iterable[bytes]:
+        """Of all partitions. Raises DependencyError."""
+
+
+class Skips:
+    """What one replica may skip. Kafka thread."""
+
+    def __init__(self, places: Places, expired: bool) -> None:
+        """``expired``: whatever expired is skipped."""
+        self._places = places
+        self._skips_expired = expired
+        self._seeks: Mapping[int, Seek] = {}
+
+    def look(self) -> None:
+        """At what was asked for by hand. Blocks. Where the storage refuses, what was known holds:
+        a seek is written while no replica runs, so the look at the start has seen it."""
+        try:
+            self._seeks = read(self._places)
+        except DependencyError as error:
+            log.warning("whether partitions were moved forward cannot be read: %s", error)
+
+    def limit(self, partition: int) -> int:
+        """What expired below this offset of a partition is skipped; the rest ends the process."""
+        if self._skips_expired:
+            return NO_LIMIT
+        seek = self._seeks.get(partition)
+        return 0 if seek is None else seek.to
+
+    def due(
+        self, starts: Mapping[int, int], begins: Mapping[int, int], ends: Mapping[int, int]
+    ) -> list[Skip]:
+        """Of partitions that go on at ``starts``, where the topic begins and ends so."""
+        skips = []
+        for partition, start in sorted(starts.items()):
+            seek = self._seeks.get(partition)
+            wanted = 0 if seek is None else min(seek.to, ends[partition])
+            if begins[partition] > max(start, wanted):
+                skips.append(Skip(partition, start, begins[partition], "expired"))
+            elif wanted > start:
+                skips.append(Skip(partition, start, wanted, "seek"))
+        return skips
+
+
+def read(places: Places) -> dict[int, Seek]:
+    """Partition → its seek; what is damaged is passed over with a warning. Blocks. Raises
+    DependencyError."""
+    found = {}
+    for data in places.seeks():
+        try:
+            seek = decode(data)
+        except Unusable as error:
+            log.warning("a seek is not used: %s", error)
+        else:
+            found[seek.partition] = seek
+    return found
