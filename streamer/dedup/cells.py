@@ -20,9 +20,12 @@ import numpy as np
 
 from streamer.dedup.arithmetic import places, rounding
 from streamer.dedup.sketch import Sketch
-from streamer.records import F16, F32, F64, I64
+from streamer.records import F32, F64, I64
 
 ITERATIONS = 6
+GATHERED = 8
+"""Distances of so many pairs of cells cost what a row of products with all cells does, times their
+number: gathered rows are slow to read."""
 PER_LIST = 64
 """Rows per centroid that k-means learns from, at most."""
 
@@ -34,11 +37,8 @@ class Cells:
     sketch: Sketch
     centroids: F32
     """(L, w) float32, of length 1 up to rounding"""
-    distances: F16
-    """(L, L) float16: |a − j|, never below the exact one by more than the rounding that `slack`
-    covers"""
     farthest: F32
-    """(L,) the largest of each row of ``distances``"""
+    """(L,) the largest distance of each from any other"""
     slack: float
     """See `slack_of`."""
 
@@ -53,20 +53,30 @@ class Cells:
         cells = products.argmax(axis=1)
         return cells, products[np.arange(len(codes)), cells]
 
+    def distances(self, own: I64, queries: I64, others: I64) -> F32:
+        """(n,) cells of queries, (k,) numbers of queries and (k,) other cells → (k,) |a − j|, never
+        too small. A matrix of all would be 32 bytes a winner; what a batch asks for costs no more
+        than its products with the centroids."""
+        if len(queries) < len(own) * len(self.centroids) // GATHERED:
+            ones = self.centroids[own[queries]]
+            products: F32 = np.einsum("ij,ij->i", ones, self.centroids[others])
+        else:
+            products = self.products(self.centroids[own])[queries, others]
+        return _apart(products, self.centroids.shape[1])
+
 
 def cells_of(sketch: Sketch, centroids: F32) -> Cells:
     """The cells around (L, w) centroids of length 1."""
     count, width = centroids.shape
-    distances = np.empty((count, count), np.float16)
-    for low in range(0, count, 512):  # in float32 a matrix of 8 000 lists would take 256 MB more
-        squared = 2 - 2 * (centroids[low : low + 512] @ centroids.T)
-        # Rounded up: 2⁻¹⁰ covers fp16, the constant covers float32 next to 0.
-        distances[low : low + 512] = np.sqrt(np.maximum(squared, 0) + 4 * rounding(width)) * (
-            1 + 2.0**-10
-        )
-    return Cells(
-        sketch, centroids, distances, distances.max(axis=1).astype(np.float32), slack_of(width)
-    )
+    least = [(centroids[low : low + 512] @ centroids.T).min(axis=1) for low in range(0, count, 512)]
+    return Cells(sketch, centroids, _apart(np.concatenate(least), width), slack_of(width))
+
+
+def _apart(products: F32, width: int) -> F32:
+    """Distances of centroids from their products; the constant covers float32 next to 0."""
+    apart: F32 = np.sqrt(np.maximum(2 - 2 * products, 0) + np.float32(4 * rounding(width)))
+    apart *= np.float32(1 + 2.0**-20)
+    return apart
 
 
 def slack_of(width: int) -> float:
@@ -149,9 +159,9 @@ def probe(cells: Cells, bounds: Bounds, codes: F32, threshold: float, rho: F32) 
     )
     cosines = found / lengths[queries]
     keep = (cosines >= lower[near]) & (cosines <= upper[near])
-    keep &= (
-        best[queries] - found <= radius[queries] * cells.distances[own[queries], near] + cells.slack
-    )
+    queries, near, found = queries[keep], near[keep], found[keep]
+    apart = cells.distances(own, queries, near)
+    keep = best[queries] - found <= radius[queries] * apart + cells.slack
     return queries[keep], near[keep]
 
 
@@ -169,5 +179,5 @@ def needed(cells: Cells, bounds: Bounds, codes: F32, threshold: float, winners: 
     return np.where(
         own == winners,
         0.0,
-        np.maximum(gap, 0) / (radius * cells.distances[own, winners].astype(np.float64)),
+        np.maximum(gap, 0) / (radius * cells.distances(own, at, winners).astype(np.float64)),
     )

@@ -126,6 +126,7 @@ class IvfIndex:
             "base_vectors": 0 if base is None else base.rows - max(base.first, view.first),
             "lists": 0 if base is None else len(base.cells.centroids),
             "imbalance": 1.0 if base is None else base.imbalance(),
+            "nominees": 0.0 if base is None else base.nominees,
             "trainings": self._trainings,
             "longest_wait_seconds": self._longest_wait,
             "rho": 1.0 if self._calibration is None else self._calibration.rho,

@@ -229,6 +229,11 @@ class Meld:
         ledger = self._ledgers.get(partition)
         return 0 if ledger is None else ledger.floor
 
+    @property
+    def partitions(self) -> int:
+        """Number of partitions that anybody has opened. Any thread."""
+        return len(self._ledgers)
+
     def winners_of(self, partition: int, first: int, following: int) -> list[int]:
         """The offsets from ``first`` to ``following`` whose records are winners and may be asked
         for, withdrawn ones too. Any thread."""

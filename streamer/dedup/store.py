@@ -130,6 +130,8 @@ class WinnerStore:
         self.dim = dim
         self._view = Winners((), 0, 0, whole(dim))
         self._next_fit = FIRST_FIT
+        self._forgotten = 0
+        """Blocks below this one have no codes."""
 
     @property
     def view(self) -> Winners:
@@ -182,15 +184,13 @@ class WinnerStore:
 
     def forget_codes(self, below: int) -> None:
         """Frees the codes of all blocks that end at or below the row ``below``. Claims thread."""
-        at = max(below // BLOCK - 1, 0)
-        block = self._view.blocks[at] if at < len(self._view.blocks) else None
-        if below < BLOCK or block is None or not len(block.codes):
+        begin, end = self._forgotten, min(below // BLOCK, len(self._view.blocks))
+        if end <= begin:
             return
-        blocks = (
-            *(b and replace(b, codes=b.codes[:0].copy()) for b in self._view.blocks[: at + 1]),
-            *self._view.blocks[at + 1 :],
-        )
-        self._view = self._view._replace(blocks=blocks)
+        blocks = self._view.blocks
+        freed = (b and replace(b, codes=b.codes[:0].copy()) for b in blocks[begin:end])
+        self._view = self._view._replace(blocks=(*blocks[:begin], *freed, *blocks[end:]))
+        self._forgotten = end
 
     def room(self, first: int, rows: int) -> Winners:
         """Zeros in place of rows ``first`` to ``rows``, to be filled in and then given to
@@ -220,6 +220,7 @@ class WinnerStore:
             for at, b in enumerate(self._view.blocks)
         )
         self._view = self._view._replace(blocks=blocks)
+        self._forgotten = begin
         self._fit(
             None
             if self._view.rows >= FIRST_FIT and width_for(self.dim) < self.dim

@@ -30,9 +30,10 @@ MAX_ROWS = W // 8
 """Claims on their way, and of batches that wait for a verdict, unless one batch alone has more: a
 claim is void when W others come between its search and itself. Of a larger batch so many are
 claimed at a time."""
-RENEW_AFTER = 50_000
-"""Claims of a partition after which its owner appends a renewed open, which lets every replica
-forget older losers."""
+VERDICTS = 100_000
+"""Claims, of all partitions together, whose verdicts are held although nobody can ask for them any
+more. A partition that has made its share of them since its last open gets a renewed one with its
+next commit, which lets every replica forget."""
 
 
 @dataclass(slots=True)
@@ -130,11 +131,12 @@ class ClaimStage:
             self.superseded = self.superseded - set(partitions)
 
     def renew(self, committed: Mapping[int, int], terms: Mapping[int, Term]) -> None:
-        """After a commit: lets all replicas forget the losers below the committed offsets, once
+        """After a commit: lets all replicas forget the verdicts below the committed offsets, once
         they are many."""
+        share = VERDICTS // max(self._meld.partitions, 2)
         with self._changed:
             for partition, offset in committed.items():
-                if partition in terms and self._claimed.get(partition, 0) >= RENEW_AFTER:
+                if partition in terms and self._claimed.get(partition, 0) >= share:
                     self._claimed[partition] = 0
                     term = terms[partition]
                     self._log.append(Open(partition, term.generation, term.id, offset))

@@ -51,6 +51,7 @@ INDEX = {
     "base_vectors": "Vectors in the lists of the index; those it holds beyond them are compared one by one.",
     "lists": "k-means cells of the index; 0 until there are enough vectors to train on.",
     "imbalance": "What the sizes of the cells cost, 1 if all were equal; above 2 the index trains again.",
+    "nominees": "Vectors that a search compared in vain for each record, of late; above 8 the index trains again.",
     "trainings": "How often the index made its cells anew since the process began.",
     "longest_wait_seconds": "The longest a search waited for the upkeep of the index since the process began.",
     "rho": "Share of the certain bound that a search looks at; 1 unless dedup.probe is calibrated.",

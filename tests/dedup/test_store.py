@@ -123,3 +123,19 @@ def test_codes_are_fitted_as_the_store_grows():
     np.testing.assert_array_equal(short.view.sketch.codes(widen(vectors[:3])), widen(vectors[:3]))
     store.remove(3)
     assert before[20].is_removed(3), "a withdrawal reaches the views taken before"
+
+
+def test_codes_are_forgotten_block_by_block_and_only_once():
+    store, *_ = filled(4 * BLOCK)
+    store.forget_codes(BLOCK - 1)
+    assert all(len(block.codes) for block in store.view.blocks)
+    store.forget_codes(2 * BLOCK + 5)
+    before = store.view.blocks
+    assert [len(block.codes) > 0 for block in before] == [False, False, True, True]
+    store.forget_codes(3 * BLOCK)
+    assert [len(block.codes) > 0 for block in store.view.blocks] == [False, False, False, True]
+    assert store.view.blocks[:2] == before[:2], "what was forgotten is not touched again"
+    assert store.view.blocks[0] is before[0]
+    store.make_codes(BLOCK)
+    store.forget_codes(2 * BLOCK)
+    assert [len(block.codes) > 0 for block in store.view.blocks] == [False, False, True, True]

@@ -704,7 +704,7 @@ def test_an_open_ends_with_the_thread_that_failed(dataset: Dataset) -> None:
 def test_a_renewed_open_lets_everybody_forget_losers(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims_module, "RENEW_AFTER", 4)
+    monkeypatch.setattr(claims_module, "VERDICTS", 8)
     a, b = dataset.replica(), dataset.replica()
     term = a.open(0, term=11)
     a.claim((0, 0, EYE[0]), (0, 1, EYE[0]), (0, 2, EYE[2]))
@@ -727,6 +727,20 @@ def test_a_renewed_open_lets_everybody_forget_losers(
     a.stage.renew({0: 6}, a.terms)  # counted anew
     time.sleep(0.1)
     assert len([e for e in dataset.entries() if isinstance(e, Open)]) == 2
+
+
+def test_partitions_share_what_may_be_held_of_verdicts(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims_module, "VERDICTS", 8)
+    a = dataset.replica()
+    for partition in range(4):
+        a.open(partition, term=11 + partition)
+        a.claim(*((partition, i, EYE[0]) for i in range(2)))
+        a.take()
+    a.stage.renew(dict.fromkeys(range(4), 2), a.terms)
+    wait(lambda: all(a.meld.floor_of(p) == 2 for p in range(4)))
+    assert all(a.stage.prior(p, 1) is None for p in range(4))
 
 
 # The binding
