@@ -3,13 +3,15 @@ tests/faults."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from streamer.errors import TemporaryError
+import streamer.replica
+from streamer.errors import DeadLetterFuse, TemporaryError
 from streamer.flow.item import Fence, Run
 from streamer.flow.worker import Failure
 from streamer.ops.metrics import Metrics
@@ -18,8 +20,9 @@ from streamer.pauses import Pauses
 from streamer.quarantine import Quarantine
 from streamer.records import Term
 from streamer.replica import Bound, Replica
+from streamer.sink.fuse import Flood
 from streamer.sink.writer import Finished
-from streamer.skips import Skips
+from streamer.skips import Skip, Skips
 
 
 def nobody() -> tuple[Quarantine, Pauses, Skips]:
@@ -152,3 +155,121 @@ def test_a_bounded_run_is_not_over_while_a_partition_is_on_its_way_to_us() -> No
     assert asked == [True]
     replica._looked_at = float("-inf")
     assert replica._is_over(Bound(None))
+
+
+class Bench:
+    """A replica whose neighbours are told what to answer."""
+
+    def __init__(self) -> None:
+        nothing: Any = lambda *_: None  # noqa: E731
+        self.fence = Fence(Run(1, 0))
+        self.asked: list[str] = []
+        self.ends = {0: 4}
+        self.flood: Flood | None = None
+        self.source: Any = SimpleNamespace(
+            owned={0}, joined=True, ends=dict, serve=nothing, hold=nothing, has_any=False,
+            windows_are_read=False, confine=nothing, ask_end=nothing, take_nothing=nothing,
+        )  # fmt: skip
+        self.engine: Any = SimpleNamespace(
+            ledger=SimpleNamespace(end=lambda p: self.ends.get(p), tiles={0: (0, 4)}),
+            next_epoch=0, disown=nothing, settle=lambda: True,
+            forget_look=lambda: self.asked.append("forget look"),
+            discard=lambda sealed: self.asked.append(f"discard {sealed}"),
+        )  # fmt: skip
+        line: Any = SimpleNamespace(
+            fence=self.fence,
+            stage=SimpleNamespace(close=nothing, reset=nothing),
+            decoder=SimpleNamespace(forget=nothing),
+            chunks=SimpleNamespace(put=self._put),
+            epochs=SimpleNamespace(take=nothing, flood=lambda run: self.flood),
+        )
+        self.replica = Replica(
+            self.source, self.engine, line, *nobody(), Failure(), Metrics(), nothing, nothing, 300.0
+        )  # fmt: skip
+        places: Any = SimpleNamespace(pauses=lambda: (), write_pause=nothing)
+        self.replica._pauses = Pauses("w", places)
+        self.replica._pauses.opened({0})
+
+    def _put(self, chunk: Any) -> bool:
+        self.asked.append(f"flush {chunk.span.flush}")
+        return True
+
+
+def test_a_drain_that_meets_a_flood_pauses_the_partition_and_drops_at_once() -> None:
+    bench = Bench()
+    bench.flood = Flood(0, "all of them are broken")
+    began = time.monotonic()
+    assert not bench.replica._drain(60.0, lambda: None, "shutdown")
+    assert time.monotonic() - began < 30
+    assert set(bench.replica._pauses.paused) == {0}
+    assert bench.replica._dropped == "flood"
+    assert bench.fence.run.number == 2
+
+
+def test_an_epoch_that_is_held_and_then_dropped_is_asked_for_no_more() -> None:
+    bench = Bench()
+    sealed: Any = "epoch 3"
+    bench.replica._held = Finished(bench.fence.run, sealed, EpochTally(), 0)
+    bench.replica._drop("revoked")
+    assert bench.asked == ["forget look", "discard epoch 3"]
+    assert bench.replica._held is None
+
+
+def test_what_is_paused_anew_makes_no_asked_for_epoch_the_last_one() -> None:
+    bench = Bench()
+    replica = bench.replica
+    replica._flushed = replica._ended = bench.fence.run
+    replica._looked_at = 0.0
+    replica._hold()
+    assert replica._flushed is replica._ended is None
+    assert replica._looked_at == float("-inf")
+
+
+def test_a_trial_of_which_nothing_comes_ends_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    bench.replica._quarantine = SimpleNamespace(is_open=True)  # type: ignore[assignment]
+    bench.replica._try_suspects()
+    assert bench.asked == []
+    monkeypatch.setattr(streamer.replica, "TRIAL_S", 0.0)
+    bench.replica._try_suspects()
+    assert bench.asked == ["flush 1"]
+    bench.source.has_any = True
+    bench.replica._flushed = None
+    bench.replica._try_suspects()
+    assert bench.asked == ["flush 1"], "there is something to hand on"
+
+
+@pytest.mark.parametrize(("end", "raises"), [(9, True), (4, False)])
+def test_a_run_with_an_end_fails_only_for_what_is_paused_before_it(end: int, raises: bool) -> None:
+    bench = Bench()
+    bound = Bound(lambda partitions: dict.fromkeys(partitions, end), partitions=[0])
+    bound._ends_of([0])
+    bench.replica._pauses.pause(0, 4, "all of them are broken", "then")
+    if raises:
+        with pytest.raises(DeadLetterFuse, match="partition 0 is paused: all of them are broken"):
+            bench.replica._raise_if_paused(bound)
+    else:
+        bench.replica._raise_if_paused(bound)
+
+
+def test_what_is_to_be_skipped_goes_ahead_of_the_records_behind_it() -> None:
+    bench = Bench()
+    spans: list[Any] = []
+    replica = bench.replica
+    replica._line.chunks.put = lambda chunk, nbytes=0: spans.append(chunk.span)  # type: ignore
+    replica._line.chunks.wait_room = lambda timeout: True  # type: ignore
+    replica._line.decoder.submit = lambda records: None  # type: ignore
+    replica._line.stage.skip = lambda *skip: bench.asked.append("withdraw")  # type: ignore
+    bench.source.stuck, bench.source.has_any, bench.source.has_chunk = {}, True, True
+    bench.source.take = lambda: ([], {0: 9}, 0)
+    replica._terms = {0: Term(0, 1, 1, 2)}
+    replica._skip([Skip(0, 2, 7, "expired")])
+    assert bench.asked == ["withdraw"]
+    replica._feed()
+    replica._feed()
+    assert [(span.skips, span.marks) for span in spans] == [({0: ((2, 7),)}, {}), ({}, {0: 9})]
+    replica._skip([Skip(0, 2, 7, "expired")])
+    replica._drop("lost")
+    assert not replica._to_skip, "it is read again"
