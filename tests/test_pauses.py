@@ -16,6 +16,7 @@ class Folder:
     def __init__(self) -> None:
         self.files: dict[int, bytes] = {}
         self.refuses = False
+        self.is_read_only = False
 
     def pauses(self) -> Iterable[bytes]:
         self._check()
@@ -23,6 +24,8 @@ class Folder:
 
     def write_pause(self, partition: int, data: bytes) -> None:
         self._check()
+        if self.is_read_only:
+            raise DependencyError("no right to write")
         self.files[partition] = data
 
     def _check(self) -> None:
@@ -99,3 +102,12 @@ def test_a_pause_is_what_was_written() -> None:
     assert decode(encode(pause)) == pause
     with pytest.raises(Unusable):
         decode(b"{}")
+
+
+def test_a_pause_that_cannot_be_written_holds_against_what_is_there() -> None:
+    folder = Folder()
+    resume(folder, Pause(3, 0, "of old", "w9", "then"), 10)
+    folder.is_read_only = True
+    pauses = flooded(folder)
+    assert not pauses.look()
+    assert pauses.paused.keys() == {3}

@@ -400,6 +400,28 @@ def test_a_bug_stops_the_process(line):
     assert ours.stop.thread.startswith("decode")
 
 
+def test_close_does_not_wait_for_what_hangs(line, monkeypatch):
+    monkeypatch.setattr("streamer.decode.decoder.CLOSE_S", 0.2)
+    held, begun = threading.Event(), threading.Event()
+
+    def hang(image: Image.Image) -> np.ndarray:
+        begun.set()
+        held.wait(60)
+        return np.zeros((8, 8, 3), np.uint8)
+
+    ours = line(transform=hang)
+    future = ours.decoder.submit([record(photo())])
+    assert begun.wait(30)
+    closing = threading.Thread(target=ours.decoder.close, daemon=True)
+    closing.start()
+    closing.join(30)
+    was_closed = not closing.is_alive()
+    held.set()
+    assert was_closed
+    with pytest.raises(CancelledError):
+        future.result(30)
+
+
 def test_close_leaves_nobody_waiting(line, monkeypatch):
     ours = line(config(decode={"threads": 1}, fetch={"schemes": ["file"], "hosts": ["/"]}))
     arrive = threading.Event()
