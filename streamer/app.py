@@ -308,7 +308,6 @@ def recover(
         + TRANSACTION_TIMEOUT_S
     )
     skips = Skips(storage, config.kafka.on_expired == "skip")
-    skips.look()
     errands = Errands(ground.ops.failure)
     metrics.watch_queue(errands.channel)
     engine = CommitEngine(
@@ -317,6 +316,7 @@ def recover(
     )  # fmt: skip
     with health.unwatched(beat):  # copies may take minutes, and the storage may be away
         engine.recover()
+        skips.look()
     if not ground.has_room:
         storage.check_writable()
     storage.clear_probes()

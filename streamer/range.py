@@ -57,23 +57,22 @@ def replay_range(config: Config, admin: Admin, topic: TopicInfo, first: str, las
     Writes nothing, joins nothing. Raises ConfigError for offsets that are none, for a range of
     nothing, and for a dataset that is no replay's.
     """
-    starts = first_offsets(first, admin, topic.name, range(topic.partitions))
-    ends = end_offsets(
-        last, starts, admin, topic.name
-    )  # a wrong --until ends here, before anything is written
     founded = founding_manifest(config, admin)
-    if (
-        founded is not None
-    ):  # and so does the name of a dataset that is no replay's, before its group is joined
+    if founded is not None:  # its range is no longer asked for: some of it may have expired
         ledger = Ledger()
         ledger.apply(founded)
+        # The name of a dataset that is no replay's ends here, before its group is joined
         fixed = ledger.fixed_ends(ledger.tiles)
         begun = {p: first for p, (first, _) in ledger.tiles.items()}
         log.info(
             "this replay was begun before; it keeps the range that it was begun with",
             extra={"starts": begun, "ends": fixed},
         )
-    elif all(ends[p] == start for p, start in starts.items()):
+        return Range(lambda _: begun, fixed_ends=lambda _: fixed)
+    starts = first_offsets(first, admin, topic.name, range(topic.partitions))
+    # A wrong --until ends here, before anything is written
+    ends = end_offsets(last, starts, admin, topic.name)
+    if all(ends[p] == start for p, start in starts.items()):
         raise ConfigError(
             f"--from, --until: no record of {topic.name} lies between them; nothing was begun, and the name is still free"
         )

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from streamer.decode.decoder import Decoder
-from streamer.errors import DeadLetterFuse, StreamerError, TemporaryError
+from streamer.errors import DeadLetterFuse, DependencyError, StreamerError, TemporaryError
 from streamer.flow.channel import Channel
 from streamer.flow.item import Chunk, Fence, Run, Span
 from streamer.flow.worker import Failure
@@ -50,6 +50,8 @@ SERVE_S = 1.0
 """How often the group's callbacks run while a trial is under way."""
 PAUSES_S = 5.0
 """How often a replica looks whether a paused partition may go on."""
+VAIN_SEEKS = 20
+"""So often a partition may be read again from an offset that it says it has not."""
 LAG_S = 1.0
 """How often the lag is shown; a replica that commits nothing must not look as if nothing were
 behind."""
@@ -145,6 +147,8 @@ class Replica:
         self._skips = skips
         self._to_skip: deque[Skip] = deque()
         """What is to be said to the line before anything else of these partitions."""
+        self._in_vain: dict[int, tuple[int, int]] = {}
+        """Partition → offset from which it was read again, and how often."""
         self._causes: dict[tuple[int, int], Cause] = {}
         """Partition, first offset → why they are skipped."""
         self._show_paused = show_paused
@@ -206,7 +210,7 @@ class Replica:
             self._feed()
             if self._rewind or self._quarantine.is_open:
                 continue
-            if bound.is_reached(self._source) and self._is_over(bound):
+            if not self._to_skip and bound.is_reached(self._source) and self._is_over(bound):
                 self._raise_if_paused(bound)
                 owned = self._source.owned
                 return bound.missing(owned, self._engine.ledger, True) if owned else None
@@ -267,7 +271,7 @@ class Replica:
 
     def _is_confined(self) -> bool:
         """Whether nothing more may be read until what was read is committed."""
-        return self._quarantine.is_open and self._source.windows_are_read
+        return self._quarantine.is_open and self._source.windows_are_read and not self._to_skip
 
     def _look_at_pauses(self) -> None:
         """Pauses a partition that floods the dead letters, and goes on with one that somebody has
@@ -331,8 +335,6 @@ class Replica:
     def _feed(self) -> None:
         """One step: hands on what is in hand if the line has room, polls for more if the hand has."""
         source, line = self._source, self._line
-        if source.stuck and not (source.has_any or self._rewind):
-            self._get_past(min(source.stuck))
         if self._to_skip and not self._rewind and line.chunks.wait_room(TICK_S):
             skip = self._to_skip.popleft()
             ranges = {skip.partition: ((skip.first, skip.following),)}
@@ -347,6 +349,8 @@ class Replica:
                 last = {r.partition: r.offset for r in records}
                 stamps = [r.timestamp_ms for r in records if r.timestamp_ms > 0]
                 self._uncommitted.append((min(stamps, default=0), last))
+        if source.halted and not (source.has_any or self._rewind):
+            self._get_past(min(source.halted))
         if not (source.has_chunk or self._is_confined()):
             source.poll(0.0 if source.has_any else TICK_S)
             self._polled_at = time.monotonic()
@@ -354,16 +358,28 @@ class Replica:
             self._serve()
 
     def _get_past(self, partition: int) -> None:
-        """Goes on behind what expired under us, or cannot be read. Raises ProtocolError where it
-        may not. Blocks for some round trips."""
+        """Goes on behind what expired under us, or cannot be read, once it is known where. Raises
+        ProtocolError where it may not; TemporaryError where the same offset is out of range again
+        and again, although the topic has it. Blocks for a round trip or two."""
         at = self._source.reached[partition]
         cause: Cause = "expired"
         if self._source.is_unreadable(partition):
-            cause, following = "unreadable", self._source.find_readable(partition, self._beat)
+            cause = "unreadable"
+            following = self._source.find_readable(partition)
+            if following is None:
+                return
         else:
             following = max(at, self._engine.past_expired(partition, at))
         if following > at:
             self._skip([Skip(partition, at, following, cause)])
+        else:
+            place, times = self._in_vain.get(partition, (at, 0))
+            self._in_vain[partition] = at, times + 1 if place == at else 1
+            if times >= VAIN_SEEKS:
+                raise TemporaryError(
+                    f"partition {partition} gives nothing at offset {at}, although the topic has "
+                    "it. Start again."
+                )
         self._source.rewind({partition: following})
 
     def _skip(self, skips: Collection[Skip]) -> None:
@@ -459,7 +475,8 @@ class Replica:
         self._metrics.epoch_committed(finished.tally, len(sealed.dead_letters))
         for partition, ranges in sealed.skipped.items():
             for first, following in ranges:
-                self._metrics.skipped(self._causes[partition, first], following - first)
+                cause = self._causes.pop((partition, first))
+                self._metrics.skipped(cause, following - first)
         self._line.stage.renew(committed, self._terms)
         self._show_lag()
         log.info(
@@ -583,8 +600,12 @@ class Replica:
         if self._quarantine.is_open:
             self._source.take_nothing()
         self._to_skip = deque(s for s in self._to_skip if s.partition not in partitions)
-        self._skips.look()
-        skips = self._skips.due(starts, self._engine.begins, self._engine.ends)
+        try:
+            self._skips.look()
+        except DependencyError as error:
+            log.warning("whether partitions were moved forward cannot be read: %s", error)
+        ends = {**self._engine.ends, **self._engine.ledger.ends}
+        skips = self._skips.due(starts, self._engine.begins, ends)
         self._skip(skips)
         return {**starts, **{skip.partition: skip.following for skip in skips}}
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from streamer.errors import DependencyError
 from streamer.wire.checked import Unusable
 from streamer.wire.seek import Seek, decode
 
@@ -46,12 +45,9 @@ class Skips:
         self._seeks: Mapping[int, Seek] = {}
 
     def look(self) -> None:
-        """At what was asked for by hand. Blocks. Where the storage refuses, what was known holds:
-        a seek is written while no replica runs, so the look at the start has seen it."""
-        try:
-            self._seeks = read(self._places)
-        except DependencyError as error:
-            log.warning("whether partitions were moved forward cannot be read: %s", error)
+        """At what was asked for by hand: while no replica ran, so a look at the start sees it.
+        Blocks. Raises DependencyError; what was known holds then."""
+        self._seeks = read(self._places)
 
     def limit(self, partition: int) -> int:
         """What expired below this offset of a partition is skipped; the rest ends the process."""
@@ -63,13 +59,15 @@ class Skips:
     def due(
         self, starts: Mapping[int, int], begins: Mapping[int, int], ends: Mapping[int, int]
     ) -> list[Skip]:
-        """Of partitions that go on at ``starts``, where the topic begins and ends so."""
+        """Of partitions that go on at ``starts``. ``begins``: where the topic begins; ``ends``:
+        where it ends, or a replay of it."""
         skips = []
         for partition, start in sorted(starts.items()):
-            seek = self._seeks.get(partition)
-            wanted = 0 if seek is None else min(seek.to, ends[partition])
-            if begins[partition] > max(start, wanted):
-                skips.append(Skip(partition, start, begins[partition], "expired"))
+            seek, end = self._seeks.get(partition), ends[partition]
+            wanted = 0 if seek is None else min(seek.to, end)
+            begin = min(begins[partition], end)
+            if begin > max(start, wanted):
+                skips.append(Skip(partition, start, begin, "expired"))
             elif wanted > start:
                 skips.append(Skip(partition, start, wanted, "seek"))
         return skips

@@ -262,7 +262,7 @@ def test_what_is_to_be_skipped_goes_ahead_of_the_records_behind_it() -> None:
     replica._line.chunks.wait_room = lambda timeout: True  # type: ignore
     replica._line.decoder.submit = lambda records: None  # type: ignore
     replica._line.stage.skip = lambda *skip: bench.asked.append("withdraw")  # type: ignore
-    bench.source.stuck, bench.source.has_any, bench.source.has_chunk = {}, True, True
+    bench.source.halted, bench.source.has_any, bench.source.has_chunk = set(), True, True
     bench.source.take = lambda: ([], {0: 9}, 0)
     replica._terms = {0: Term(0, 1, 1, 2)}
     replica._skip([Skip(0, 2, 7, "expired")])

@@ -33,6 +33,7 @@ def test_nothing_is_skipped_unless_something_expired_or_somebody_said_so(storage
         (5, 0, 99, [Skip(0, 5, 20, "seek")]),
         (5, 7, 99, [Skip(0, 5, 20, "seek")]),
         (5, 30, 99, [Skip(0, 5, 30, "expired")]),
+        (5, 30, 22, [Skip(0, 5, 22, "expired")]),
         (5, 0, 12, [Skip(0, 5, 12, "seek")]),
         (20, 0, 99, []),
         (50, 0, 99, []),
@@ -55,7 +56,7 @@ def test_what_is_damaged_is_passed_over(storage: Storage) -> None:
     assert read(storage) == {0: Seek(0, 20, "now")}
 
 
-def test_a_storage_that_is_away_changes_nothing(storage: Storage) -> None:
+def test_what_was_known_holds_while_the_storage_is_away(storage: Storage) -> None:
     class Places:
         is_away = False
 
@@ -69,5 +70,6 @@ def test_a_storage_that_is_away_changes_nothing(storage: Storage) -> None:
     skips = Skips(places, expired=False)
     skips.look()
     places.is_away = True
-    skips.look()
+    with pytest.raises(StorageAway):
+        skips.look()
     assert skips.limit(0) == 20

@@ -40,7 +40,7 @@ def command(
     not to have. The next start skips them, and a manifest says so: they are lost to the dataset.
     Backwards goes only by `streamer replay`, into a new one."""
     from streamer.kafka.admin import Admin
-    from streamer.kafka.lag import measure
+    from streamer.kafka.lag import decided
     from streamer.kafka.topics import input_topic
     from streamer.replay import forward_offsets
     from streamer.sink.engine import iso
@@ -50,8 +50,7 @@ def command(
     config = read_config(path, overrides)
     admin = Admin(config.kafka)
     topic = input_topic(admin, config)
-    lag = measure(config, admin)
-    at = {row.partition: row.committed for row in lag if row.committed is not None}
+    at = decided(config, admin, range(topic.partitions))
     if not at:
         raise ConfigError(
             f"dataset {config.dataset} has not begun: kafka.start says where it begins"

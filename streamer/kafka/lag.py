@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
@@ -50,12 +50,7 @@ def measure(config: Config, admin: Admin) -> list[PartitionLag]:
     topic = config.kafka.topic
     found = input_topic(admin, config)
     partitions = range(found.partitions)
-    committed = {
-        p: group.offset for p, group in admin.committed(config.group, topic, partitions).items()
-    }
-    if len(committed) < len(partitions):
-        # A group's offsets expire a week after it was last seen; what the commit log says holds.
-        committed = {**_tile_ends(config, admin), **committed}
+    committed = decided(config, admin, partitions)
     fresh = [p for p in partitions if p not in committed]
     starts = {**configured_starts(admin, config, fresh), **committed}
     begins = admin.begin_offsets(topic, partitions)
@@ -87,6 +82,17 @@ def measure(config: Config, admin: Admin) -> list[PartitionLag]:
         )
         for p in partitions
     ]
+
+
+def decided(config: Config, admin: Admin, partitions: Collection[int]) -> dict[int, int]:
+    """Partition → the offset after the last one that a committed epoch holds; empty before the
+    dataset's first. Blocks, and raises, like `measure`."""
+    known = admin.committed(config.group, config.kafka.topic, partitions)
+    committed = {p: group.offset for p, group in known.items()}
+    if len(committed) < len(partitions):
+        # A group's offsets expire a week after it was last seen; what the commit log says holds.
+        committed = {**_tile_ends(config, admin), **committed}
+    return committed
 
 
 def _age_s(timestamp_ms: int | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from streamer.errors import DependencyError, ProtocolError, TemporaryError
 from streamer.kafka.admin import Admin
 from streamer.kafka.client import consumer_config, new_consumer, timestamp_ms
 from streamer.kafka.events import PASS_BY, UNREADABLE, Events
-from streamer.kafka.unreadable import readable_from
+from streamer.kafka.unreadable import Search
 from streamer.records import UNREADABLE_HEADERS, Headers, Record
 from streamer.wire.limits import weight
 
@@ -88,6 +88,7 @@ class Source:
         self.stuck: dict[int, KafkaError] = {}
         """Partition → why nothing comes behind what was `reached`: it expired, or cannot be read
         and may be skipped. What else comes of it is ignored until it is rewound."""
+        self._searches: dict[int, Search] = {}
         self._skips_unreadable = config.kafka.on_unreadable == "skip"
         self._asked_ends: dict[int, int] = {}
         self._asked_for = -1
@@ -230,7 +231,14 @@ class Source:
             self.stuck.pop(partition, None)
         self._held = [r for r in self._held if r.partition not in starts]
 
+    @property
+    def halted(self) -> set[int]:
+        """Partitions that are stuck before the end of what may be taken."""
+        return self.stuck.keys() - self._passed
+
     def _seek(self, partition: int, offset: int) -> None:
+        self.stuck.pop(partition, None)
+        self._passed.discard(partition)
         place = TopicPartition(self._topic, partition, offset)
         try:
             self.consumer.seek(place)
@@ -297,12 +305,17 @@ class Source:
             self.consumer.resume([TopicPartition(self._topic, p) for p in sorted(partitions)])
             self._paused.difference_update(partitions)
 
-    def find_readable(self, partition: int, beat: Callable[[], None]) -> int:
-        """Of a partition that is stuck: the next offset that can be read (`unreadable`)."""
-        _, end = self.consumer.get_watermark_offsets(
-            TopicPartition(self._topic, partition), timeout=ASK_LIMIT_S
-        )
-        return readable_from(self._config, partition, self.reached[partition], end, beat)
+    def find_readable(self, partition: int) -> int | None:
+        """Of a partition that is stuck: the next offset that can be read; None: it is looked for,
+        ask again. Does not block. Raises like `Search.found`."""
+        at = self.reached[partition]
+        search = self._searches.get(partition)
+        if search is None or search.broken != at:
+            search = self._searches[partition] = Search(self._config, partition, at)
+        found = search.found()
+        if found is not None:
+            del self._searches[partition]
+        return found
 
     def is_unreadable(self, partition: int) -> bool:
         """Of a partition that is stuck: whether a batch cannot be read. Else it expired."""
@@ -409,7 +422,10 @@ class Source:
         elif code not in SKIPPABLE:
             self._events.heed(error, partition, offset)
         elif partition in self.owned and partition not in self.stuck:
-            if code in UNREADABLE and not self._skips_unreadable:
+            # No look at its offset: behind a broken batch that is rubbish, perhaps
+            if self.reached.get(partition, -1) >= self._end(partition):
+                self._passed.add(partition)
+            elif code in UNREADABLE and not self._skips_unreadable:
                 self._events.heed(error, partition, offset)
             self.stuck[partition] = error
 

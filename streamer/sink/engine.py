@@ -438,6 +438,7 @@ class CommitEngine:
     def past_expired(self, partition: int, at: int) -> int:
         """Where the records go on of a partition that has none at ``at`` any more. Raises
         ProtocolError where they may not be skipped, or did not expire."""
+        self._read_as_last_of_our_name()  # a dataset that others have begun is new no more
         begin, end = self._kafka.bounds([partition])[partition]
         if why := self._contradiction(partition, at, None, begin, end):
             raise ProtocolError(why)

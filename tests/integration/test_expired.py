@@ -138,11 +138,12 @@ def test_a_replica_goes_on_behind_what_expires_under_it(story: Story) -> None:
     replica.process.send_signal(signal.SIGCONT)
     replica.wait_for("offsets are skipped")
     replica.wait_for("epoch committed", count=2)
-    assert total(scrape(port_of(replica)), "streamer_skipped_offsets_total") == 59
+    skipped = int(total(scrape(port_of(replica)), "streamer_skipped_offsets_total"))
+    assert skipped in (59, 60), "the answer to a fetch that was under way may have come"
     replica.kill(signal.SIGTERM)
     assert replica.end() == 0, replica.log
     story.service.run("--until", "end")
-    story.check((51, 110))
+    story.check((110 - skipped, 110))
 
 
 @pytest.mark.timeout(240)

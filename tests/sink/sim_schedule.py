@@ -15,12 +15,19 @@ from typing import Any
 
 EPOCH = 1_700_000_000.0
 """UTC seconds at which every simulation begins."""
+UNWIND_S = 10.0
+STEPS = 300_000
+"""Of one world; the largest of a thousand took 16 000."""
 PATIENCE = 500
 """Steps that a thread may take without any time passing, before the others have their turn."""
 
 
 class Killed(BaseException):
     """The simulated process is gone: unwinds its threads. No code under test catches it."""
+
+
+class Livelock(AssertionError):
+    """A world goes round in circles."""
 
 
 class Owner:
@@ -86,7 +93,8 @@ class Schedule:
             task.owner.killed = True
             self.current = task
             task.baton.release()
-            self._driver.baton.acquire()
+            # A test that ran out of time leaves while another thread runs; then nobody answers
+            self._driver.baton.acquire(timeout=UNWIND_S)
 
     # For anybody
 
@@ -117,6 +125,8 @@ class Schedule:
         if task.owner.killed:
             raise Killed
         self.steps += 1
+        if self.steps > STEPS:
+            raise Livelock(f"{STEPS} steps, and no end")
         task.patience -= 1
         if seconds or task.patience <= 0:
             seconds = max(seconds, 0.001)

@@ -192,5 +192,4 @@ TROUBLES: list[tuple[str, Callable[[World, Task, Process, int], None]]] = [
     ("away", be_away),
     ("flood", flood),
     ("flood", flood),
-    ("expire", expire),
 ]

@@ -107,7 +107,7 @@ def dice(seed: int) -> tuple[Setting, list[Trouble]]:
     roll = random.Random(seed)
     setting = Setting(
         writers=roll.choice((1, 2, 2, 3)), partitions=roll.randint(1, 3), records=roll.choice((6, 20, 60)), static=roll.random() < 0.4,
-        copies=roll.random() < 0.4, expiring=roll.random() < 0.4, latest=roll.random() < 0.2, hasty=roll.random() < 0.4, patient=roll.random() < 0.4,
+        copies=roll.random() < 0.4, latest=roll.random() < 0.2, hasty=roll.random() < 0.4, patient=roll.random() < 0.4,
         jitter=roll.choice((0, roll.randrange(1, 1 << 16))),
     )  # fmt: skip
     plan = [
