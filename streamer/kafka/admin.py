@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from confluent_kafka import (
+    OFFSET_INVALID,
     ConsumerGroupState,
     IsolationLevel,
     KafkaError,
@@ -278,7 +279,7 @@ class Admin:
                 wanted, isolation_level=isolation, request_timeout=left
             )
             try:
-                return {tp.partition: future.result().offset for tp, future in futures.items()}
+                found = {tp.partition: future.result().offset for tp, future in futures.items()}
             except KafkaException as error:
                 if error.args[0].code() in (
                     KafkaError._NOENT,
@@ -293,6 +294,11 @@ class Admin:
                         topic, timeout=left
                     )  # a broker was restarted: the client asks with the old leader's epoch until it looks
                 raise
+            if OFFSET_INVALID in found.values():
+                # Seen where the leader has just been killed: an answer that has neither an offset
+                # nor an error. Taken for an offset, it is a log that ends before it began.
+                raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+            return found
 
         return self._ask(
             ask,

@@ -73,7 +73,7 @@ DECK = ("kill", "kill", "pause", "stop", "broker kill", "broker stop")
 LONG_DECK = (*DECK, *DECK, "kill", "kill", "long pause")
 """``pause`` outlasts the session, ``long pause`` a transaction's time-out too; ``stop`` is SIGTERM."""
 TROUBLES = ("expire", "expire", "poison crash", "poison hang", "flood", "clock")
-"""``expire``: a replica is paused, and of two partitions a part that is not committed is deleted."""
+"""``expire``: a replica is paused, and of its partitions a part that is not committed is deleted."""
 CLUSTER_DECK = ("broker pause", "broker pause")
 STORE_DECK = ("store away", "slow copies")
 ON_REPLICAS = ("kill", "stop", "pause", "long pause", "expire", "clock")
@@ -376,6 +376,8 @@ class Slot:
     one has partitions."""
     read: int = 0
     """Log lines."""
+    owned: list[int] = field(default_factory=list)
+    """Partitions, by what was assigned last."""
 
 
 class Chaos:
@@ -653,7 +655,7 @@ class Chaos:
             slot.replica.kill(signal.SIGSTOP)
             slot.wake_at = max(slot.wake_at or 0.0, now + fault.for_s)
             if fault.kind == "expire":
-                partitions = self._dice.sample(range(self.feed.partitions), 2)
+                partitions = slot.owned or list(range(self.feed.partitions))
                 share = self._dice.uniform(0.3, 1.0)
                 self._errands.append(self._operator.submit(self._expire, partitions, share))
 
@@ -705,6 +707,8 @@ class Chaos:
         lines = slot.replica.lines[slot.read :]
         slot.read += len(lines)
         for line in lines:
+            if "partitions assigned" in line and (said := _parsed(line)) is not None:
+                slot.owned = said["partitions"]
             if "partitions assigned" in line and slot.down_since is not None:
                 down_s, slot.down_since = self._time() - slot.down_since, None
                 self.longest_down_s = max(self.longest_down_s, down_s)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, Producer, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -266,6 +268,27 @@ def test_a_broker_that_comes_back_is_found_again(embedded, config):
 def test_a_property_the_client_does_not_know(client, message):
     with pytest.raises(ConfigError, match=message):
         Admin(make_config("127.0.0.1:1", "d", "t", **client).kafka)
+
+
+class NoOffsetAtFirst:
+    """An admin client that answers without an offset and without an error, then as it should."""
+
+    def __init__(self, offsets: list[int]) -> None:
+        self.offsets = offsets
+
+    def list_offsets(self, wanted, **_settings):
+        place = next(iter(wanted))
+        future: Future = Future()
+        future.set_result(SimpleNamespace(offset=self.offsets.pop(0)))
+        return {place: future}
+
+
+def test_an_answer_without_an_offset_is_none(monkeypatch):
+    admin = Admin(make_config("127.0.0.1:1", "d", "t").kafka)
+    client = NoOffsetAtFirst([OFFSET_INVALID, OFFSET_INVALID, 121])
+    monkeypatch.setattr(admin, "_client", client)
+    assert admin.end_offsets("t", [0], committed=False) == {0: 121}
+    assert client.offsets == []
 
 
 def test_plaintext_to_a_broker_that_wants_none(kafka):
