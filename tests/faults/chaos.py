@@ -84,7 +84,8 @@ FLOOD = 700
 MAX_RATIO = 0.5
 BACKOFF_S = 1.5
 """At most so long after its end a process is started again."""
-IN_SYNC_S = 120.0
+IN_SYNC_S = 180.0
+"""At most so long after an outage a node may take until its replicas are in sync."""
 READY_S = 60.0
 """At most so long a start may take until it has partitions, while brokers and store are there: the
 others notice first that its predecessor is gone, and let go of what they have in hand."""
@@ -352,14 +353,24 @@ class Outage(threading.Thread):
         self._ending.wait(self._for_s)
         if self._how == "pause":
             os.kill(pid, signal.SIGCONT)
-        elif not self._ending.is_set():
-            self._cluster.start(self._number)
+        else:
+            self._start(until)
         while not self._ending.is_set():
             try:
                 self._cluster.wait_until_in_sync(5.0)
                 return
             except DependencyError:
                 assert time.monotonic() < until, f"node {self._number} is not in sync again"
+
+    def _start(self, until: float) -> None:
+        """A loaded machine may take longer than one start is given."""
+        while not self._ending.is_set():
+            try:
+                self._cluster.start(self._number)
+                return
+            except DependencyError:
+                if time.monotonic() >= until:
+                    raise
 
 
 @dataclass
@@ -479,7 +490,7 @@ class Chaos:
                 self._save(number, slot)
 
     def _settings(self) -> dict[str, Any]:
-        moody = {"type": "tests.plugins.thumbnail:Moody", "args": {"share": 0.1}}
+        moody = {"type": "tests.plugins.chaos:Moody", "args": {"share": 0.1}}
         timing = {
             "session.timeout.ms": round(SESSION_S * 1000),
             "heartbeat.interval.ms": 1000,
@@ -531,6 +542,7 @@ class Chaos:
         self.feed.start()
         deadline = time.monotonic() + 120
         while not all(slot.replica.count("epoch committed") for slot in self.slots):
+            assert not self.wrong, self.wrong[0]
             assert time.monotonic() < deadline, [slot.replica.log for slot in self.slots]
             self._step()
         waiting = list(faults)
@@ -729,7 +741,7 @@ class Chaos:
 
     def _resume(self) -> None:
         """Lets paused partitions go on."""
-        for _ in range(40):
+        for _ in range(20):
             done = subprocess.run(
                 [SCRIPT, "resume", "-c", self._config, "--execute"],
                 cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
@@ -741,9 +753,14 @@ class Chaos:
         raise AssertionError(f"streamer resume: {done.stderr}")
 
     def _ends(self, partitions: Collection[int]) -> dict[int, int]:
+        """Their end offsets."""
         admin = AdminClient({"bootstrap.servers": self.cluster.bootstrap_servers, "log_level": 0})
         asked = {TopicPartition(self.topic, p): OffsetSpec.latest() for p in partitions}
-        return {tp.partition: f.result(30).offset for tp, f in admin.list_offsets(asked).items()}
+        while True:
+            found = {tp.partition: f.result(30) for tp, f in admin.list_offsets(asked).items()}
+            if all(result.offset >= 0 for result in found.values()):
+                return {partition: result.offset for partition, result in found.items()}
+            time.sleep(0.2)  # no offset and no error: its leader has just gone away
 
     def _expire(self, partitions: Collection[int], share: float) -> None:
         """Deletes this share of what is not committed in these partitions."""

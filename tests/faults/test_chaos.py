@@ -300,7 +300,7 @@ def test_a_winner_is_missed_only_once_it_is_gone(
         rows[-1].facts["similarity"] = float(
             rows[-1].vector.astype(float) @ rows[names // 10 - 1].vector.astype(float)
         )
-    commits = [{"files": [{"path": "rows"}], "claims_position": 39}]
+    commits = [{"files": [{"path": "rows"}], "claims_position": 39, "skipped": {}}]
     found = [*_near(Evidence({}, [], commits, {}, {}, rows, [], [], {}), log)]
     assert any(says in line for line in found) if says else not found, found
 

@@ -290,11 +290,10 @@ def _records(evidence: Evidence) -> Iterator[str]:
         if produced is not None and facts["text"] not in (None, produced.text):
             yield f"{row.origin}: the row's text is {facts['text']!r}, not {produced.text!r}"
         if produced is not None:
-            # A rule may reject a record unread.
             set_aside = (facts["outcome"], facts["reason"]) == ("invalid", "crashed")
             if set_aside and not produced.is_poison:
                 yield f"{row.origin} is set aside and is no poison"
-            elif produced.is_poison and not set_aside and facts["outcome"] != "filtered":
+            elif produced.is_poison and not set_aside:
                 yield f"{row.origin} is poison and {facts['outcome']} ({facts['reason']})"
 
 

@@ -6,19 +6,28 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from tests.plugins.thumbnail import PoisonedEmbedder
+from tests.plugins import thumbnail
 
 LOOK_S = 0.2
 
 
-class ChaosEmbedder(PoisonedEmbedder):
+class ChaosEmbedder(thumbnail.PoisonedEmbedder):
     """Its process's wall clock is off by the seconds in the file that CHAOS_CLOCK names."""
 
     def __init__(self, delay_ms: float = 0.0) -> None:
         super().__init__(delay_ms)
         if path := os.environ.get("CHAOS_CLOCK"):
             time.time = Clock(Path(path)).now
+
+
+class Moody(thumbnail.Moody):
+    """But keeps what is poison: that must become `invalid`."""
+
+    def keep(self, row: Any) -> bool:
+        width, height = row.facts.width, row.facts.height
+        return max(width, height) > 3 * min(width, height) or super().keep(row)
 
 
 class Clock:
