@@ -667,6 +667,7 @@ _LATER = {
     KafkaError.UNSTABLE_OFFSET_COMMIT,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.OFFSET_NOT_AVAILABLE,  # a leader that was only just elected
 }
 _LATER |= {
     KafkaError._NOENT,

@@ -277,6 +277,9 @@ def test_a_property_the_client_does_not_know(client, message):
         Admin(make_config("127.0.0.1:1", "d", "t", **client).kafka)
 
 
+NOT_CAUGHT_UP = -2000
+
+
 class NoOffsetAtFirst:
     """An admin client that answers without an offset and without an error, then as it should."""
 
@@ -286,13 +289,17 @@ class NoOffsetAtFirst:
     def list_offsets(self, wanted, **_settings):
         place = next(iter(wanted))
         future: Future = Future()
-        future.set_result(SimpleNamespace(offset=self.offsets.pop(0)))
+        offset = self.offsets.pop(0)
+        if offset == NOT_CAUGHT_UP:
+            future.set_exception(KafkaException(KafkaError(KafkaError.OFFSET_NOT_AVAILABLE)))
+        else:
+            future.set_result(SimpleNamespace(offset=offset))
         return {place: future}
 
 
 def test_an_answer_without_an_offset_is_none(monkeypatch):
     admin = Admin(make_config("127.0.0.1:1", "d", "t").kafka)
-    client = NoOffsetAtFirst([OFFSET_INVALID, OFFSET_INVALID, 121])
+    client = NoOffsetAtFirst([OFFSET_INVALID, NOT_CAUGHT_UP, OFFSET_INVALID, 121])
     monkeypatch.setattr(admin, "_client", client)
     assert admin.end_offsets("t", [0], committed=False) == {0: 121}
     assert client.offsets == []
