@@ -10,7 +10,7 @@
     python3 tasks.py types           mypy --strict
     python3 tasks.py imports         which module may import which
     python3 tasks.py bench NAME …    one script of benchmarks/; without a name: their list
-    python3 tasks.py chaos [ARGS]    replicas on a real Kafka under random faults: --minutes 30 --faults 100 --seed N
+    python3 tasks.py chaos [ARGS]    replicas on a Kafka cluster under random faults: --minutes 30 --faults 100 --seed N
     python3 tasks.py killpoints      a replica dies at every named step, and again in the recovery: half an hour
     python3 tasks.py setup           only the environment
     python3 tasks.py clean           removes the environment and every cache of this folder

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from confluent_kafka import (
+    OFFSET_INVALID,
     ConsumerGroupState,
     IsolationLevel,
     KafkaError,
@@ -49,6 +50,9 @@ TRY_S = 5.0
 """Of one question: a broker that was lost a moment ago is found out by the next one, which another
 broker gets."""
 GRACE_S = 60.0
+CATCH_UP_S = 10.0
+"""Brokers learn of a new topic one after another: one that was asked may not know what another one
+has just made."""
 _PAUSE_S = 0.05
 
 
@@ -186,9 +190,18 @@ class Admin:
 
     def settings(self, name: str) -> Mapping[str, str]:
         """All settings in force of a topic that exists."""
+        deadline = time.monotonic() + CATCH_UP_S
+        while True:
+            found = self._settings(name, time.monotonic() < deadline)
+            if found is not None:
+                return found
+            time.sleep(_PAUSE_S)
+
+    def _settings(self, name: str, may_be_new: bool) -> Mapping[str, str] | None:
+        """None for a topic that may be new and is not known to the broker that was asked."""
         resource = ConfigResource(ResourceType.TOPIC, name)
 
-        def ask(left: float) -> Mapping[str, str]:
+        def ask(left: float) -> Mapping[str, str] | None:
             entries = self._client.describe_configs([resource], request_timeout=left)[
                 resource
             ].result()
@@ -197,6 +210,7 @@ class Admin:
         return self._ask(
             ask,
             f"reading the settings of the topic {name}",
+            {KafkaError.UNKNOWN_TOPIC_OR_PART: None} if may_be_new else {},
             needs=f"DescribeConfigs on the topic {name}",
         )
 
@@ -278,7 +292,7 @@ class Admin:
                 wanted, isolation_level=isolation, request_timeout=left
             )
             try:
-                return {tp.partition: future.result().offset for tp, future in futures.items()}
+                found = {tp.partition: future.result().offset for tp, future in futures.items()}
             except KafkaException as error:
                 if error.args[0].code() in (
                     KafkaError._NOENT,
@@ -293,6 +307,11 @@ class Admin:
                         topic, timeout=left
                     )  # a broker was restarted: the client asks with the old leader's epoch until it looks
                 raise
+            if OFFSET_INVALID in found.values():
+                # Seen where the leader has just been killed: an answer that has neither an offset
+                # nor an error. Taken for an offset, it is a log that ends before it began.
+                raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+            return found
 
         return self._ask(
             ask,
@@ -599,7 +618,7 @@ class Admin:
         self._wait_for_leaders(name)
 
     def _check_log(self, name: str) -> None:
-        info = self.topic(name)
+        info = self._made(name)
         if info is None or info.partitions != 1:
             raise DependencyError(
                 f"{name}: has {counted(info.partitions if info else 0, 'partition')}, but its one order needs exactly 1. "
@@ -613,6 +632,15 @@ class Admin:
             raise self._wrong(
                 name, "max.message.bytes", actual["max.message.bytes"], str(LOG_MESSAGE_BYTES)
             )
+
+    def _made(self, name: str) -> TopicInfo | None:
+        """`topic`, of one that was there a moment ago."""
+        deadline = time.monotonic() + CATCH_UP_S
+        while True:
+            info = self.topic(name)
+            if (info is not None and info.partitions) or time.monotonic() >= deadline:
+                return info
+            time.sleep(_PAUSE_S)
 
     def _check_dead(self, name: str) -> None:
         if "compact" in (policy := self.settings(name)["cleanup.policy"]):
@@ -639,6 +667,7 @@ _LATER = {
     KafkaError.UNSTABLE_OFFSET_COMMIT,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.OFFSET_NOT_AVAILABLE,  # a leader that was only just elected
 }
 _LATER |= {
     KafkaError._NOENT,

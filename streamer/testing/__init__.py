@@ -8,11 +8,13 @@ records, small images.
 """
 
 from streamer.testing.broker import Broker, free_port
+from streamer.testing.cluster import Cluster
 from streamer.testing.jars import kafka_jars
 from streamer.testing.records import Stored, create_topic, jpeg, produce, read_topic
 
 __all__ = [
     "Broker",
+    "Cluster",
     "Stored",
     "create_topic",
     "free_port",

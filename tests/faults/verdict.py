@@ -209,9 +209,22 @@ def measures(evidence: Evidence, log: ClaimLog) -> dict[str, Any]:
         **{f"claims {name}": count for name, count in sorted(log.kinds.items())},
         "claim log positions": log.position,
         "epochs": sum(bool(manifest["files"]) for manifest in evidence.commits),
+        "records skipped, which expired": len(skipped(evidence)),
+        "poison set aside": sum(row["reason"] == "crashed" for row in rows),
         "winners withdrawn": len(log.withdrawn),
         "winners evicted": log.evicted,
         "pairs of winners of which one was gone before the other": log.parted,
+    }
+
+
+def skipped(evidence: Evidence) -> set[Origin]:
+    """What the commit log says will never be decided."""
+    return {
+        (int(partition), offset)
+        for manifest in evidence.commits
+        for partition, ranges in manifest["skipped"].items()
+        for first, following in ranges
+        for offset in range(first, following)
     }
 
 
@@ -230,6 +243,13 @@ def _epochs(evidence: Evidence) -> Iterator[str]:
             yield f"{path} is not what the commit log holds"
         for partition, (first, following) in manifest["partitions"].items():
             ranges[int(partition)].append((first, following))
+        for partition, passed in manifest["skipped"].items():
+            first, following = manifest["partitions"].get(partition, (0, 0))
+            for a, b in passed:
+                if not first <= a < b <= following:
+                    yield f"{path} skips {a} to {b} of partition {partition}, outside its range"
+                if b > evidence.expired.get(int(partition), 0):
+                    yield f"{path} skips {a} to {b} of partition {partition}, which did not expire"
         for file in manifest["files"]:
             if file["path"] in named:
                 yield f"{file['path']} is in two epochs"
@@ -252,9 +272,11 @@ def _epochs(evidence: Evidence) -> Iterator[str]:
 
 
 def _records(evidence: Evidence) -> Iterator[str]:
-    """Every produced record has exactly one row, which tells the truth about it."""
+    """Every produced record has exactly one row, which tells the truth about it, or was skipped."""
     rows = Counter(row.origin for row in evidence.rows)
-    yield from (f"{origin} is lost" for origin in evidence.produced.keys() - rows.keys())
+    passed = skipped(evidence)
+    yield from (f"{origin} is lost" for origin in evidence.produced.keys() - rows.keys() - passed)
+    yield from (f"{origin} is skipped and decided" for origin in rows.keys() & passed)
     yield from (f"{origin} was never produced" for origin in rows.keys() - evidence.produced.keys())
     yield from (
         f"{origin} was decided {count} times" for origin, count in rows.items() if count > 1
@@ -267,6 +289,12 @@ def _records(evidence: Evidence) -> Iterator[str]:
             yield f"{row.origin}: the row's sha256 is not that of what was produced"
         if produced is not None and facts["text"] not in (None, produced.text):
             yield f"{row.origin}: the row's text is {facts['text']!r}, not {produced.text!r}"
+        if produced is not None:
+            set_aside = (facts["outcome"], facts["reason"]) == ("invalid", "crashed")
+            if set_aside and not produced.is_poison:
+                yield f"{row.origin} is set aside and is no poison"
+            elif produced.is_poison and not set_aside:
+                yield f"{row.origin} is poison and {facts['outcome']} ({facts['reason']})"
 
 
 def _shards(evidence: Evidence) -> Iterator[str]:
@@ -299,8 +327,13 @@ def _shards(evidence: Evidence) -> Iterator[str]:
 def _claims(evidence: Evidence, log: ClaimLog) -> Iterator[str]:
     """Rows say what the claim log decided, and nothing that it did not."""
     rows = {row.origin: row for row in evidence.rows}
+    passed = skipped(evidence)
     for origin, counted in log.counted.items():
         row = rows.get(origin)
+        if row is None and origin in passed:
+            if counted.winner < 0 and counted.position not in log.withdrawn:
+                yield f"{origin} won at {counted.position}, was skipped and is not withdrawn"
+            continue
         if row is None:
             yield f"{origin} has a claim at {counted.position} and no row"
             continue
@@ -340,6 +373,7 @@ def _near(evidence: Evidence, log: ClaimLog) -> Iterator[str]:
     winners = [
         row for row in evidence.rows if row.facts["reason"] == "withdrawn" or _is_winner(row)
     ]
+    winners += _skipped_winners(evidence, log)
     winners.sort(key=lambda row: -1 if row.facts["claim"] is None else row.facts["claim"])
     duplicates = [
         row
@@ -387,6 +421,22 @@ def _near(evidence: Evidence, log: ClaimLog) -> Iterator[str]:
             )
             if counted is None and named is not None and gone[named] < log.seen(row.origin):
                 yield f"{row.origin} is a duplicate of {row.facts['duplicate_of']}, which was gone at {gone[named]}, before the search for it"
+
+
+def _skipped_winners(evidence: Evidence, log: ClaimLog) -> Iterator[Row]:
+    """They have no rows: until they were withdrawn, others were compared with them."""
+    for origin in skipped(evidence) & log.counted.keys():
+        counted = log.counted[origin]
+        if counted.winner < 0:
+            facts = {
+                "partition": origin[0],
+                "offset": origin[1],
+                "key": _key(origin),
+                "claim": counted.position,
+                "outcome": "skipped",
+                "flags": [],
+            }
+            yield Row("", facts, counted.vector)
 
 
 def _is_winner(row: Row) -> bool:

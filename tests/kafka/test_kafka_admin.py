@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -17,7 +26,7 @@ from confluent_kafka.admin import (
 
 from streamer.config import Config, parse
 from streamer.errors import ConfigError, DependencyError, StreamerError, TemporaryError
-from streamer.kafka.admin import Admin, CommittedOffset, GroupState
+from streamer.kafka.admin import Admin, CommittedOffset, GroupState, TopicInfo
 from streamer.kafka.client import consumer_config, transactional_config
 from streamer.testing import create_topic, free_port, produce
 
@@ -266,6 +275,71 @@ def test_a_broker_that_comes_back_is_found_again(embedded, config):
 def test_a_property_the_client_does_not_know(client, message):
     with pytest.raises(ConfigError, match=message):
         Admin(make_config("127.0.0.1:1", "d", "t", **client).kafka)
+
+
+NOT_CAUGHT_UP = -2000
+
+
+class NoOffsetAtFirst:
+    """An admin client that answers without an offset and without an error, then as it should."""
+
+    def __init__(self, offsets: list[int]) -> None:
+        self.offsets = offsets
+
+    def list_offsets(self, wanted, **_settings):
+        place = next(iter(wanted))
+        future: Future = Future()
+        offset = self.offsets.pop(0)
+        if offset == NOT_CAUGHT_UP:
+            future.set_exception(KafkaException(KafkaError(KafkaError.OFFSET_NOT_AVAILABLE)))
+        else:
+            future.set_result(SimpleNamespace(offset=offset))
+        return {place: future}
+
+
+def test_an_answer_without_an_offset_is_none(monkeypatch):
+    admin = Admin(make_config("127.0.0.1:1", "d", "t").kafka)
+    client = NoOffsetAtFirst([OFFSET_INVALID, NOT_CAUGHT_UP, OFFSET_INVALID, 121])
+    monkeypatch.setattr(admin, "_client", client)
+    assert admin.end_offsets("t", [0], committed=False) == {0: 121}
+    assert client.offsets == []
+
+
+class UnknownAtFirst:
+    """An admin client that asks brokers which do not know the topic, then one that does."""
+
+    def __init__(self, unknown: int) -> None:
+        self.unknown = unknown
+
+    def describe_configs(self, resources, **_settings):
+        future: Future = Future()
+        if self.unknown:
+            self.unknown -= 1
+            future.set_exception(KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)))
+        else:
+            future.set_result({"a": SimpleNamespace(name="a", value="b")})
+        return {resources[0]: future}
+
+
+def test_brokers_learn_of_a_new_topic_one_after_another(
+    admin, config, kafka, topic_name, monkeypatch
+):
+    create_topic(kafka, topic_name)
+    ask, late = admin.topic, [TopicInfo(config.claims_topic, "", 0), None]
+
+    def topic(name):
+        known = ask(name)
+        return late.pop() if known is not None and name == config.claims_topic and late else known
+
+    monkeypatch.setattr(admin, "topic", topic)
+    admin.ensure_dataset_topics(config)
+    assert not late
+    monkeypatch.setattr(admin, "_client", UnknownAtFirst(2))
+    assert admin.settings(config.claims_topic) == {"a": "b"}
+    monkeypatch.setattr("streamer.kafka.admin.CATCH_UP_S", 0.2)
+    monkeypatch.setattr(admin, "_client", UnknownAtFirst(1000))
+    with pytest.raises(DependencyError):
+        admin.settings(config.claims_topic)
 
 
 def test_plaintext_to_a_broker_that_wants_none(kafka):
