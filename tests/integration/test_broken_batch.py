@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from streamer.testing import Broker, create_topic, jpeg, produce
-from tests.integration.service import THUMBNAIL, Service, read_output, verified
+from tests.integration.service import THUMBNAIL, Service, read_output, streamer, verified
 
 CRC_AT, ATTRIBUTES_AT = 17, 21
 """In a record batch of Kafka's format 2: offset (8 bytes), length (4), epoch (4), format (1),
@@ -94,6 +94,16 @@ def test_a_batch_that_cannot_be_read_ends_the_process_with_its_place(
             assert ("kafka.on_unreadable: skip" if name in broken else "Restore the topic") in last
         for name in broken:
             service = services[name]
+            config = str(service.config())
+            shown = streamer("seek", "-c", config, "--to", "offset:0=20", "--json").stdout
+            assert json.loads(shown)["skips"] == [{"partition": 0, "first": 0, "following": 20}]
+            before = ("--dataset", f"before-{name}", "--from", "earliest", "--until", "offset:10")
+            for on_unreadable in ("stop", "skip"):
+                own = (*before[:1], f"{before[1]}-{on_unreadable}", *before[2:])
+                setting = f"kafka.on_unreadable={on_unreadable}"
+                streamer("replay", "run", "-c", config, "--set", setting, *own)
+                report = verified(Path(service.settings["output"]["path"]) / own[1])
+                assert (report["records"], report["partitions"]["0"]["skipped"]) == (10, 0)
             kafka = {**service.settings["kafka"], "on_unreadable": "skip"}
             service.run("--until", "end", kafka=kafka)
             rows = read_output(service.output).rows

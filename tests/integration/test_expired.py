@@ -166,6 +166,37 @@ def test_a_winner_that_expired_is_withdrawn_and_what_resembles_it_is_accepted(
 
 
 @pytest.mark.timeout(240)
+def test_a_run_with_an_end_commits_what_is_skipped_up_to_it(
+    kafka: str, topic_name: str, dataset_name: str, make_service: Made
+) -> None:
+    create_topic(kafka, topic_name, partitions=4)
+    service = make_service(dataset_name)
+    produce(kafka, topic_name, [(image, {}) for image in pictures(0, 40)])
+    service.run("--until", "end")
+    produce(kafka, topic_name, [(image, {}) for image in pictures(40, 120)])
+    streamer("seek", "-c", str(service.config()), "--to", "count:0", "--execute")
+    service.run("--until", "end")
+    report = verified(service.output)
+    assert report["records"] == 40
+    assert sum(facts["skipped"] for facts in report["partitions"].values()) == 80
+
+
+@pytest.mark.timeout(240)
+def test_a_replay_that_was_begun_goes_on_although_its_start_has_expired(story: Story) -> None:
+    story.feed(pictures(0, 60))
+    config = str(story.service.config(embedder=slow(1500)))
+    words = ("replay", "run", "-c", config, "--dataset", "again", "--from", "offset:0")
+    replica = story.service.launch(*words, "--until", "offset:50")
+    replica.wait_for("partitions assigned")
+    replica.kill()
+    story.expire(20)
+    streamer(*words, "--until", "offset:50")
+    report = verified(story.service.output.parent / "again")
+    facts = report["partitions"]["0"]
+    assert (report["records"], facts["skipped"], facts["next"]) == (30, 20, 50)
+
+
+@pytest.mark.timeout(240)
 def test_seek_goes_forward_only_and_touches_no_running_group(story: Story) -> None:
     story.feed(pictures(0, 60))
     config = str(story.service.config())

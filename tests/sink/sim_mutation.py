@@ -290,7 +290,10 @@ MUTATIONS = [
             "            if self._quarantine.is_open:\n                self._try_suspects()\n",
             "            if self._quarantine.is_open:\n                self._try_suspects()\n            self._look_at_pauses()\n",
         ),
-        ("elif source.has_any and not self._rewind and line.chunks", "elif source.has_any and line.chunks"),
+        (
+            "elif source.has_any and not self._rewind and line.chunks",
+            "elif source.has_any and line.chunks",
+        ),
         quick=True,
     ),
 ]
