@@ -349,8 +349,9 @@ class Replica:
                 last = {r.partition: r.offset for r in records}
                 stamps = [r.timestamp_ms for r in records if r.timestamp_ms > 0]
                 self._uncommitted.append((min(stamps, default=0), last))
-        if source.halted and not (source.has_any or self._rewind):
-            self._get_past(min(source.halted))
+        if not (source.has_any or self._rewind):
+            for partition in sorted(source.halted):
+                self._get_past(partition)
         if not (source.has_chunk or self._is_confined()):
             source.poll(0.0 if source.has_any else TICK_S)
             self._polled_at = time.monotonic()
