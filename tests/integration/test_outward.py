@@ -102,6 +102,7 @@ def test_no_verb_writes_what_steers_a_terminal(
         (0, ("run", "-c", path, "--until", "end")),
         (0, ("replay", "run", "-c", path, "--dataset", f"{hostile.dataset}-2")),
         (0, ("lag", "-c", path)),
+        (0, ("seek", "-c", path, "--to", "count:0")),
         (0, ("check", "-c", path)),
         (1, ("produce", str(photos), *sent)),
         (0, ("index", "snapshot", "-c", path)),
