@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from operator import methodcaller
 from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -466,13 +467,16 @@ def end_membership(consumer: Consumer, admin: Admin, group: str, timeout_s: floa
                 return
 
 
+_ask_headers = methodcaller("headers")
+"""For a name that is not UTF-8 the client gives a list with a hole in it *and* an error. A call
+through here is looked at for both; one that the interpreter has specialised, after some records, is
+not: the error came out of whatever was called next, and ended the process."""
+
+
 def _headers(message: Message) -> Headers:
     try:
-        return message.headers() or ()
-    except (
-        SystemError,
-        UnicodeDecodeError,
-    ):  # how the client says that a name is not UTF-8; anybody may write such a record
+        return _ask_headers(message) or ()
+    except (SystemError, UnicodeDecodeError):  # anybody may write such a record
         return UNREADABLE_HEADERS
 
 

@@ -19,7 +19,7 @@ from streamer.errors import DependencyError, Fenced, InvalidRecord
 from streamer.kafka.admin import Admin
 from streamer.kafka.leave import leave
 from streamer.kafka.source import CHUNK_BYTES, CHUNK_RECORDS, Source
-from streamer.records import Record
+from streamer.records import UNREADABLE_HEADERS, Record
 from streamer.testing import create_topic, produce
 from streamer.wire.envelope import parse as envelope
 from streamer.wire.limits import weight
@@ -164,6 +164,22 @@ def test_a_header_name_that_is_no_text_costs_only_its_record(
     with pytest.raises(InvalidRecord) as raised:
         envelope(records[1], "image/jpeg")
     assert raised.value.reason == "bad_header"
+
+
+def test_a_header_name_that_is_no_text_is_met_by_code_that_has_run_often(
+    group: Group, kafka: str, topic_name: str
+) -> None:
+    """Then the interpreter takes short cuts, and looks for no error beside a result."""
+    create_topic(kafka, topic_name)
+    produce(kafka, topic_name, [(b"before", {"id": "1"})] * 300)
+    for _ in range(5):
+        _produce_with_header_name(kafka, topic_name, b"na\xffme")
+    produce(kafka, topic_name, [(b"after", {"id": "2"})])
+    source = group.source()
+    records, _ = take_until(source, lambda: source.reached.get(0) == 306)
+    unreadable = [r.value for r in records if r.headers is UNREADABLE_HEADERS]
+    assert unreadable == [b"hostile"] * 5
+    assert records[-1].value == b"after"
 
 
 def test_a_hand_is_a_chunk_by_records_or_by_bytes(
