@@ -371,6 +371,8 @@ class Replica:
                 return
         else:
             following = max(at, self._engine.past_expired(partition, at))
+        # What lies behind the end of a replay is none of its range
+        following = min(following, self._engine.ledger.ends.get(partition, following))
         if following > at:
             self._skip([Skip(partition, at, following, cause)])
         else:

@@ -254,6 +254,32 @@ def test_a_run_with_an_end_fails_only_for_what_is_paused_before_it(end: int, rai
         bench.replica._raise_if_paused(bound)
 
 
+def test_what_is_skipped_ends_where_a_replay_does() -> None:
+    bench = Bench()
+    skipped: list[Skip] = []
+    rewound: list[dict[int, int]] = []
+    bench.source.reached, bench.source.rewind = {0: 4}, rewound.append
+    bench.source.is_unreadable = lambda partition: False
+    bench.engine.past_expired = lambda partition, at: 50
+    bench.engine.ledger.ends = {0: 20}
+    bench.replica._skip = skipped.extend  # type: ignore[method-assign, assignment]
+    bench.replica._get_past(0)
+    assert skipped == [Skip(0, 4, 20, "expired")]
+    assert rewound == [{0: 20}]
+
+
+def test_a_partition_that_gives_nothing_ends_the_process_after_some_tries() -> None:
+    bench = Bench()
+    bench.source.reached, bench.source.rewind = {0: 4}, lambda starts: None
+    bench.source.is_unreadable = lambda partition: False
+    bench.engine.past_expired = lambda partition, at: 0
+    bench.engine.ledger.ends = {}
+    for _ in range(streamer.replica.VAIN_SEEKS):
+        bench.replica._get_past(0)
+    with pytest.raises(TemporaryError, match="partition 0 gives nothing at offset 4"):
+        bench.replica._get_past(0)
+
+
 def test_what_is_to_be_skipped_goes_ahead_of_the_records_behind_it() -> None:
     bench = Bench()
     spans: list[Any] = []

@@ -21,8 +21,8 @@ UNREADABLE = {
     KafkaError._NOT_IMPLEMENTED,
     KafkaError.INVALID_MSG,
 }
-"""A batch that the client cannot read. It ends the process at once: at some of them the client
-stands for ever, and behind a wrong checksum it was seen to read rubbish, and to go on at an offset
+"""A batch that the client cannot read. Waiting does not help: at some of them the client stands
+for ever, and behind a wrong checksum it was seen to read rubbish, and to go on at an offset
 that it found there."""
 
 
@@ -30,8 +30,8 @@ RESTORE = (
     "Restore the topic from another copy of it, or continue with a new dataset name, by replay."
 )
 PASS_BY = (
-    "Raise it, or restore the topic from another copy of it; or go on without the batch "
-    "(kafka.on_unreadable: skip, or once: streamer seek --to offset:{partition}=N)."
+    "Raise it, or restore the topic from another copy of it; or go on without the batch: "
+    "kafka.on_unreadable: skip (for one run: --set kafka.on_unreadable=skip)."
 )
 
 
@@ -40,7 +40,7 @@ class Events:
 
     def __init__(self, topic: str, group: str, way_on: str = RESTORE) -> None:
         """``group``: the consumer's, for what a missing right is called. ``way_on``: what to do
-        about a batch that cannot be read, with a place for ``{partition}``."""
+        about a batch that cannot be read."""
         self._way_on = way_on
         self._topic = topic
         self._group = group
@@ -61,7 +61,7 @@ class Events:
             raise ProtocolError(
                 f"{self._topic} partition {partition}: the records from offset {offset} on cannot be read ({plain(error)}): the batch is broken in the "
                 "brokers' log (kafka-dump-log.sh shows it), packed by a codec that this client does not know, or larger unpacked than "
-                f"receive.message.max.bytes allows (100 MB unless kafka.client raises it). {self._way_on.format(partition=partition)}"
+                f"receive.message.max.bytes allows (100 MB unless kafka.client raises it). {self._way_on}"
             )
         level = logging.DEBUG if is_away(error) else logging.WARNING
         log.log(level, "reading %s partition %d: %s", self._topic, partition, plain(error))
