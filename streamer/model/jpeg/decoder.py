@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -15,7 +16,7 @@ from streamer.errors import ConfigError
 from streamer.model.device import is_out_of_memory
 from streamer.model.embedder import ImageEmbedder
 from streamer.model.jpeg.geometry import Geometry
-from streamer.records import Jpeg
+from streamer.records import U8, Jpeg
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ SIDES = (16, 16_384)
 """Pixels of a side that the engine takes."""
 MAX_BYTES = 2_000_000
 """A file is walked through by one thread of the GPU, at some 20 MB/s."""
+_TRIALS = ((240, 320), (320, 240), (40, 60), (900, 301), (301, 900))
+"""(rows, columns) of the images by which resize and transform are compared at a start."""
 PIXELS_AT_ONCE, BYTES_AT_ONCE = 100_000_000, 64_000_000
 """Of the images that are decoded in one go: 3 bytes a pixel, and as much again in the engine."""
 
@@ -72,6 +75,19 @@ class GpuJpegDecoder:
         for group in _groups(jpegs):
             pixels += self._decode(group)
         return pixels
+
+    def resized(self, images: Sequence[U8]) -> U8:
+        """n images (rows, columns, 3) uint8 on the host → (n, height, width, 3) on the host."""
+        from streamer.model.jpeg.resize import Source, resize
+
+        there = [torch.from_numpy(image).to(self._device) for image in images]
+        torch.cuda.synchronize(self._device)
+        sources = [Source(t.data_ptr(), 3 * t.shape[1], t.shape[0], t.shape[1], 1) for t in there]
+        with torch.cuda.device(self._device):
+            pixels = resize(sources, self._geometry, self._stream)
+        self._stream.synchronize()
+        made: U8 = pixels.cpu().numpy()
+        return made
 
     def _decode(self, jpegs: Sequence[Jpeg]) -> list[torch.Tensor | None]:
         try:
@@ -144,7 +160,7 @@ def choose_decoder(
 
         try:
             decoder = GpuJpegDecoder(embedder.geometry, device)
-            _try(decoder)
+            _try(decoder, embedder)
         except (ImportError, NoEngine) as error:
             why_not = str(error)
         else:
@@ -154,10 +170,20 @@ def choose_decoder(
     return None, f"the CPU: {why_not}"
 
 
-def _try(decoder: GpuJpegDecoder) -> None:
-    """One image through all of it, which also compiles it. Raises NoEngine."""
+def _try(decoder: GpuJpegDecoder, embedder: ImageEmbedder) -> None:
+    """One file through all of it, which also compiles it, and the embedder's own transform against
+    the resize here: what a version of a library does otherwise must not change pixels. Raises
+    NoEngine."""
     from streamer.model.jpeg.engine import NoEngine
 
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _TRIALS]
+    expected = [embedder.transform(Image.fromarray(image)) for image in images]
+    for size, one, other in zip(_TRIALS, decoder.resized(images), expected, strict=True):
+        if not np.array_equal(one, other):
+            raise NoEngine(
+                f"transform() gives other pixels for an image of {size} than its geometry"
+            )
     file, size = io.BytesIO(), (320, 240)
     Image.linear_gradient("L").resize(size).convert("RGB").save(file, "JPEG")
     try:

@@ -82,7 +82,7 @@ def plan(
 ) -> tuple[np.ndarray[Any, np.dtype[np.void]], int, int]:
     """(n,) of `IMAGE`, how many coefficients there are, and the bytes between the passes."""
     fits = [_fit(s.rows, s.columns, s.pitch, s.orientation, geometry) for s in sources]
-    images = np.concatenate([fit.image for fit in fits])
+    images = np.frombuffer(bytearray(b"".join(fit.image for fit in fits)), IMAGE)
     weights = np.array([fit.coefficients for fit in fits])
     between = np.array([fit.between for fit in fits])
     begins = np.cumsum(weights) - weights
@@ -93,8 +93,8 @@ def plan(
 
 
 class _Fit(NamedTuple):
-    image: np.ndarray[Any, np.dtype[np.void]]
-    """(1,) of `IMAGE`, as the only one, with its pixels at 0"""
+    image: bytes
+    """`IMAGE`, as the only one, with its pixels at 0"""
     coefficients: int
     between: int
 
@@ -120,8 +120,8 @@ def _fit(rows: int, columns: int, pitch: int, orientation: int, geometry: Geomet
     _, _, size, resized, offset, outputs = axes[1]
     first, end = _needed(size, resized, offset, outputs, support)
     between = 3 * axes[0][5] * (end - first)
-    image = np.array([(table, origin, 0, first, end - first)], IMAGE)
-    return _Fit(image, coefficients, between)
+    image = np.array((table, origin, 0, first, end - first), IMAGE)
+    return _Fit(image.tobytes(), coefficients, between)
 
 
 def _steps(rows: int, columns: int, pitch: int, orientation: int) -> tuple[int, int, int]:

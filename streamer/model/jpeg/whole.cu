@@ -12,6 +12,8 @@
 #define AC_BITS 10
 #define TOLERANCE 12 // levels between a block's brightness in the file and in the picture
 
+#define INLINE __device__ __forceinline__ // what it reads and counts stays in registers
+
 typedef unsigned char byte;
 typedef unsigned long long u64;
 
@@ -47,7 +49,7 @@ struct Bits {
     int count;
     bool marker; // at `at`: no more bits before it
 
-    __device__ void fill() {
+    INLINE void fill() {
         while (count <= 32) {
             if (marker || end - at < 4) {
                 if (!one()) return;
@@ -63,7 +65,7 @@ struct Bits {
         }
     }
 
-    __device__ bool one() {
+    INLINE bool one() {
         if (marker || at >= end) return false;
         if (*at == 255) {
             if (end - at < 2 || at[1] != 0) {
@@ -80,14 +82,14 @@ struct Bits {
     }
 
     // False: there are not so many.
-    __device__ bool skip(int bits) {
+    INLINE bool skip(int bits) {
         if (bits > count) return false;
         held <<= bits, count -= bits;
         return true;
     }
 
     // The next symbol; -1: none.
-    __device__ int symbol(const Huffman &table) {
+    INLINE int symbol(const Huffman &table) {
         int entry = table.look[held >> (64 - LOOK)];
         if (entry) return skip(entry >> 8) ? entry & 255 : -1;
         for (int length = LOOK + 1; length <= 16; length++) {
@@ -100,10 +102,11 @@ struct Bits {
     }
 };
 
-__device__ int two(const byte *at) { return at[0] << 8 | at[1]; }
+INLINE int two(const byte *at) { return at[0] << 8 | at[1]; }
 
 // `bits`: the most that a symbol may say.
-__device__ bool define(Huffman *table, const byte *counts, const byte *symbols, int total, int bits) {
+__device__ bool define(Huffman *table, const byte *counts, const byte *symbols, int total,
+                       int bits) {
     for (int i = 0; i < 1 << LOOK; i++) table->look[i] = 0;
     for (int i = 0; i < total; i++) {
         if ((symbols[i] & 15) > bits || (bits == DC_BITS && symbols[i] > bits)) return false;
@@ -127,7 +130,7 @@ __device__ bool define(Huffman *table, const byte *counts, const byte *symbols, 
 }
 
 // Adds the difference of the DC coefficient to `level`.
-__device__ bool block(Bits *bits, const Huffman &dc, const Huffman &ac, int *level) {
+INLINE bool block(Bits *bits, const Huffman &dc, const Huffman &ac, int *level) {
     bits->fill();
     int size = bits->symbol(dc);
     if (size < 0) return false;

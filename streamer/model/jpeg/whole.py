@@ -51,10 +51,13 @@ class Walk(NamedTuple):
 
 
 class Inspector:
-    """One thread at a time; everything is queued on ``stream``."""
+    """One thread at a time. The walk is queued on a stream of its own, beside the engine's work;
+    everything else on ``stream``."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
+        self._beside = torch.cuda.Stream(stream.device)  # type: ignore[no-untyped-call]
+        self._walked = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._staged = torch.empty(0, dtype=torch.uint8)
         self._kernels = kernels("whole.cu", ("walk", "compare"), stream.device.index)
@@ -69,21 +72,23 @@ class Inspector:
         for begin, jpeg in zip(table["begin"], jpegs, strict=True):
             target[begin : begin + len(jpeg.data)] = np.frombuffer(jpeg.data, np.uint8)
         rows = int(table["levels"][-1]) + (jpegs[-1].rows + 7) // 8
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._beside):
             files = torch.from_numpy(table.view(np.uint8)).to(device)
             data = self._staged[:size].to(device, non_blocking=True)
             levels = torch.empty(rows, dtype=torch.float32, device=device)
             whole = torch.zeros(len(jpegs), dtype=torch.uint8, device=device)
-        with launching(self._stream):
+        with launching(self._beside):
             self._kernels[0](
                 (len(jpegs),),
                 (_WALKERS,),
                 (address(files), address(data), address(levels), address(whole)),
             )
+        self._walked.record(self._beside)
         return Walk(files, levels, whole)
 
     def compare(self, walk: Walk, sources: Sequence[tuple[int, Source]]) -> None:
         """Queues the comparison with what was decoded of some of the files, by their indices."""
+        self._stream.wait_event(self._walked)
         with torch.cuda.stream(self._stream):
             table = torch.from_numpy(picture_table(sources).view(np.uint8)).to(self._stream.device)
         with launching(self._stream):
@@ -96,6 +101,7 @@ class Inspector:
     def fetch(self, walk: Walk) -> Bools:
         """(n,) bool: which are whole, and what was decoded. Waits, without the GIL, until all that
         is queued is done."""
+        self._stream.wait_event(self._walked)
         with torch.cuda.stream(self._stream):
             host = torch.empty(walk.whole.shape, dtype=torch.uint8, pin_memory=True)
             host.copy_(walk.whole, non_blocking=True)

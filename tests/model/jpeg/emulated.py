@@ -23,6 +23,7 @@ PRELUDE = """
 struct Index { int x, y, z; };
 static Index blockIdx, threadIdx, blockDim, gridDim;
 #define __device__
+#define __forceinline__
 #define __global__
 #define __shared__ static
 static void __syncthreads() {}

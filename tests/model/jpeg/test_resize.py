@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import timm
 from PIL import Image
 
 from streamer.decode.image import _TRANSPOSE
@@ -37,11 +40,17 @@ SIZES = [
 ]
 
 
+def config_of(name: str) -> dict[str, Any]:
+    if name == "wide" and tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 30):
+        pytest.skip("this timm takes bilinear for whatever is not square; a start notices it")
+    return {**BASE, **CONFIGS[name]}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_pixels_are_pillows(name: str, without_cupy: None) -> None:
     from emulated import resize
 
-    data_config = {**BASE, **CONFIGS[name]}
+    data_config = config_of(name)
     geometry = Geometry.of(data_config)
     assert geometry is not None
     rng = np.random.default_rng(7)
