@@ -1,4 +1,4 @@
-"""How much of the network's own speed is left when the whole line runs around it?
+r"""How much of the network's own speed is left when the whole line runs around it?
 
 Photographs through the embedded broker, the real decoder, model, claims, shards and commits, in
 one process or in several on one GPU; against the same model without the line, before and after it:
@@ -9,7 +9,8 @@ speed does not depend on them. Pictures are parts of the demo's photographs, or 
 
     python3 tasks.py bench end_to_end [--model tf_efficientnet_lite0] [--records 1000]
     python3 tasks.py bench end_to_end --model vit_base_patch16_224 --records 160
-    python3 tasks.py bench end_to_end --model vit_base_patch32_clip_224.openai --device cuda:0 --precision bf16 --batch 512 --decode gpu --replicas 3 --records 90000
+    python3 tasks.py bench end_to_end --model vit_base_patch32_clip_224.openai --precision bf16 \
+        --device cuda:0 --decode gpu --batch 512 --replicas 3 --records 90000
 
 Rates of the line: ``line_per_s`` is of all records but the first batch written, from the moment it
 was written down as decided to the moment the last one was; ``steady_per_s`` from the moment when a
@@ -99,7 +100,7 @@ def options() -> argparse.Namespace:
 
 
 def images(given: argparse.Namespace) -> list[bytes]:
-    """What goes into the topic; with a filled topic, as many as the model alone is measured with."""
+    """What goes into the topic; where that is filled, what the model alone is measured with."""
     count = given.batch if given.topic else given.records
     if given.images is None:
         return pictures(photographs(given.photos), count)
@@ -111,11 +112,23 @@ def settings(
 ) -> dict[str, Any]:
     decode = {"threads": given.decode_threads} | ({"device": given.decode} if given.decode else {})
     return {
-        "dataset": name, "writer": "bench", "kafka": {"bootstrap_servers": servers, "topic": topic},
-        "embedder": {"type": "timm", "model": given.model, "pretrained": False, "checkpoint": str(checkpoint), "precision": given.precision},
-        "dedup": {"threshold": 0.95} if given.dedup == "on" else "off", "output": {"path": folder}, "batch": {"size": given.batch, "linger": "100ms"},
-        "decode": decode, "http": {"host": "127.0.0.1", "port": 0}, "device": given.device,
-    }  # fmt: skip
+        "dataset": name,
+        "writer": "bench",
+        "kafka": {"bootstrap_servers": servers, "topic": topic},
+        "embedder": {
+            "type": "timm",
+            "model": given.model,
+            "pretrained": False,
+            "checkpoint": str(checkpoint),
+            "precision": given.precision,
+        },
+        "dedup": {"threshold": 0.95} if given.dedup == "on" else "off",
+        "output": {"path": folder},
+        "batch": {"size": given.batch, "linger": "100ms"},
+        "decode": decode,
+        "http": {"host": "127.0.0.1", "port": 0},
+        "device": given.device,
+    }
 
 
 # The replicas
@@ -236,24 +249,37 @@ def report(
         cores += sum(result["thread_cpu_s"].values()) / result["seconds"]
         threads.update(result.pop("thread_cpu_s"))
         outcomes.update(result["outcomes"])
-    speeds = {name: (before[name] + after[name]) / 2 for name in before}
     cpu_us = {name: round(1e6 * seconds / records, 1) for name, seconds in threads.most_common()}
-    told: dict[str, Any] = {
-        "line_per_s": line, "steady_per_s": steady,
-        **{f"{name}_per_s": round(speed, 1) for name, speed in speeds.items()},
-        **{f"{name}_before_after": [round(before[name], 1), round(after[name], 1)] for name in speeds},
-        **{f"line_over_{name}": round(line / speed, 3) for name, speed in speeds.items()},
-        **{f"steady_over_{name}": round(steady / speed, 3) for name, speed in speeds.items()},
-    }  # fmt: skip
+    return compared(line, steady, before, after) | {
+        "records_decided": records,
+        "written_again": int(done[-1]) - records,
+        "outcomes": dict(outcomes),
+        "cpu_us_per_record": round(sum(cpu_us.values()), 1),
+        "cpu_us_by_thread": cpu_us,
+        "cores_busy": round(cores, 2),
+        "stage_share": {
+            stage: round(float(np.mean([result["stage_share"][stage] for result in results])), 3)
+            for stage in results[0]["stage_share"]
+        },
+        "gpu": watch.between(times[tenth], times[ninth]),
+        "by_replica": results,
+    }
+
+
+def compared(
+    line: float, steady: float, before: dict[str, float], after: dict[str, float]
+) -> dict[str, Any]:
+    """The rates and their ratios."""
+    told: dict[str, Any] = {"line_per_s": line, "steady_per_s": steady}
+    speeds = {name: (before[name] + after[name]) / 2 for name in before}
+    for name, speed in speeds.items():
+        told[f"{name}_per_s"] = round(speed, 1)
+        told[f"{name}_before_after"] = [round(before[name], 1), round(after[name], 1)]
+        told[f"line_over_{name}"] = round(line / speed, 3)
+        told[f"steady_over_{name}"] = round(steady / speed, 3)
     if speeds:
         told["submit_over_network"] = round(speeds["submit"] / speeds["network"], 3)
-    return told | {
-        "records_decided": records, "written_again": int(done[-1]) - records, "outcomes": dict(outcomes),
-        "cpu_us_per_record": round(sum(cpu_us.values()), 1), "cpu_us_by_thread": cpu_us,
-        "cores_busy": round(cores, 2),
-        "stage_share": {stage: round(float(np.mean([r["stage_share"][stage] for r in results])), 3) for stage in results[0]["stage_share"]},
-        "gpu": watch.between(times[tenth], times[ninth]), "by_replica": results,
-    }  # fmt: skip
+    return told
 
 
 def rate(times: np.ndarray, done: np.ndarray, first: int, last: int) -> float:

@@ -15,8 +15,8 @@ EVERY_S = 0.2
 
 
 class GpuWatch:
-    """``with GpuWatch(device) as watch: …``; then `between`. Sees nothing on a CPU, and without the
-    package nvidia-ml-py."""
+    """``with GpuWatch(device) as watch: …``; then `between`. Sees nothing on a CPU, and nothing
+    without the package nvidia-ml-py."""
 
     def __init__(self, device: torch.device) -> None:
         self._reads = _reads(device)

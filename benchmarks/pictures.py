@@ -52,7 +52,8 @@ def _cut(image: Image.Image, count: int, rng: np.random.Generator) -> Iterator[I
     for share, scale in zip(np.bincount(np.arange(count) % len(SCALES)), SCALES, strict=False):
         whole = image.resize((round(width * scale), round(height * scale)))
         for _ in range(share):
-            x, y = (int(rng.integers(0, room + 1)) for room in (whole.width - width, whole.height - height))  # fmt: skip
+            x = int(rng.integers(0, whole.width - width + 1))
+            y = int(rng.integers(0, whole.height - height + 1))
             part = whole.crop((x, y, x + width, y + height))
             yield part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else part
 
