@@ -83,6 +83,7 @@ class Watched(Metrics):
         self.records = 0
         self.decisions: dict[str, int] = {}
         self.threads_before: dict[str, float] = {}
+        self.threads_after: dict[str, float] = {}
         self.decided: list[tuple[float, int]] = []
         """When the writer wrote decisions down, and how many."""
         self._open_records = 0
@@ -109,8 +110,9 @@ class Watched(Metrics):
         self.threads_after = self._cpu.read()
 
     def report(self) -> dict[str, Any]:
-        """Rates and CPU between the assignment and the last commit."""
-        seconds = self.committed_at - self.assigned_at
+        """Rates and CPU between the assignment and the last commit; of nothing where other replicas
+        read all."""
+        seconds = max(self.committed_at - self.assigned_at, 1e-9)
         threads = {
             name: round(after - self.threads_before.get(name, 0.0), 3)
             for name, after in self.threads_after.items()
@@ -124,7 +126,7 @@ class Watched(Metrics):
             "records": self.records,
             "seconds": round(seconds, 3),
             "records_per_s": round(self.records / seconds, 1),
-            "cpu_us_per_record": round(1e6 * sum(threads.values()) / self.records, 1),
+            "cpu_us_per_record": round(1e6 * sum(threads.values()) / max(self.records, 1), 1),
             "outcomes": self.decisions,
             "thread_cpu_s": dict(sorted(threads.items(), key=lambda item: -item[1])),
             "claim_round_trip_ms": round(1000 * trips._sum.get() / batches, 1) if batches else None,
