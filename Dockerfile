@@ -1,14 +1,17 @@
-# syntax=docker/dockerfile:1
-#
 #   docker build -t streamer:0.1.0 .                                     for CPUs
 #   docker build -t streamer:0.1.0-gpu --build-arg VARIANT=gpu .         for NVIDIA GPUs (the driver comes from the host)
 #
-# The virtual environment is built where a compiler is, and copied into an image that has none. No model is inside: weights come from
-# the config's paths or addresses and are kept under /cache.
+# The virtual environment is built in one stage and copied into another, so that the image has no
+# sources. No model is inside: weights come from the config's paths or addresses and are kept under
+# /cache.
+#
+# Every package is verified by its sha256 (locks/). The base image's default is a tag, which can be
+# moved to another image at any time. Give it by its digest to have it verified, too, and from a
+# registry of your own if you like: --build-arg BASE=python:3.12-slim-bookworm@sha256:…
 
-ARG PYTHON=3.12
+ARG BASE=python:3.12-slim-bookworm
 
-FROM python:${PYTHON}-slim-bookworm AS build
+FROM ${BASE} AS build
 ARG VARIANT=cpu
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -18,17 +21,16 @@ RUN case "${VARIANT}" in cpu|gpu) ;; *) echo "VARIANT is cpu or gpu, not ${VARIA
     && python -m venv /opt/streamer
 WORKDIR /src
 # The packages first: a change of our own code does not download them again.
+COPY locks locks
+RUN /opt/streamer/bin/pip install --require-hashes -r "locks/${VARIANT}.txt"
+# Then streamer from what is here alone: what it needs and is not locked ends the build.
 COPY pyproject.toml README.md ./
-COPY constraints constraints
-RUN mkdir streamer && touch streamer/__init__.py \
-    && /opt/streamer/bin/pip install -c "constraints/${VARIANT}.txt" ".[${VARIANT}]" \
-    && /opt/streamer/bin/pip uninstall --yes streamer
 COPY streamer streamer
-RUN /opt/streamer/bin/pip install --no-deps . \
+RUN /opt/streamer/bin/pip install --no-index --no-build-isolation ".[${VARIANT}]" \
     && /opt/streamer/bin/python -m compileall -q /opt/streamer/lib \
     && /opt/streamer/bin/streamer --version
 
-FROM python:${PYTHON}-slim-bookworm
+FROM ${BASE}
 ARG VARIANT=cpu
 LABEL org.opencontainers.image.title="streamer" \
       org.opencontainers.image.description="Curates image-text data from Kafka as it arrives, exactly once" \

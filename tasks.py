@@ -13,23 +13,28 @@
     python3 tasks.py chaos [ARGS]    replicas on a Kafka cluster under random faults: --minutes 30 --faults 100 --seed N
     python3 tasks.py killpoints      a replica dies at every named step, and again in the recovery: half an hour
     python3 tasks.py setup           only the environment
+    python3 tasks.py lock [ARGS]     writes constraints/ and locks/ anew, with the versions they have;
+                                     newer ones with ARGS: --upgrade, or --upgrade-package NAME
     python3 tasks.py clean           removes the environment and every cache of this folder
 
-The first task makes the environment `.venv` beside this file, with the versions pinned in
-constraints/; it is made again only when pyproject.toml, the constraints or the interpreter change.
-pip is set up by its usual files and variables. STREAMER_VARIANT=gpu installs the GPU packages
-instead of the CPU ones.
+The first task makes the environment `.venv` beside this file, with the versions pinned in locks/,
+each verified by its sha256; it is made again only when pyproject.toml, the locks or the interpreter
+change. pip is set up by its usual files and variables; what `lock` uses, uv, by its own.
+STREAMER_VARIANT=gpu installs the GPU packages instead of the CPU ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -37,6 +42,24 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "streamer-inputs"
+BOOTSTRAP = ROOT / ".venv-bootstrap"
+CONSTRAINTS = ROOT / "constraints"
+LOCKS = ROOT / "locks"
+VARIANTS = ("cpu", "gpu")
+DEVELOPMENT = ("broker", "demo", "dev")
+"""The extras that `.venv` has beside its variant."""
+TOOLS = ("uv", "virtualenv")
+"""Packages that only this file uses."""
+PINS = """\
+# Exact versions of every package, for Python 3.10 and newer on Linux and macOS
+# (extras {0}, broker, demo and dev).
+# A constraint installs nothing by itself: pip install -c constraints/{0}.txt "streamer[{0}]"
+# locks/ has the same versions with their hashes. Made by: python3 tasks.py lock"""
+HASHES = """\
+# {0}, by sha256: pip install --require-hashes -r FILE
+# Wheels only: what is built at an install would bring build tools that nothing verifies.
+# Made by: python3 tasks.py lock
+--only-binary :all:"""
 CACHES = (
     ".pytest_cache",
     ".mypy_cache",
@@ -66,11 +89,12 @@ def main(args: list[str]) -> int:
         print((__doc__ or "").strip())
         return 0 if args else 2
     name, rest = args[0], args[1:]
-    if name == "clean":
-        return clean()
+    if name in WITHOUT_ENVIRONMENT:
+        return WITHOUT_ENVIRONMENT[name](rest)
     task = TASKS.get(name)
     if task is None:
-        raise Failed(f"no task is named {name!r}; there are {', '.join([*TASKS, 'clean'])}")
+        known = ", ".join([*TASKS, *WITHOUT_ENVIRONMENT])
+        raise Failed(f"no task is named {name!r}; there are {known}")
     set_up()
     return task(rest)
 
@@ -82,14 +106,12 @@ def set_up() -> None:
     """Makes or renews .venv when its inputs changed. Two tasks started together wait for each
     other."""
     variant = os.environ.get("STREAMER_VARIANT", "cpu")
-    constraints = ROOT / "constraints" / f"{variant}.txt"
-    if not constraints.is_file():
-        raise Failed(
-            f"STREAMER_VARIANT={variant}: there is no {constraints.relative_to(ROOT)}; use cpu or gpu"
-        )
-    with Path(__file__).open("rb") as lock:
-        exclusive(lock)
-        inputs = digest(variant, constraints)
+    if variant not in VARIANTS:
+        raise Failed(f"STREAMER_VARIANT={variant}: use {' or '.join(VARIANTS)}")
+    locks = (LOCKS / f"{variant}.txt", LOCKS / "dev.txt")
+    with Path(__file__).open("rb") as file:
+        exclusive(file)
+        inputs = digest(variant, *locks)
         if STAMP.is_file() and STAMP.read_text() == inputs and PYTHON.exists():
             return
         began = time.monotonic()
@@ -99,15 +121,15 @@ def set_up() -> None:
         say(
             "installing streamer and its packages into .venv; the first time this takes minutes and several GB (PyTorch)"
         )
-        install(f".[{variant},broker,demo,dev]", constraints)
+        install(variant, *locks)
         STAMP.write_text(inputs)
         say(f"the environment is ready after {time.monotonic() - began:.0f} s")
 
 
-def digest(variant: str, constraints: Path) -> str:
+def digest(variant: str, *locks: Path) -> str:
     """Of everything that the environment follows from."""
     sha = hashlib.sha256(f"{variant} {sys.version} {sys.platform} {ROOT}".encode())
-    for path in (ROOT / "pyproject.toml", constraints):
+    for path in (ROOT / "pyproject.toml", *locks):
         sha.update(path.read_bytes())
     return sha.hexdigest()
 
@@ -160,54 +182,48 @@ def make_venv() -> None:
 
 def with_virtualenv() -> bool:
     """The way out where `venv` is missing but pip is there."""
-    bootstrap = ROOT / ".venv-bootstrap"
     say("this Python has no working venv; trying virtualenv")
-    try:
-        fetched = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--target",
-                str(bootstrap),
-                "virtualenv",
-            ],
-            check=False,
-        )
-        if fetched.returncode != 0:
+    with bootstrapped("virtualenv", Path(sys.executable)) as there:
+        if not there:
             return False
-        environ = {**os.environ, "PYTHONPATH": str(bootstrap)}
+        environ = {**os.environ, "PYTHONPATH": str(BOOTSTRAP)}
         made = subprocess.run(
             [sys.executable, "-m", "virtualenv", "--quiet", str(VENV)], env=environ, check=False
         )
         return made.returncode == 0 and works(PYTHON)
+
+
+@contextmanager
+def bootstrapped(name: str, python: Path) -> Iterator[bool]:
+    """A tool that only this file uses, for as long as it takes: it is in no environment."""
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--target", str(BOOTSTRAP), "--require-hashes", "-r", str(LOCKS / f"{name}.txt")]
+    try:
+        yield subprocess.run(command, check=False).returncode == 0
     finally:
-        shutil.rmtree(str(bootstrap), ignore_errors=True)
+        shutil.rmtree(str(BOOTSTRAP), ignore_errors=True)
 
 
-def install(what: str, constraints: Path) -> None:
-    command = [
-        str(PYTHON),
-        "-m",
-        "pip",
-        "install",
-        "--disable-pip-version-check",
-        "-c",
-        str(constraints),
-        "-e",
-        what,
-    ]
-    done = (
-        subprocess.run(command, cwd=str(ROOT), check=False).returncode
-        if sys.stdout.isatty()
-        else quietly(command)
-    )
-    if done != 0:
+def install(variant: str, *locks: Path) -> None:
+    """The locked packages first. Then streamer itself, from this folder alone: the locks hold all
+    that it needs, setuptools to build it included, and what is not in them is not installed."""
+    if pip("install", "--require-hashes", *(f"--requirement={path}" for path in locks)) != 0:
         raise Failed(
             "pip could not install the packages (its message is above). Run the same command again to go on where it stopped."
         )
+    streamer = f".[{','.join((variant, *DEVELOPMENT))}]"
+    if pip("--isolated", "install", "--no-index", "--no-build-isolation", "-e", streamer) != 0:
+        raise Failed(
+            "pip could not install streamer (its message is above). "
+            "If it misses a package that is new in pyproject.toml: python3 tasks.py lock"
+        )
+
+
+def pip(*args: str) -> int:
+    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *args]
+    if sys.stdout.isatty():
+        return subprocess.run(command, cwd=str(ROOT), check=False).returncode
+    return quietly(command)
 
 
 def quietly(command: list[str]) -> int:
@@ -296,6 +312,79 @@ def check(args: list[str]) -> int:
     return 1 if failed else 0
 
 
+def lock(args: list[str]) -> int:
+    """Works without a complete environment: what is new in pyproject.toml has to be locked before
+    it can be installed."""
+    with Path(__file__).open("rb") as file, tempfile.TemporaryDirectory() as scratch:
+        exclusive(file)
+        if not works(PYTHON):
+            make_venv()
+        with bootstrapped("uv", PYTHON) as there:
+            if not there:
+                raise Failed("pip could not install uv (its message is above)")
+            files = locked(Path(scratch), args)
+    for path, text in files.items():
+        path.write_text(text, "utf-8")
+        say(f"wrote {path.relative_to(ROOT)}")
+    return 0
+
+
+def locked(scratch: Path, args: list[str]) -> dict[Path, str]:
+    """The files and their texts. All versions are chosen at once, so that the files agree; then
+    each file is a part of them."""
+    say("choosing versions and collecting hashes; this takes some minutes")
+    source = ROOT / "pyproject.toml"
+    chosen = scratch / "chosen.txt"
+    chosen.write_text("".join((CONSTRAINTS / f"{v}.txt").read_text("utf-8") for v in VARIANTS))
+    resolved(source, chosen, *(f"--extra={name}" for name in VARIANTS + DEVELOPMENT), *args)
+
+    def part(*extras: str) -> dict[str, str]:
+        options = [f"--constraint={chosen}", *(f"--extra={name}" for name in extras)]
+        return resolved(source, scratch / "-".join(extras), "--generate-hashes", *options)
+
+    files = {}
+    to_run = {variant: part(variant) for variant in VARIANTS}
+    for variant, packages in to_run.items():
+        pins = part(variant, *DEVELOPMENT)
+        files[CONSTRAINTS / f"{variant}.txt"] = "\n".join((PINS.format(variant), *pins, ""))
+        files[LOCKS / f"{variant}.txt"] = hashed(f"What streamer[{variant}] needs", packages)
+    more = {pin: text for pin, text in part(*DEVELOPMENT).items() if pin not in to_run["cpu"]}
+    what = f"What the extras {', '.join(DEVELOPMENT)} need beside cpu.txt or gpu.txt"
+    files[LOCKS / "dev.txt"] = hashed(what, more)
+    for name in TOOLS:
+        wanted, output, path = scratch / f"{name}.in", scratch / name, LOCKS / f"{name}.txt"
+        wanted.write_text(name)
+        shutil.copyfile(path, output)
+        packages = resolved(wanted, output, "--generate-hashes", *args)
+        files[path] = hashed(f"The tool {name}, for tasks.py", packages)
+    return files
+
+
+def resolved(source: Path, output: Path, *options: str) -> dict[str, str]:
+    """Pin → the pin with its hashes. Versions that ``output`` has are kept."""
+    command = [str(BOOTSTRAP / "bin" / "uv"), "pip", "compile", str(source), "--quiet"]
+    command += ["--universal", f"--python-version={OLDEST[0]}.{OLDEST[1]}", "--only-binary=:all:"]
+    command += ["--no-header", "--no-annotate", "--no-emit-index-url", f"--output-file={output}"]
+    done = subprocess.run(
+        [*command, *options], cwd=str(ROOT), stdout=subprocess.DEVNULL, check=False
+    )
+    if done.returncode != 0:
+        raise Failed("uv found no versions that go together (its message is above)")
+    texts = re.findall(r"^\w.*(?:\n .*)*", output.read_text("utf-8"), re.MULTILINE)
+    packages = {text.partition(" \\\n")[0]: text for text in texts}
+    return {pin: text for pin, text in packages.items() if not elsewhere(pin)}
+
+
+def elsewhere(pin: str) -> bool:
+    """Whether no platform of this file needs it."""
+    marker = pin.partition(" ; ")[2]
+    return " or " not in marker and bool(re.search("== '(win32|emscripten)'", marker))
+
+
+def hashed(what: str, packages: dict[str, str]) -> str:
+    return "\n".join((HASHES.format(what), *packages.values(), ""))
+
+
 def clean() -> int:
     for path in (VENV, *(ROOT / name for name in CACHES), *ROOT.rglob("__pycache__")):
         shutil.rmtree(str(path), ignore_errors=True)
@@ -341,6 +430,10 @@ TASKS: dict[str, Callable[[list[str]], int]] = {
     "chaos": chaos,
     "killpoints": killpoints,
     "setup": lambda args: 0,
+}
+WITHOUT_ENVIRONMENT: dict[str, Callable[[list[str]], int]] = {
+    "lock": lock,
+    "clean": lambda args: clean(),
 }
 
 if __name__ == "__main__":

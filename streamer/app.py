@@ -33,6 +33,7 @@ from streamer.errors import (
 from streamer.flow.channel import Channel
 from streamer.flow.item import Chunk, Decided, Fence, Run
 from streamer.flow.worker import Failure, Worker
+from streamer.judge.ahead import DecodeAhead
 from streamer.judge.batcher import Batcher
 from streamer.judge.judge import Judge
 from streamer.kafka.admin import Admin, TopicInfo
@@ -206,12 +207,22 @@ def put_together(
     decoder = decoder_type(
         config, embedder.transform, embedder.decode, embedder.draft_size, rules.header_rules, stage.prior, quarantine.condemns, failure,
         lambda: metrics.stage("decode"), metrics.fetch_failed, metrics.fetch_seconds.observe, model.pixels_shape,
+        None if model.jpegs is None else model.jpegs.takes, partial(metrics.images_decoded, "cpu"),
     )  # fmt: skip
     at_exit.callback(decoder.close)
     metrics.watch_held(decoder.held)
     health.watch_held(decoder.held)
+    batcher = Batcher(chunks, config.batch.size, config.batch.linger, fence)
+    ahead = (
+        None
+        if model.jpegs is None
+        else DecodeAhead(
+            batcher, model.jpegs, decoder.decode_here, failure, metrics,
+            health.heartbeat("device decode", HEARTBEAT_S),
+        )
+    )  # fmt: skip
     judge = Judge(
-        Batcher(chunks, config.batch.size, config.batch.linger, fence), model, rules, None if dedup is None else state.meld, stage,
+        ahead or batcher, model, rules, None if dedup is None else state.meld, stage,
         dedup is not None and dedup.action == "flag", failure, metrics, health.heartbeat("device", HEARTBEAT_S),
     )  # fmt: skip
 
@@ -240,6 +251,9 @@ def put_together(
         Worker("writer", epochs.run, failure),
         Worker("decode watch", watch, failure),
     ]
+    if ahead is not None:
+        metrics.watch_queue(ahead.ready)
+        workers.append(Worker("device decode", ahead.run, failure))
     if claims is not None:
         workers += [
             Worker("claims", claims.run, failure),

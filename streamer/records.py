@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -137,14 +137,34 @@ class FailedRule(NamedTuple):
     removes: bool
 
 
+class Jpeg(NamedTuple):
+    """A JPEG that the device decodes, where it can."""
+
+    data: bytes
+    """The file, stripped of what does not affect its pixels."""
+    rows: int
+    """Pixels, as stored."""
+    columns: int
+    orientation: int
+    """EXIF's, 1 … 8: what has to be applied."""
+
+
+class OnDevice(Protocol):
+    """A tensor in the device's memory."""
+
+    @property
+    def shape(self) -> Any: ...
+
+
 @dataclass(slots=True)
 class Sample:
-    """A decoded record on its way to the device."""
+    """A record on its way to the device."""
 
     record: Record
     facts: Facts
-    pixels: U8
-    """(height, width, 3) uint8, the embedder's input geometry."""
+    pixels: U8 | OnDevice | Jpeg
+    """(height, width, 3) uint8, the embedder's input geometry, on the host or on the device; or what
+    the device makes it from."""
     failures: list[FailedRule] = field(default_factory=list)
     """Header rules that failed (flagging rules only, unless ``prior`` is set)."""
     prior: Claim | None = None

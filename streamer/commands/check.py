@@ -281,6 +281,13 @@ def _model(probed: Probed) -> str:
     )
 
 
+def _decode(probed: Probed) -> str:
+    if probed.model is None:
+        raise Skipped("skipped: needs the model")
+    decode = probed.config.decode
+    return f"JPEGs: {probed.model.decoding}; all else: the CPU, {counted(decode.threads, 'thread')}"
+
+
 def _index(probed: Probed) -> str:
     from streamer.sink.snapshots import snapshot_folder
     from streamer.start import make_index
@@ -342,6 +349,7 @@ PROBES: dict[str, Callable[[Probed], str]] = {
     "output": _output,
     "offsets": _offsets,
     "model": _model,
+    "decode": _decode,
     "index": _index,
     "dataset": _dataset,
 }

@@ -78,6 +78,9 @@ class Fetch(Section):
 
 
 class Decode(Section):
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where baseline JPEGs are decoded: auto is the GPU that embeds, where it can; all other images
+    are decoded on the CPU."""
     threads: int = Field(6, ge=1, le=256)
     timeout: Seconds = 30.0
     """For the decoding of one image; then the process ends, and sets it aside when that happens

@@ -27,11 +27,12 @@ from streamer.decode.fetch import Fetcher
 from streamer.decode.image import (
     FORMATS,
     Header,
-    decode_rgb,
-    read_header,
+    decode_prepared,
+    prepare,
     set_up,
     sniff,
 )
+from streamer.decode.prepared import Prepared
 from streamer.decode.stopwatch import Overrun, Stopwatch
 from streamer.errors import InvalidRecord
 from streamer.flow.worker import Failure
@@ -42,6 +43,7 @@ from streamer.records import (
     Decoded,
     Facts,
     FailedRule,
+    Jpeg,
     Record,
     Reference,
     Sample,
@@ -57,12 +59,16 @@ PIXELS_IN_FLIGHT = 64_000_000
 """Pixels that all threads together may be decoding (or one image's, where ``decode.max_pixels`` is
 more): 11 to 17 bytes each at their peak (WebP the most)."""
 
+_File = tuple[Header, Prepared]
+
 _LIMITS = frozenset(("too_many_bytes", "too_many_pixels", "too_costly", "zero_size"))
 """Reasons that also stand in the way of an embedder's own decoder."""
 
 Transform = Callable[[Pil.Image], U8]
 Prior = Callable[[int, int], Claim | None]
 Condemns = Callable[[int, int], bool]
+Takes = Callable[[int, int, int], bool]
+"""(rows, columns, bytes) of a baseline JPEG, as stored"""
 
 
 class HeaderRules(Protocol):
@@ -100,6 +106,8 @@ class Decoder:
         fetch_failed: Callable[[str], None] = lambda cause: None,
         fetched: Callable[[float], None] = lambda seconds: None,
         pixels_shape: tuple[int, ...] | None = None,
+        device_takes: Takes | None = None,
+        decoded: Callable[[], None] = lambda: None,
     ) -> None:
         """``prior(partition, offset)`` is the verdict of an earlier claim; called on the pool's
         threads, like the rules and the embedder's functions. What ``condemns`` names is invalid
@@ -109,6 +117,8 @@ class Decoder:
         `Fetcher`'s ``failed`` and ``fetched``. What is no single record's fault (a bug) is reported
         to ``failure`` and raised from the chunk's future.
         ``pixels_shape``: (H, W, 3) that every image must have in the end; None: any.
+        ``device_takes`` names the JPEGs that are left to the device; None: none are. What it cannot
+        decode comes back (`decode_here`). ``decoded`` counts what is decoded here.
         """
         set_up(config.decode.max_pixels)
         self._content_type = config.kafka.default_content_type
@@ -118,6 +128,8 @@ class Decoder:
         self._own_decode = embedder_decode
         self._draft_size = draft_size
         self._pixels_shape = pixels_shape
+        self._device_takes = device_takes
+        self._decoded = decoded
         self._rules = rules
         self._prior = prior
         self._condemns = condemns
@@ -128,7 +140,7 @@ class Decoder:
         self._threads = ThreadPoolExecutor(config.decode.threads, thread_name_prefix="decode")
         self._unfinished: set[Future[list[Decoded]]] = set()
         """What somebody still waits for."""
-        self._working: set[Future[None]] = set()
+        self._working: set[Future[Any]] = set()
         self._stopwatch = Stopwatch()
 
     def submit(self, records: list[Record]) -> Future[list[Decoded]]:
@@ -149,6 +161,14 @@ class Decoder:
         working = self._threads.submit(step, *args)
         self._working.add(working)
         working.add_done_callback(self._working.discard)
+
+    def decode_here(self, sample: Sample) -> Future[Decoded]:
+        """The answer for a JPEG that the device could not decode. Does not block; the future is
+        cancelled when the decoder is closed before."""
+        working = self._threads.submit(self._decode_here, sample)
+        self._working.add(working)
+        working.add_done_callback(self._working.discard)
+        return working
 
     def forget(self) -> None:
         """Nobody waits any more for what was submitted before: its futures are never done. Does not
@@ -208,6 +228,8 @@ class Decoder:
                 decoded = [row if isinstance(row, Settled) else self._decode(row) for row in opened]
                 for row in decoded:
                     row.nbytes = weight(row.record, row.facts)
+                    if isinstance(row, Sample) and isinstance(row.pixels, Jpeg):
+                        row.nbytes += len(row.pixels.data)
             result.set_result(decoded)
 
     def _open(self, record: Record, wanted: Callable[[], bool]) -> _Opened | Settled:
@@ -235,27 +257,51 @@ class Decoder:
             data = facts.data = row.image if isinstance(row.image, bytes) else row.image.result(0)
             with self._stopwatch.measure(record.partition, record.offset):
                 facts.sha256 = hashlib.sha256(data).hexdigest()
-                header = self._read_header(data, facts)
+                prepared = self._prepare(data, facts)
                 failures = self._rules.check(facts)
             if prior is None:
                 reason = next((f.name for f in failures if f.removes), None)
                 if reason is not None:
                     return Settled(record, facts, Decision("filtered", reason, _names(failures)))
-            if isinstance(header, InvalidRecord):
-                raise header
-            pixels = self._decode_pixels(record, data, header)
+            if isinstance(prepared, InvalidRecord):
+                raise prepared
+            jpeg = self._for_device(prepared)
+            pixels = self._decode_pixels(record, data, prepared) if jpeg is None else jpeg
             return Sample(record, facts, pixels, failures, prior)
         except InvalidRecord as error:
             return _invalid(record, facts, error, failures, prior)
 
-    def _read_header(self, data: bytes, facts: Facts) -> Header | InvalidRecord | None:
-        """The header, or None where the embedder's own decoder may read what Pillow cannot.
+    def _for_device(self, prepared: _File | None) -> Jpeg | None:
+        """What travels on as it came."""
+        if self._device_takes is None or prepared is None:
+            return None
+        header, file = prepared
+        if not file.baseline or file.size is None:
+            return None
+        columns, rows = file.size
+        if not self._device_takes(rows, columns, sum(map(len, file.parts))):
+            return None
+        return Jpeg(b"".join(file.parts), rows, columns, header.orientation)
+
+    def _decode_here(self, sample: Sample) -> Decoded:
+        record, facts, data = sample.record, sample.facts, sample.facts.data
+        assert data is not None, "this is a bug: a sample has its image's bytes"
+        try:
+            pixels = self._decode_pixels(record, data, prepare(data, self._limits))
+        except InvalidRecord as error:
+            settled = _invalid(record, facts, error, sample.failures, sample.prior)
+            settled.nbytes = sample.nbytes
+            return settled
+        return Sample(record, facts, pixels, sample.failures, sample.prior, sample.nbytes)
+
+    def _prepare(self, data: bytes, facts: Facts) -> _File | InvalidRecord | None:
+        """Header and file, or None where the embedder's own decoder may read what Pillow cannot.
 
         A known format that is not decoded is handed back instead of raised: it is `filtered` by
         ``output.formats`` in the first place.
         """
         try:
-            header = read_header(data, self._limits)
+            prepared = prepare(data, self._limits)
         except InvalidRecord as error:
             facts.format = sniff(data)
             if self._own_decode is not None and error.reason not in _LIMITS:
@@ -263,21 +309,24 @@ class Decoder:
             if error.reason == "unsupported_image" and facts.format not in FORMATS:
                 return error
             raise
+        header, _ = prepared
         facts.format, facts.width, facts.height = header.format, header.width, header.height
-        return header
+        return prepared
 
-    def _decode_pixels(self, record: Record, data: bytes, header: Header | None) -> U8:
+    def _decode_pixels(self, record: Record, data: bytes, prepared: _File | None) -> U8:
+        self._decoded()
         with (
-            self._pixels.hold(0 if header is None else header.pixels),
+            self._pixels.hold(0 if prepared is None else prepared[0].pixels),
             self._stopwatch.measure(record.partition, record.offset),
         ):
             if self._own_decode is not None:
                 with _EMBEDDER:
                     return self._checked(self._own_decode(data))
-            assert header is not None, (
+            assert prepared is not None, (
                 "this is a bug: an unreadable header goes no further without an embedder's decode"
             )
-            with closing(decode_rgb(data, header, self._draft_size)) as image, _EMBEDDER:
+            header, file = prepared
+            with closing(decode_prepared(file, header, self._draft_size)) as image, _EMBEDDER:
                 return self._checked(self._transform(image))
 
     def _checked(self, pixels: U8) -> U8:

@@ -171,6 +171,11 @@ def read_header(data: bytes, limits: Limits) -> Header:
     Raises InvalidRecord: too_many_bytes, not_an_image, unsupported_image, zero_size,
     too_many_pixels, too_costly, truncated, corrupt.
     """
+    return prepare(data, limits)[0]
+
+
+def prepare(data: bytes, limits: Limits) -> tuple[Header, Prepared]:
+    """`read_header`, and what is left of the file for its decoder; refers to ``data``."""
     if len(data) > limits.max_bytes:
         raise InvalidRecord(
             "too_many_bytes", f"{len(data)} bytes, at most {limits.max_bytes} (decode.max_bytes)"
@@ -194,7 +199,8 @@ def read_header(data: bytes, limits: Limits) -> Header:
         _check_pixels(*size, limits.max_pixels)
         file.check_work(*size, limits.max_pixels)
     pixels = max(size[0] * size[1], file.tile[0] * file.tile[1])
-    return Header(name, *(size if orientation <= 4 else size[::-1]), orientation, pixels)
+    upright = size if orientation <= 4 else size[::-1]
+    return Header(name, *upright, orientation, pixels), file
 
 
 def decode_rgb(
@@ -208,10 +214,18 @@ def decode_rgb(
     an end mark, is truncated only if it must be ``whole``. Raises InvalidRecord: truncated, corrupt,
     unsupported_image.
     """
+    with Undecodable():
+        file = _FORMATS[header.format].prepare(data)
+    return decode_prepared(file, header, draft_size, whole)
+
+
+def decode_prepared(
+    file: Prepared, header: Header, draft_size: tuple[int, int], whole: bool = True
+) -> Pil.Image:
+    """`decode_rgb` of what `prepare` gave."""
     draft = draft_size if header.orientation <= 4 else draft_size[::-1]
     format = _FORMATS[header.format]
     with Undecodable():
-        file = format.prepare(data)
         load = format.load if whole else _load_by(format.plugin)
         image = to_rgb(load(file, draft), file.samples)
         method = _TRANSPOSE.get(header.orientation)

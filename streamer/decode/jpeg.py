@@ -28,6 +28,7 @@ _FRAMES = frozenset(
     (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 )
 _TABLES = frozenset((0xC4, 0xCC, 0xDB, _DRI))
+_BASELINE = 0xC0
 _SEQUENTIAL, _PROGRESSIVE, _ARITHMETIC = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA), (0xC9, 0xCA)
 _METADATA = frozenset((*range(_APP0, 0xF0), _COM))
 _EOI, _JUNK = 0xD9, 0x00
@@ -56,6 +57,7 @@ def prepare(data: bytes) -> Prepared:
     Raises InvalidRecord: unsupported_image, too_costly, corrupt.
     """
     kept, exif, frame, progressive, arithmetic = Kept(data), [], None, False, False
+    baseline = False
     for marker, begin, end in _segments(data):
         if marker in _TABLES:
             continue
@@ -70,12 +72,15 @@ def prepare(data: bytes) -> Prepared:
             progressive = progressive or marker in _PROGRESSIVE
             arithmetic = arithmetic or marker in _ARITHMETIC
             frame = _frame(data, begin, end)
+            baseline = marker == _BASELINE and frame is not None and frame.components != 4
         elif marker == _SOS:
             passes = _count(data, begin) * (ARITHMETIC_PASSES if arithmetic else SCAN_PASSES)
             size = (frame.width, frame.height) if frame else None
             partial = progressive and not _covers_all(data, _scans(data, begin), frame)
             orientation = orientation_of(b"".join(exif)) if exif else UPRIGHT
-            return Prepared(kept.parts(), size, orientation, partial=partial, passes=passes)
+            return Prepared(
+                kept.parts(), size, orientation, baseline=baseline, partial=partial, passes=passes
+            )
         elif marker in _IGNORED:
             kept.drop(begin, end)
         elif marker in _RESERVED:

@@ -18,7 +18,8 @@ from streamer.dedup.verdict import by_prior, duplicate
 from streamer.errors import InvalidRecord
 from streamer.flow.item import Judged
 from streamer.flow.worker import Failure
-from streamer.judge.batcher import Batch, Batcher
+from streamer.judge.ahead import Batches
+from streamer.judge.batcher import Batch
 from streamer.judge.filters import Rules
 from streamer.model.model import Embedded
 from streamer.ops.metrics import Metrics
@@ -31,6 +32,8 @@ from streamer.records import (
     Decision,
     Decoded,
     Facts,
+    Jpeg,
+    OnDevice,
     Record,
     Sample,
     Settled,
@@ -52,7 +55,7 @@ class BatchModel(Protocol):
     def dim(self) -> int: ...
     @property
     def score_names(self) -> tuple[str, ...]: ...
-    def submit(self, pixels: Sequence[U8]) -> Ticket: ...
+    def submit(self, pixels: Sequence[U8 | OnDevice]) -> Ticket: ...
 
 
 class Stage(Protocol):
@@ -67,7 +70,7 @@ class Judge:
 
     def __init__(
         self,
-        batcher: Batcher,
+        batches: Batches,
         model: BatchModel,
         rules: Rules,
         meld: Meld | None,
@@ -78,7 +81,7 @@ class Judge:
         beat: Callable[[], None],
     ) -> None:
         """``meld`` is None with ``dedup: off``."""
-        self._batcher = batcher
+        self._batches = batches
         self._model = model
         self._rules = rules
         self._meld = meld
@@ -92,15 +95,20 @@ class Judge:
         computing: deque[tuple[Batch, Ticket | None]] = deque()
         while not self._failure.stop.is_set():
             self._beat()
-            batch = self._batcher.take(0.0 if computing else 0.05)
+            batch = self._batches.take(0.0 if computing else 0.05)
             if batch is not None:
                 computing.append((batch, self._submit(batch)))
+                self._metrics.batches_in_flight.set(len(computing))
             if computing and (batch is None or len(computing) > AHEAD):
                 self._stage.submit(self._judge(*computing.popleft()))
 
     def _submit(self, batch: Batch) -> Ticket | None:
         """None: there is nothing to embed."""
-        pixels = [row.pixels for row in batch.rows if isinstance(row, Sample)]
+        pixels = [
+            row.pixels
+            for row in batch.rows
+            if isinstance(row, Sample) and not isinstance(row.pixels, Jpeg)
+        ]
         if not pixels:
             return None
         self._metrics.batch_records.observe(len(pixels))

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from streamer.errors import ConfigError
-from streamer.records import F32, U8
+from streamer.records import F32, U8, OnDevice
 
+Pixels = U8 | OnDevice
+"""(H, W, 3) uint8; a tensor is on the device, and complete."""
 Compute = Callable[[torch.Tensor], torch.Tensor]
 """(n, H, W, 3) uint8 on the device → (n, columns) float32 on the device."""
 
@@ -39,8 +41,8 @@ class Line(ABC):
     """The way to a device and back."""
 
     @abstractmethod
-    def start(self, pixels: Sequence[U8], compute: Compute) -> Pending:
-        """n ≥ 1 images of one shape. Raises what ``compute`` raises; after an out-of-memory error
+    def start(self, pixels: Sequence[Pixels], compute: Compute) -> Pending:
+        """n ≥ 1 images of one shape, each on the host or on the device. Raises what ``compute`` raises; after an out-of-memory error
         the line can be used on."""
 
     @abstractmethod
@@ -52,8 +54,8 @@ class Line(ABC):
 class HostLine(Line):
     """The CPU: computed when `start` returns."""
 
-    def start(self, pixels: Sequence[U8], compute: Compute) -> Pending:
-        return Pending(compute(torch.from_numpy(np.stack(pixels))))
+    def start(self, pixels: Sequence[Pixels], compute: Compute) -> Pending:
+        return Pending(compute(torch.from_numpy(np.stack([np.asarray(image) for image in pixels]))))
 
     def recover(self) -> None:
         return None  # the failed batch's memory went back to the allocator with its tensors
@@ -92,25 +94,45 @@ class CudaLine(Line):
             self._staging = (_Staging(), _Staging())
         self._turn = 0
 
-    def start(self, pixels: Sequence[U8], compute: Compute) -> Pending:
+    def start(self, pixels: Sequence[Pixels], compute: Compute) -> Pending:
         with torch.cuda.device(self._device):
-            staging = self._staging[self._turn]
-            self._turn = 1 - self._turn
-            staged = staging.fill(pixels)
-            with torch.cuda.stream(self._copies):
-                on_device = staged.to(self._device, non_blocking=True)
-                staging.copied.record(self._copies)
             main = torch.cuda.current_stream(self._device)
-            main.wait_event(staging.copied)
-            on_device.record_stream(
-                main
-            )  # its memory belongs to the copy stream and must not be reused before main has read it
-            computed = compute(on_device)
+            computed = compute(self._gathered(pixels, main))
             rows = torch.empty(computed.shape, dtype=computed.dtype, pin_memory=True)
             rows.copy_(computed, non_blocking=True)
             ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             ready.record(main)
             return Pending(rows, ready, computed)
+
+    def _gathered(self, pixels: Sequence[Pixels], main: torch.cuda.Stream) -> torch.Tensor:
+        """(n, H, W, 3) on the device, in order, for what is queued on ``main`` from now on."""
+        host = [image for image in pixels if isinstance(image, np.ndarray)]
+        resident = [image for image in pixels if isinstance(image, torch.Tensor)]
+        # Their memory belongs to the decoder's stream and must not be reused before main has read it.
+        for image in {image.untyped_storage().data_ptr(): image for image in resident}.values():
+            image.record_stream(main)
+        if not host:
+            return torch.stack(resident)
+        copied = self._copied(host, main)
+        if not resident:
+            return copied
+        rows = iter(copied.unbind())
+        return torch.stack(
+            [image if isinstance(image, torch.Tensor) else next(rows) for image in pixels]
+        )
+
+    def _copied(self, pixels: Sequence[U8], main: torch.cuda.Stream) -> torch.Tensor:
+        staging = self._staging[self._turn]
+        self._turn = 1 - self._turn
+        staged = staging.fill(pixels)
+        with torch.cuda.stream(self._copies):
+            on_device = staged.to(self._device, non_blocking=True)
+            staging.copied.record(self._copies)
+        main.wait_event(staging.copied)
+        on_device.record_stream(
+            main
+        )  # its memory belongs to the copy stream and must not be reused before main has read it
+        return on_device
 
     def recover(self) -> None:
         torch.cuda.synchronize(self._device)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from streamer.model.jpeg.geometry import Geometry
+
 
 class ImageEmbedder(ABC):
     """One model and its preprocessing. Made once at start-up; every attribute below is set when
@@ -32,6 +34,9 @@ class ImageEmbedder(ABC):
     draft_size: tuple[int, int] = (0, 0)
     """(width, height) in pixels: a JPEG may be shrunk while it is decoded (``Image.draft``) to no
     less than this. (0, 0): never."""
+    geometry: Geometry | None = None
+    """What `transform` does, where it is a resize and a cut-out and nothing else: then the device may
+    decode and do it. None: only `transform` knows."""
     device: torch.device
     """Where `embed` runs; set by `place`."""
 

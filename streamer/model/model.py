@@ -25,12 +25,13 @@ from streamer.errors import ConfigError, DependencyError, InvalidRecord, PluginE
 from streamer.model import laion
 from streamer.model.embedder import ImageEmbedder
 from streamer.model.head import Head
-from streamer.records import F16, F32, U8, Bools
+from streamer.records import F16, F32, Bools
 
 if TYPE_CHECKING:
     import torch
 
-    from streamer.model.device import Pending
+    from streamer.model.device import Pending, Pixels
+    from streamer.model.jpeg.decoder import JpegDecoder
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,10 @@ class Model:
         met."""
         self.pixels_shape: tuple[int, ...] | None = None
         """(H, W, 3) of what the embedder makes of an image; None before the first one."""
+        self.jpegs: JpegDecoder | None = None
+        """Decodes JPEGs on the device; None: the CPU decodes all images."""
+        self.decoding = "the CPU"
+        """Where JPEGs are decoded, and why, in words."""
         self._line = line_for(self.device)
         embedder.place(self.device)
         for head in self.heads:
@@ -128,8 +133,9 @@ class Model:
 
         return memory(self.device)
 
-    def submit(self, pixels: Sequence[U8]) -> Ticket:
-        """n images (H, W, 3) uint8 of one shape, n ≥ 0. The device thread only.
+    def submit(self, pixels: Sequence[Pixels]) -> Ticket:
+        """n images (H, W, 3) uint8 of one shape, n ≥ 0, each on the host or on the device. The device
+        thread only.
 
         On a GPU it returns once copy and computation are queued; it then waits only for the copy of
         the batch before the last. On the CPU it computes. Out of memory: the batch is halved, as
@@ -153,7 +159,7 @@ class Model:
                 failures |= {done + i: error for i, error in failed.items()}
         return Ticket(parts, self.dim, self.score_names, failures)
 
-    def _start(self, pixels: Sequence[U8], failed: dict[int, InvalidRecord]) -> Pending | None:
+    def _start(self, pixels: Sequence[Pixels], failed: dict[int, InvalidRecord]) -> Pending | None:
         """None: out of memory."""
         from streamer.model.device import is_out_of_memory
 
@@ -281,6 +287,7 @@ def load_model(config: Config) -> Model:
     and DependencyError for weights that cannot be had for now or kept.
     """
     from streamer.model.device import choose
+    from streamer.model.jpeg.decoder import choose_decoder
 
     device = choose(config.device)
     embedder = _make_embedder(config)
@@ -293,6 +300,7 @@ def load_model(config: Config) -> Model:
         )
     model = Model(embedder, heads, device)
     _probe(model)
+    model.jpegs, model.decoding = choose_decoder(config, embedder, model.device)
     return model
 
 

@@ -37,6 +37,7 @@ from streamer.errors import ConfigError
 from streamer.model import checkpoint as checkpoints
 from streamer.model import laion, weights
 from streamer.model.embedder import ImageEmbedder
+from streamer.model.jpeg.geometry import Geometry
 from streamer.records import U8
 
 Features = Literal["auto", "pool", "head"]
@@ -98,6 +99,7 @@ class TimmImageEmbedder(ImageEmbedder):
             json.dumps(data_config, sort_keys=True),
         )
         self._geometry = _geometry(data_config)
+        self.geometry = Geometry.of(data_config)
         self._crops_centre = data_config["crop_mode"] == "center"
         self.draft_size = _draft_size(data_config)
         self._net = net

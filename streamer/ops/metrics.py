@@ -24,7 +24,17 @@ from streamer.ops.tally import EpochTally
 from streamer.ops.thread_cpu import ThreadCpu
 from streamer.records import FORMAT_RULE, NEAR_DUPLICATE
 
-STAGES = ("decode", "embed", "filter", "claim", "write", "seal", "commit", "project")
+STAGES = (
+    "decode",
+    "device_decode",
+    "embed",
+    "filter",
+    "claim",
+    "write",
+    "seal",
+    "commit",
+    "project",
+)
 DROP_CAUSES = ("revoked", "shutdown", "lost", "aborted", "stale", "late", "flood")
 """Why an open epoch was forgotten: the deadline of a revoke or of a shutdown passed, its partitions
 were lost, its transaction was aborted, its term or first offset was no longer the current one, or a
@@ -33,6 +43,7 @@ were invalid, which is paused then."""
 SKIP_CAUSES = ("expired", "seek", "unreadable")
 """Why offsets were never decided: their records expired, somebody moved the dataset forward, or a
 batch could not be read."""
+DECODERS = ("cpu", "gpu")
 REBALANCES = ("assigned", "revoked", "lost")
 FETCH_ERRORS = (
     "uri_not_allowed",
@@ -141,6 +152,18 @@ class Metrics:
             "streamer_batch_records",
             "Records in each micro-batch; small batches while the lag grows mean that decoding is the limit.",
             buckets=_BATCH,
+            registry=self.registry,
+        )
+        images = Counter(
+            "streamer_images_decoded",
+            "Images decoded by each decoder; where cpu rises beside gpu, those are no baseline JPEGs, or damaged.",
+            ["decoder"],
+            registry=self.registry,
+        )
+        self._images = {decoder: images.labels(decoder) for decoder in DECODERS}
+        self.batches_in_flight = Gauge(
+            "streamer_batches_in_flight",
+            "Micro-batches on the device; 0 or 1 while the lag grows means that the device waits for decoding.",
             registry=self.registry,
         )
         self.registry.register(Scraped(self._scrape_index))
@@ -308,6 +331,10 @@ class Metrics:
             yield
         finally:
             self._stage_seconds[name].inc(time.perf_counter() - began)
+
+    def images_decoded(self, decoder: str, images: int = 1) -> None:
+        """``images`` were decoded, or found damaged, by one of `DECODERS`. Any thread."""
+        self._images[decoder].inc(images)
 
     def watch_queue(self, *queues: Queue) -> None:
         """Shows the queues' lengths and bytes from now on."""

@@ -31,6 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -780,7 +781,7 @@ class Chaos:
                         for future in admin.delete_records([wanted]).values():
                             future.result(30)
                 return
-            except KafkaException:
+            except (KafkaException, FutureTimeoutError):  # a leader is away
                 if attempt == 9:
                     raise
                 time.sleep(2.0)

@@ -1,0 +1,50 @@
+"""The CUDA C of this folder, through CuPy, on PyTorch's streams and in its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cupy
+import numpy as np
+import torch
+
+
+@lru_cache(maxsize=32)
+def kernels(source: str, names: tuple[str, ...], device: int) -> tuple[Any, ...]:
+    """Compiled at the first call, which takes about a second."""
+    with cupy.cuda.Device(device):
+        module = cupy.RawModule(
+            code=Path(__file__).with_name(source).read_text("utf-8"),
+            options=("--fmad=false", "--std=c++17"),
+        )
+        return tuple(module.get_function(name) for name in names)
+
+
+@contextmanager
+def launching(stream: torch.cuda.Stream) -> Iterator[None]:
+    """What is launched in the body is queued on ``stream``."""
+    with (
+        cupy.cuda.Device(stream.device.index),
+        cupy.cuda.Stream.from_external(_Handle(stream)),
+    ):
+        yield
+
+
+def address(tensor: torch.Tensor) -> np.unsignedinteger[Any]:
+    """As an argument of a kernel."""
+    at: np.unsignedinteger[Any] = np.uint64(tensor.data_ptr())
+    return at
+
+
+class _Handle:
+    """CUDA's stream protocol, for versions of PyTorch whose streams do not speak it."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._stream.cuda_stream

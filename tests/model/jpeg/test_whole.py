@@ -1,0 +1,168 @@
+"""Which files the device vouches for. The engine says nothing about damage, so this must."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from streamer.config import Decode
+from streamer.decode.image import Header, decode_rgb, prepare, set_up
+from streamer.decode.prepared import Prepared
+from streamer.errors import InvalidRecord
+from streamer.records import U8, Jpeg
+
+LIMITS = Decode()
+pytestmark = pytest.mark.usefixtures("without_cupy")
+
+
+@pytest.fixture(autouse=True)
+def _set_up() -> None:
+    set_up(LIMITS.max_pixels)
+
+
+def picture(seed: int, size: tuple[int, int] = (203, 157), mode: str = "RGB") -> Image.Image:
+    """Smooth shapes with some noise: bright and dark rows, as photographs have."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)).astype(int)
+    noisy = smooth + rng.integers(-9, 10, smooth.shape)
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).convert(mode)
+
+
+def encoded(image: Image.Image, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def opened(data: bytes) -> tuple[Header, Prepared] | None:
+    try:
+        return prepare(data, LIMITS)
+    except InvalidRecord:
+        return None
+
+
+def as_jpeg(data: bytes) -> Jpeg | None:
+    """What would travel to the device; None where nothing would."""
+    found = opened(data)
+    if found is None or not found[1].baseline or found[1].size is None:
+        return None
+    columns, rows = found[1].size
+    return Jpeg(b"".join(found[1].parts), rows, columns, found[0].orientation)
+
+
+def stored(data: bytes) -> U8:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def vouches(data: bytes, shown: U8 | None = None) -> bool:
+    from emulated import vouched
+
+    jpeg = as_jpeg(data)
+    return jpeg is not None and vouched([jpeg], [shown])[0]
+
+
+def cpu_accepts(data: bytes) -> bool:
+    found = opened(data)
+    try:
+        if found is not None:
+            decode_rgb(data, found[0], (0, 0))
+    except InvalidRecord:
+        return False
+    return found is not None
+
+
+KINDS = {
+    "4:2:0": {"quality": 80},
+    "4:2:2": {"subsampling": 1},
+    "4:4:4": {"subsampling": 0, "quality": 97},
+    "coarse": {"quality": 3},
+    "own tables": {"optimize": True},
+    "restarts in rows": {"restart_marker_blocks": 5},
+    "a restart a row": {"restart_marker_rows": 1},
+    "comment": {"comment": b"\xff\xd9 not the end"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(203, 157), (16, 16), (17, 33), (640, 48)])
+def test_what_encoders_write_is_vouched_for(kind: str, mode: str, size: tuple[int, int]) -> None:
+    data = encoded(picture(1, size, mode), **KINDS[kind])
+    assert vouches(data, stored(data))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_is_always_seen(kind: str) -> None:
+    data = encoded(picture(2, (61, 47)), **KINDS[kind])
+    begin = data.index(b"\xff\xda")
+    for end in range(begin, len(data) - 2):
+        assert not vouches(data[:end]), end
+        assert not vouches(data[:end] + b"\xff\xd9"), end
+
+
+def test_what_hardware_does_not_decode_never_travels() -> None:
+    progressive = encoded(picture(3), progressive=True)
+    four = encoded(picture(3).convert("CMYK"))
+    assert as_jpeg(progressive) is None
+    assert as_jpeg(four) is None
+
+
+def test_colours_that_are_not_ycbcr_are_left_to_the_cpu() -> None:
+    assert not vouches(encoded(picture(4), keep_rgb=True))
+
+
+def _flipped(count: int) -> Iterator[bytes]:
+    rng = random.Random(5)
+    whole = [encoded(picture(6, (61, 47)), **options) for options in KINDS.values()]
+    for _ in range(count):
+        damaged = bytearray(rng.choice(whole))
+        for _ in range(rng.randrange(1, 4)):
+            damaged[rng.randrange(2, len(damaged))] ^= 1 << rng.randrange(8)
+        yield bytes(damaged)
+
+
+def test_nothing_is_vouched_for_that_the_cpu_refuses() -> None:
+    flipped = list(_flipped(4_000))
+    vouched = [data for data in flipped if vouches(data)]
+    assert 20 < len(vouched) < 3_000, "else this shows nothing"
+    assert [data for data in vouched if not cpu_accepts(data)] == []
+
+
+@pytest.mark.parametrize("wrong", ["black", "another", "mirrored", "half"])
+def test_a_picture_that_is_not_the_files_own_is_seen(wrong: str) -> None:
+    data = encoded(picture(7))
+    right = stored(data)
+    shown = {
+        "black": np.zeros_like(right),
+        "another": stored(encoded(picture(8))),
+        "mirrored": right[::-1],
+        "half": np.concatenate([right[:79], np.zeros_like(right[79:])]),
+    }[wrong]
+    assert vouches(data, right)
+    assert not vouches(data, shown)
+
+
+def test_hostile_files(data_set: Path, large: bool) -> None:
+    files = [
+        path.read_bytes() for path in sorted((data_set / "hostile").rglob("*")) if path.is_file()
+    ]
+    jpegs = [data for data in files if data.startswith(b"\xff\xd8\xff")]
+    assert len(jpegs) > (30 if large else 3)
+    vouched = [data for data in jpegs if vouches(data)]
+    assert len(vouched) > (20 if large else 0)
+    assert [data for data in vouched if not cpu_accepts(data)] == []
+
+
+def test_photographs(data_set: Path, large: bool) -> None:
+    files = [path.read_bytes() for path in sorted((data_set / "photos").rglob("*.jpg"))]
+    assert len(files) > (1_000 if large else 3)
+    baseline = [data for data in files if as_jpeg(data) is not None]
+    assert len(baseline) > 0.9 * len(files)
+    assert all(vouches(data, stored(data)) for data in baseline)
