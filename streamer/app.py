@@ -21,6 +21,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import webdataset  # noqa: F401 - takes seconds to import: now, and not in the writer thread at the first accepted record
+
 from streamer.config import Config
 from streamer.decode.decoder import Decoder
 from streamer.dedup.index import WinnerIndex
