@@ -8,7 +8,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,8 @@ def fill(servers: str, topic: str, values: Iterable[bytes], partitions: int) -> 
 
 
 class Watched(Metrics):
-    """Metrics that also note when the first record came and the last epoch was committed (monotonic
-    seconds)."""
+    """Metrics that also note when the first record came, when records were decided, and when the
+    last epoch was committed (monotonic seconds: the same clock in every process)."""
 
     last: Watched
 
@@ -83,6 +83,9 @@ class Watched(Metrics):
         self.records = 0
         self.decisions: dict[str, int] = {}
         self.threads_before: dict[str, float] = {}
+        self.decided: list[tuple[float, int]] = []
+        """When the writer wrote decisions down, and how many."""
+        self._open_records = 0
         self._cpu = ThreadCpu()
 
     def rebalanced(self, event: str, partitions: int, owned: int) -> None:
@@ -90,6 +93,12 @@ class Watched(Metrics):
         if not self.assigned_at:
             self.threads_before = self._cpu.read()
             self.assigned_at = time.monotonic()
+
+    def epoch_open(self, records: int, nbytes: int, opened_at: float) -> None:
+        super().epoch_open(records, nbytes, opened_at)
+        if records > self._open_records:
+            self.decided.append((time.monotonic(), records - self._open_records))
+        self._open_records = records
 
     def epoch_committed(self, tally: EpochTally, dead_letters: int) -> None:
         super().epoch_committed(tally, dead_letters)
@@ -125,14 +134,20 @@ class Watched(Metrics):
         }
 
 
-def run_line(config: Config, parts: app.Parts) -> dict[str, Any]:
-    """The whole line in this process over everything that is in the topic; what `Watched` saw."""
+def run_line(config: Config, parts: app.Parts, records: int | None = None) -> dict[str, Any]:
+    """The whole line in this process over everything that is in the topic, or over its first
+    ``records``, the same number of each partition; what `Watched` saw."""
 
     def whole(admin: Admin, topic: TopicInfo) -> app.Range:
-        return app.Range(
-            lambda partitions: configured_starts(admin, config, partitions),
-            lambda partitions: admin.end_offsets(topic.name, partitions, committed=False),
-        )
+        def ends(partitions: Collection[int]) -> Mapping[int, int]:
+            found = admin.end_offsets(topic.name, partitions, committed=False)
+            if records is None:
+                return found
+            starts = configured_starts(admin, config, partitions)
+            share = records // topic.partitions
+            return {p: min(end, starts[p] + share) for p, end in found.items()}
+
+        return app.Range(lambda partitions: configured_starts(admin, config, partitions), ends)
 
     app.run_range(config, whole, threading.Event().is_set, parts)
     return Watched.last.report()
