@@ -76,6 +76,11 @@ def steps(given: argparse.Namespace, topic: str) -> list[Step]:
     l14, b32 = "vit_large_patch14_clip_224.openai", "vit_base_patch32_clip_224.openai"
     gpu, cpu = f"--decode {given.decode} --decode-threads 4", "--decode cpu --decode-threads 16"
     one, three = "--alone 1.5", "--replicas 3 --alone 0"
+    jpeg = ["-m", "benchmarks.jpeg"]
+    if given.photos is not None:
+        jpeg += ["--images", str(given.photos.resolve())]
+    if given.weights is not None:
+        jpeg += ["--weights", str(given.weights.resolve())]
     vectors = max(20_000, round(1_000_000 * given.scale))
     index = (
         f"-m benchmarks.index --device {given.device} --contenders certified --sizes {vectors} "
@@ -83,7 +88,7 @@ def steps(given: argparse.Namespace, topic: str) -> list[Step]:
     )
     return [
         Step("tests", [*PYTEST.split(), *tests()], 120),
-        Step("decode", ["-m", "benchmarks.jpeg"], 60),
+        Step("decode", jpeg, 60),
         line("l14", l14, 75, 36_000, f"--batch 256 {gpu} {one}"),
         line("b32", b32, 75, 90_000, f"--batch 512 {gpu} {one}"),
         line("b32x3", b32, 80, 180_000, f"--batch 512 {gpu} {three}"),
@@ -153,6 +158,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--only", type=lambda names: names.split(","), metavar="NAME,…")
     parser.add_argument("--budget", type=float, default=350.0, metavar="SECONDS")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="what pictures are parts of")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="for the step decode")
     parser.add_argument("--pictures", type=int, default=60_000, help="different ones")
     parser.add_argument("--scale", type=float, default=1.0, help="of every number of records")
     parser.add_argument("--device", default="cuda:0")
