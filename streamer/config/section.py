@@ -81,6 +81,9 @@ class Decode(Section):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where baseline JPEGs are decoded: auto is the GPU that embeds, where it can; all other images
     are decoded on the CPU."""
+    pixels: Literal["exact", "fast"] = "exact"
+    """Of what the CPU decodes: exact are timm's own, fast are within 2 of them and cost less. Part
+    of the embedder's fingerprint."""
     threads: int = Field(6, ge=1, le=256)
     timeout: Seconds = 30.0
     """For the decoding of one image; then the process ends, and sets it aside when that happens

@@ -279,23 +279,19 @@ class ClaimStage:
         pending, rows = self._in_flight.pop(key)
         judged = pending.judged
         again: list[int] = []
-        for k, row in enumerate(rows):
-            status = int(outcome.status[k])
+        answers = zip(
+            rows.tolist(), outcome.status.tolist(), outcome.positions.tolist(), strict=True
+        )
+        for k, (row, status, position) in enumerate(answers):
             if status == WON:
-                judged.decisions[row] = judged.decisions[row]._replace(
-                    claim=int(outcome.positions[k])
-                )
+                judged.decisions[row] = judged.decisions[row]._replace(claim=position)
             elif status == LOST:
                 winner, similarity = outcome.origins[k], float(outcome.similarity[k])
                 judged.decisions[row] = duplicate(
-                    judged.decisions[row],
-                    winner,
-                    similarity,
-                    int(outcome.positions[k]),
-                    self._flags,
+                    judged.decisions[row], winner, similarity, position, self._flags
                 )
             elif status == VOID_STALE:
-                again.append(int(row))
+                again.append(row)
             elif status == VOID_TERM:
                 return  # another owner: what is in flight here will be dropped by the Kafka thread
             elif status == VOID_VECTOR:

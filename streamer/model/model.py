@@ -307,6 +307,11 @@ def load_model(config: Config) -> Model:
 def _make_embedder(config: Config) -> ImageEmbedder:
     chosen = config.embedder
     if isinstance(chosen, CustomEmbedder):
+        if config.decode.pixels != "exact":
+            raise ConfigError(
+                f"decode.pixels: {config.decode.pixels}: for embedders of type timm only; "
+                "write it into the embedder's own transform()"
+            )
         embedder = plugins.build(chosen.type, ImageEmbedder, chosen.args, "embedder")  # type: ignore[type-abstract]
         kinds = {
             "dim": int,
@@ -327,6 +332,7 @@ def _make_embedder(config: Config) -> ImageEmbedder:
         precision=chosen.precision,
         normalize=chosen.normalize,
         compile=chosen.compile,
+        pixels=config.decode.pixels,
     )
 
 

@@ -83,9 +83,9 @@ def _in_parts(batch: DecidedBatch, metadata: Sequence[str | None]) -> Iterator[s
     """The rows of a batch in parts whose texts have `GROUP_BYTES` or little more: Arrow's columns of
     text end at 2 GiB."""
     begin = characters = 0
-    for i, facts in enumerate(batch.facts):
-        texts = (facts.id, facts.text, facts.url, metadata[i])
-        characters += sum(len(text) for text in texts if text is not None)
+    for i, (facts, more) in enumerate(zip(batch.facts, metadata, strict=True)):
+        characters += len(facts.id or "") + len(facts.text or "") + len(facts.url or "")
+        characters += len(more or "")
         if characters >= GROUP_BYTES:
             yield slice(begin, i + 1)
             begin, characters = i + 1, 0

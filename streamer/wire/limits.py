@@ -38,9 +38,12 @@ class Limits(NamedTuple):
 
     def check_headers(self, headers: Headers) -> None:
         """Raises InvalidRecord, too_many_bytes."""
+        nbytes = headers_bytes(headers)
+        if nbytes <= min(self.text, self.metadata):  # then so is each of them
+            return
         for name, value in headers:
             self.check_text(f"the header {name[:40]!r}", len(value or b""))
-        self._check(headers_bytes(headers), self.metadata, "of headers", "metadata")
+        self._check(nbytes, self.metadata, "of headers", "metadata")
 
     def check_text(self, what: str, nbytes: int) -> None:
         """Raises InvalidRecord, too_many_bytes."""
