@@ -78,6 +78,8 @@ CLOSE_LIMIT_S = 20.0
 SNAPSHOT_LIMIT_S = 30.0
 """So long a clean end may take for its snapshot, when the group is left and others went on; what is
 unfinished then is thrown away."""
+DEVICE_DECODERS = 3
+"""Batches that the device decodes at a time."""
 COMMIT_LIMIT_S = 90.0
 """The watchdog's budget for one transaction, and beside ``output.retry_for`` for a projection of no
 bytes."""
@@ -215,14 +217,9 @@ def put_together(
     metrics.watch_held(decoder.held)
     health.watch_held(decoder.held)
     batcher = Batcher(chunks, config.batch.size, config.batch.linger, fence)
-    ahead = (
-        None
-        if model.jpegs is None
-        else DecodeAhead(
-            batcher, model.jpegs, decoder.decode_here, failure, metrics,
-            health.heartbeat("device decode", HEARTBEAT_S),
-        )
-    )  # fmt: skip
+    ahead = None
+    if model.jpegs is not None:
+        ahead = DecodeAhead(batcher, decoder.decode_here, failure, metrics)
     judge = Judge(
         ahead or batcher, model, rules, None if dedup is None else state.meld, stage,
         dedup is not None and dedup.action == "flag", failure, metrics, health.heartbeat("device", HEARTBEAT_S),
@@ -253,9 +250,12 @@ def put_together(
         Worker("writer", epochs.run, failure),
         Worker("decode watch", watch, failure),
     ]
-    if ahead is not None:
+    if ahead is not None and model.jpegs is not None:
         metrics.watch_queue(ahead.ready)
-        workers.append(Worker("device decode", ahead.run, failure))
+        for i in range(DEVICE_DECODERS):
+            name = f"device decode {i}"
+            run = partial(ahead.run, model.jpegs.another(), health.heartbeat(name, HEARTBEAT_S))
+            workers.append(Worker(name, run, failure))
     if claims is not None:
         workers += [
             Worker("claims", claims.run, failure),

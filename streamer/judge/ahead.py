@@ -1,9 +1,13 @@
-"""Between batcher and judge, where the device decodes JPEGs: a batch is decoded while the one before
-it is embedded. A thread of its own, "device decode".
+"""Between batcher and judge, where the device decodes JPEGs: batches are decoded while those before
+them are embedded. Threads of their own, "device decode"; each has a decoder of its own.
+
+Several decode side by side, because one batch takes longer than the device needs for it: the device
+looks at each file by one thread, and the host waits in between. They hand on in the order of the line.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -34,41 +38,54 @@ class DeviceDecoder(Protocol):
 
 
 class DecodeAhead:
-    """`run` is the thread's body; `take` is the device thread's."""
+    """`run` is the body of any number of threads; `take` is the device thread's."""
 
     def __init__(
         self,
         batches: Batches,
-        decoder: DeviceDecoder,
         decode_here: Callable[[Sample], Future[Decoded]],
         failure: Failure,
         metrics: Metrics,
-        beat: Callable[[], None],
     ) -> None:
         """``decode_here`` decides what the device does not decode (`Decoder.decode_here`)."""
         self._batches = batches
-        self._decoder = decoder
         self._decode_here = decode_here
         self._failure = failure
         self._metrics = metrics
-        self._beat = beat
         self.ready: Channel[Batch] = Channel("embed", BATCHES)
+        self._taking = threading.Lock()
+        self._taken = 0
+        """Batches that were taken; the number of the next one."""
+        self._turn = threading.Condition()
+        self._handed_on = 0
 
-    def run(self) -> None:
+    def run(self, decoder: DeviceDecoder, beat: Callable[[], None]) -> None:
         while not self._failure.stop.is_set():
-            self._beat()
-            batch = self._batches.take(_LOOK_S)
-            if batch is None:
-                continue
-            decoded = self._decode(batch)
-            while not self._failure.stop.is_set() and not self.ready.put(decoded, timeout=_LOOK_S):
-                self._beat()
+            beat()
+            with self._taking:
+                batch, number = self._batches.take(_LOOK_S), self._taken
+                self._taken += batch is not None
+            if batch is not None:
+                self._hand_on(number, self._decode(batch, decoder, beat), beat)
 
     def take(self, timeout: float) -> Batch | None:
         """The next batch; None if none was ready within ``timeout`` seconds."""
         return self.ready.get(timeout)
 
-    def _decode(self, batch: Batch) -> Batch:
+    def _hand_on(self, number: int, batch: Batch, beat: Callable[[], None]) -> None:
+        """Once all before it are, and there is room."""
+        with self._turn:
+            while not self._turn.wait_for(lambda: self._handed_on == number, _LOOK_S):
+                beat()
+                if self._failure.stop.is_set():
+                    return
+        while not self._failure.stop.is_set() and not self.ready.put(batch, timeout=_LOOK_S):
+            beat()
+        with self._turn:
+            self._handed_on += 1
+            self._turn.notify_all()
+
+    def _decode(self, batch: Batch, decoder: DeviceDecoder, beat: Callable[[], None]) -> Batch:
         rows = list(batch.rows)
         waiting: list[tuple[int, Sample]] = []
         jpegs: list[Jpeg] = []
@@ -79,7 +96,7 @@ class DecodeAhead:
         if not waiting:
             return batch
         with self._metrics.stage("device_decode"):
-            decoded = self._decoder.decode(jpegs)
+            decoded = decoder.decode(jpegs)
         left: list[tuple[int, Future[Decoded]]] = []
         for (i, sample), pixels in zip(waiting, decoded, strict=True):
             if pixels is None:
@@ -88,13 +105,13 @@ class DecodeAhead:
                 sample.pixels = pixels
         self._metrics.images_decoded("gpu", len(waiting) - len(left))
         for i, answer in left:
-            rows[i] = self._wait(answer) or rows[i]
+            rows[i] = self._wait(answer, beat) or rows[i]
         return replace(batch, rows=rows)
 
-    def _wait(self, answer: Future[Decoded]) -> Decoded | None:
+    def _wait(self, answer: Future[Decoded], beat: Callable[[], None]) -> Decoded | None:
         """None: the process ends, and nothing more is decided."""
         while not self._failure.stop.is_set():
-            self._beat()
+            beat()
             try:
                 return answer.result(_LOOK_S)
             except FutureTimeoutError:

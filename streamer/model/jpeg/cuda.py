@@ -24,6 +24,11 @@ def kernels(source: str, names: tuple[str, ...], device: int) -> tuple[Any, ...]
         return tuple(module.get_function(name) for name in names)
 
 
+def urgent_stream(device: torch.device) -> torch.cuda.Stream:
+    """Of high priority: its small kernels need not wait for the network's large ones."""
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def launching(stream: torch.cuda.Stream) -> Iterator[None]:
     """What is launched in the body is queued on ``stream``."""

@@ -24,8 +24,8 @@ LONGEST = 16
 """Aspect ratio beyond which an image is cut before it is resized, which the CPU does."""
 SIDES = (16, 16_384)
 """Pixels of a side that the engine takes."""
-MAX_BYTES = 2_000_000
-"""A file is walked through by one thread of the GPU, at some 20 MB/s."""
+MAX_BYTES = 400_000
+"""A file is looked through by one thread of the GPU, at some 2 MB/s."""
 _TRIALS = ((240, 320), (320, 240), (40, 60), (900, 301), (301, 900))
 """(rows, columns) of the images by which resize and transform are compared at a start."""
 PIXELS_AT_ONCE, BYTES_AT_ONCE = 100_000_000, 64_000_000
@@ -43,6 +43,9 @@ class JpegDecoder(Protocol):
         differences, as a tensor (H, W, 3) of uint8 on the device, complete; None where the CPU must
         decide. One thread at a time; blocks without the GIL."""
 
+    def another(self) -> JpegDecoder:
+        """One like it, for another thread."""
+
 
 def takes(rows: int, columns: int, nbytes: int) -> bool:
     shorter, longer = sorted((rows, columns))
@@ -56,13 +59,14 @@ class GpuJpegDecoder:
 
     def __init__(self, geometry: Geometry, device: torch.device) -> None:
         """Raises NoEngine."""
+        from streamer.model.jpeg.cuda import urgent_stream
         from streamer.model.jpeg.engine import Engine
         from streamer.model.jpeg.whole import Inspector
 
         self._geometry = geometry
         self._device = device
         with torch.cuda.device(device):
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream = urgent_stream(device)
             self._inspector = Inspector(self._stream)
         self._engine = Engine(device)
 
@@ -75,6 +79,9 @@ class GpuJpegDecoder:
         for group in _groups(jpegs):
             pixels += self._decode(group)
         return pixels
+
+    def another(self) -> GpuJpegDecoder:
+        return GpuJpegDecoder(self._geometry, self._device)
 
     def resized(self, images: Sequence[U8]) -> U8:
         """n images (rows, columns, 3) uint8 on the host → (n, height, width, 3) on the host."""

@@ -10,6 +10,8 @@
 #define LOOK 9 // bits that one look-up decodes; longer codes are rare
 #define DC_BITS 11
 #define AC_BITS 10
+#define END 128      // what the end of a block moves by
+#define STEP_BITS 31 // of a step: its number of bits
 #define TOLERANCE 12 // levels between a block's brightness in the file and in the picture
 
 #define INLINE __device__ __forceinline__ // what it reads and counts stays in registers
@@ -31,13 +33,33 @@ struct Picture {
     int file; // its index
 };
 
+// What one code says: bits of code and value together, and how far the position in the block moves:
+// past a run of zeros and a coefficient, or, at the end of the block, far beyond it. 0: no code.
+typedef unsigned short Step;
+
 struct Huffman {
-    unsigned short look[1 << LOOK]; // length << 8 | symbol; 0: longer, or no code
+    Step look[1 << LOOK];           // by the next bits; 0: a longer code, or none
     int last[17];                   // the largest code of each length; -1: none
     int first[17];                  // index of each length's first symbol, less its first code
     byte symbols[256];
     bool defined;
+
+    // Bits of the value behind a DC code.
+    __device__ int size_of(u64 bits) const {
+        for (int length = 1; length <= 16; length++) {
+            int code = (int)(bits >> (64 - length));
+            if (code <= last[length]) return symbols[(first[length] + code) & 255];
+        }
+        return 0;
+    }
 };
+
+// A DC code is one of an AC coefficient without zeros before it.
+INLINE Step step_of(int symbol, int length) {
+    int run = symbol >> 4, size = symbol & 15;
+    int moves = symbol == 0 ? END : run + 1;
+    return moves << 5 | (length + size);
+}
 
 struct Component {
     int id, across, down, quantization, dc, ac;
@@ -81,24 +103,22 @@ struct Bits {
         return true;
     }
 
-    // False: there are not so many.
-    INLINE bool skip(int bits) {
-        if (bits > count) return false;
-        held <<= bits, count -= bits;
-        return true;
+    // The next step. Afterwards `count` is below 0 if there were not so many bits.
+    INLINE int step(const Huffman &table) {
+        int step = table.look[held >> (64 - LOOK)];
+        if (!step) step = longer(table);
+        held <<= step & STEP_BITS, count -= step & STEP_BITS;
+        return step;
     }
 
-    // The next symbol; -1: none.
-    INLINE int symbol(const Huffman &table) {
-        int entry = table.look[held >> (64 - LOOK)];
-        if (entry) return skip(entry >> 8) ? entry & 255 : -1;
+    __device__ int longer(const Huffman &table) const {
         for (int length = LOOK + 1; length <= 16; length++) {
             int code = (int)(held >> (64 - length));
             if (code <= table.last[length]) {
-                return skip(length) ? table.symbols[(table.first[length] + code) & 255] : -1;
+                return step_of(table.symbols[(table.first[length] + code) & 255], length);
             }
         }
-        return -1;
+        return 0;
     }
 };
 
@@ -109,7 +129,9 @@ __device__ bool define(Huffman *table, const byte *counts, const byte *symbols, 
                        int bits) {
     for (int i = 0; i < 1 << LOOK; i++) table->look[i] = 0;
     for (int i = 0; i < total; i++) {
-        if ((symbols[i] & 15) > bits || (bits == DC_BITS && symbols[i] > bits)) return false;
+        int run = symbols[i] >> 4, size = symbols[i] & 15;
+        if (size > bits || (bits == DC_BITS && run)) return false;
+        if (size == 0 && run != 0 && run != 15) return false;
         table->symbols[i] = symbols[i];
     }
     int code = 0, at = 0;
@@ -121,7 +143,7 @@ __device__ bool define(Huffman *table, const byte *counts, const byte *symbols, 
         for (int i = 0; i < many && length <= LOOK; i++) {
             int spare = LOOK - length;
             for (int rest = 0; rest < 1 << spare; rest++) {
-                table->look[(code + i) << spare | rest] = length << 8 | symbols[at + i];
+                table->look[(code + i) << spare | rest] = step_of(symbols[at + i], length);
             }
         }
         code += many, at += many;
@@ -129,30 +151,27 @@ __device__ bool define(Huffman *table, const byte *counts, const byte *symbols, 
     return table->defined = true;
 }
 
-// Adds the difference of the DC coefficient to `level`.
+// Adds the difference of the DC coefficient to `level`, if there is one.
 INLINE bool block(Bits *bits, const Huffman &dc, const Huffman &ac, int *level) {
     bits->fill();
-    int size = bits->symbol(dc);
-    if (size < 0) return false;
-    if (size) {
-        int value = (int)(bits->held >> (64 - size));
-        *level += value >> (size - 1) ? value : value - (1 << size) + 1;
-    }
-    if (!bits->skip(size)) return false;
-    for (int k = 1; k < 64; k++) {
-        bits->fill();
-        int both = bits->symbol(ac);
-        if (both < 0) return false;
-        int run = both >> 4;
-        size = both & 15;
-        if (size == 0) {
-            if (run == 0) break;
-            if (run != 15) return false;
+    u64 before = bits->held;
+    int step = bits->step(dc), length = step & STEP_BITS;
+    if (!step) return false;
+    if (level) {
+        int size = dc.size_of(before);
+        if (size) {
+            int value = (int)(before >> (64 - length)) & ((1 << size) - 1);
+            *level += value >> (size - 1) ? value : value - (1 << size) + 1;
         }
-        k += run;
-        if (k > 63 || !bits->skip(size)) return false;
     }
-    return true;
+    int k = 0;
+    while (k < 63) {
+        bits->fill();
+        step = bits->step(ac);
+        if (!step) return false;
+        k += step >> 5;
+    }
+    return bits->count >= 0 && (k == 63 || k >= END);
 }
 
 // How many rows of pixels, in eights, a row of units has: 1 or 2; 0: not regular, or not whole.
@@ -236,7 +255,7 @@ __device__ int rows_of_unit(const byte *data, const File &file, Huffman *tables,
     }
     int in_row = (width - 1) / (8 * across) + 1, units = in_row * ((height - 1) / (8 * down) + 1);
     Bits bits = {at, end, 0, 0, false};
-    int level = 0, other = 0;
+    int level = 0;
     for (int unit = 0; unit < units; unit++) {
         if (interval && unit && unit % interval == 0) {
             bits.fill();
@@ -249,7 +268,7 @@ __device__ int rows_of_unit(const byte *data, const File &file, Huffman *tables,
             const Component &c = components[i];
             int blocks = i ? 1 : across * down;
             for (int j = 0; j < blocks; j++) {
-                if (!block(&bits, tables[c.dc], tables[c.ac], i ? &other : &level)) return 0;
+                if (!block(&bits, tables[c.dc], tables[c.ac], i ? nullptr : &level)) return 0;
                 if (i + j == 0 && unit % in_row == 0) {
                     levels[unit / in_row] = level * steps[c.quantization] / 8.0f + 128;
                 }

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from streamer.model.jpeg.cuda import address, kernels, launching
+from streamer.model.jpeg.cuda import address, kernels, launching, urgent_stream
 from streamer.model.jpeg.resize import Source
 from streamer.records import Bools, Jpeg
 
@@ -56,7 +56,7 @@ class Inspector:
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
-        self._beside = torch.cuda.Stream(stream.device)  # type: ignore[no-untyped-call]
+        self._beside = urgent_stream(stream.device)
         self._walked = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._staged = torch.empty(0, dtype=torch.uint8)
@@ -65,12 +65,14 @@ class Inspector:
     def walk(self, jpegs: Sequence[Jpeg]) -> Walk:
         """Queues the look into the files. The walk before has been fetched."""
         table = file_table(jpegs)
-        size, device = int(table["size"].sum()), self._stream.device
+        # In one piece: each copy of a file by itself would let go of the GIL, and wait for it again
+        joined = torch.frombuffer(
+            bytearray().join([jpeg.data for jpeg in jpegs]), dtype=torch.uint8
+        )
+        size, device = len(joined), self._stream.device
         if self._staged.numel() < size:
             self._staged = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        target = self._staged.numpy()
-        for begin, jpeg in zip(table["begin"], jpegs, strict=True):
-            target[begin : begin + len(jpeg.data)] = np.frombuffer(jpeg.data, np.uint8)
+        self._staged[:size].copy_(joined)
         rows = int(table["levels"][-1]) + (jpegs[-1].rows + 7) // 8
         with torch.cuda.stream(self._beside):
             files = torch.from_numpy(table.view(np.uint8)).to(device)

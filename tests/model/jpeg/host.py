@@ -31,6 +31,9 @@ class HostJpegDecoder:
         self.seen: list[Jpeg] = []
         self.refused = 0
 
+    def another(self) -> HostJpegDecoder:
+        return type(self)(self._transform)
+
     def takes(self, rows: int, columns: int, nbytes: int) -> bool:
         return takes(rows, columns, nbytes)
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def transform(image: Image.Image) -> U8:
 class Line:
     """Decoder and batcher, and between batcher and judge the decoder on the device, if any."""
 
-    def __init__(self, device: HostJpegDecoder | None) -> None:
+    def __init__(self, device: HostJpegDecoder | None, *others: HostJpegDecoder) -> None:
         settings = config()
         self.failure, self.metrics = Failure(), Metrics()
         rules = Rules(settings.filters, settings.output.formats).header_rules
@@ -60,9 +61,11 @@ class Line:
         self.batches: Batcher | DecodeAhead = batcher
         if device is not None:
             self.batches = ahead = DecodeAhead(
-                batcher, device, self.decoder.decode_here, self.failure, self.metrics, lambda: None
+                batcher, self.decoder.decode_here, self.failure, self.metrics
             )
-            Worker("device decode", ahead.run, self.failure).start()
+            for decoder in (device, *others):
+                run = partial(ahead.run, decoder, lambda: None)
+                Worker("device decode", run, self.failure).start()
 
     def send(self, files: Sequence[bytes], chunk: int = 8) -> None:
         headers = [("content-type", b"image/x")]
@@ -207,3 +210,21 @@ def test_a_mark_travels_behind_the_batch_before_it(lines: list[Line]) -> None:
     assert [row.record.offset for batch in seen for row in batch.rows] == [0, 1, 2]
     assert seen[-1].span.flush == 9
     assert seen[-1].span.marks == {0: 3}
+
+
+class Slow(HostJpegDecoder):
+    """Takes longer for one batch than for the others."""
+
+    def decode(self, jpegs):
+        time.sleep(0.3 if len(self.seen) == 0 else 0.0)
+        return super().decode(jpegs)
+
+
+def test_several_decoders_hand_on_in_order(lines: list[Line]) -> None:
+    files = [encoded(picture(seed % 40)) for seed in range(200)]
+    decoders = [Slow(transform), HostJpegDecoder(transform), HostJpegDecoder(transform)]
+    lines.append(line := Line(*decoders))
+    line.send(files)
+    rows = line.rows(200)
+    assert [row.record.offset for row in rows] == list(range(200))
+    assert sum(decoder.seen != [] for decoder in decoders) >= 2
