@@ -88,7 +88,7 @@ def steps(given: argparse.Namespace, topic: str) -> list[Step]:
     )
     return [
         Step("tests", [*PYTEST.split(), *tests()], 120),
-        Step("decode", jpeg, 60),
+        Step("decode", jpeg, 90),
         line("l14", l14, 75, 36_000, f"--batch 256 {gpu} {one}"),
         line("b32", b32, 75, 90_000, f"--batch 512 {gpu} {one}"),
         line("b32x3", b32, 80, 180_000, f"--batch 512 {gpu} {three}"),

@@ -42,7 +42,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from confluent_kafka import Message
 
-from benchmarks.end_to_end import pictures
+from benchmarks.pictures import photographs, pictures
 from benchmarks.spine import SEED_BYTES, SeededModel
 from benchmarks.vectors import Stream
 from streamer import app
@@ -300,7 +300,7 @@ def messages(images: list[bytes]) -> list[Message]:
 
 def images_of(kilobytes: int, records: int) -> list[bytes]:
     """``records`` different JPEGs of 640 × 480, of ``kilobytes`` on average."""
-    originals = pictures(None, min(records, 256))
+    originals = pictures(photographs(None), min(records, 256))
     quality = 90
     while quality > 10:
         made = [_again(data, quality) for data in originals]

@@ -194,7 +194,7 @@ def main() -> None:
     rates(decoder, "photographs", (photographs * 256)[:256], given.seconds)
     rates(decoder, "4000 × 3000", crops(photographs, 8, (4000, 3000)) * 2, given.seconds)
     for name in CONFIGS:
-        pixels(name, photographs[:150], device)
+        pixels(name, photographs[:100], device)
     embeddings(photographs, device, given.weights)
 
 

@@ -24,7 +24,7 @@ class Batch:
 
 
 class Batcher:
-    """Device thread only. A batch is full at ``size`` samples, at `BATCH_BYTES`, or at so many rows
+    """One thread at a time. A batch is full at ``size`` samples, at `BATCH_BYTES`, or at so many rows
     that settled ones cannot pile up."""
 
     def __init__(self, chunks: Channel[Chunk], size: int, linger_s: float, fence: Fence) -> None:

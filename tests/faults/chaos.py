@@ -90,6 +90,8 @@ IN_SYNC_S = 180.0
 READY_S = 60.0
 """At most so long a start may take until it has partitions, while brokers and store are there: the
 others notice first that its predecessor is gone, and let go of what they have in hand."""
+FEW = 4
+"""Faults of a kind, of which one at least must be seen in what is left behind."""
 CRASHES = 12
 """Of processes, that one poisonous record may cost at most: see tests/integration/test_poison.py;
 some more, for a process may be killed while it tries."""
@@ -855,6 +857,11 @@ class Chaos:
         crashes, poison = self.ends[str(-signal.SIGSEGV)], self.struck["poison crash"]
         if crashes > CRASHES * poison:
             found.append(f"{crashes} processes crashed for {poison} poisonous records")
+        # Faults that leave no trace were none
+        if self.struck["expire"] >= FEW and not skipped(evidence):
+            found.append(f"{self.struck['expire']} times records expired, and none is skipped")
+        if self.struck["flood"] >= FEW and not self.resumed:
+            found.append(f"{self.struck['flood']} floods paused no partition")
         if len(self.digests) < len(self.slots):
             found.append(f"{len(self.digests)} digests were told, fewer than there are replicas")
         uri = f"{self._out}/{self.service.dataset}{self._direct_query}"
