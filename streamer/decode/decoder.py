@@ -273,15 +273,19 @@ class Decoder:
 
     def _for_device(self, prepared: _File | None) -> Jpeg | None:
         """What travels on as it came."""
-        if self._device_takes is None or prepared is None:
+        if prepared is None or not self._is_for_device(prepared[1]):
             return None
         header, file = prepared
-        if not file.baseline or file.size is None:
-            return None
+        assert file.size is not None, "this is a bug: a baseline JPEG has told its size"
         columns, rows = file.size
-        if not self._device_takes(rows, columns, sum(map(len, file.parts))):
-            return None
         return Jpeg(b"".join(file.parts), rows, columns, header.orientation)
+
+    def _is_for_device(self, file: Prepared) -> bool:
+        """Whether the device decodes it, if it is all that it seems. Then it has one scan."""
+        if self._device_takes is None or not file.baseline or file.size is None:
+            return False
+        columns, rows = file.size
+        return self._device_takes(rows, columns, sum(map(len, file.parts)))
 
     def _decode_here(self, sample: Sample) -> Decoded:
         record, facts, data = sample.record, sample.facts, sample.facts.data
@@ -301,7 +305,7 @@ class Decoder:
         ``output.formats`` in the first place.
         """
         try:
-            prepared = prepare(data, self._limits)
+            prepared = prepare(data, self._limits, self._is_for_device)
         except InvalidRecord as error:
             facts.format = sniff(data)
             if self._own_decode is not None and error.reason not in _LIMITS:
