@@ -123,17 +123,17 @@ class Filing:
         for number in np.unique(targets).tolist():
             epoch = self._tiles.epochs[number]
             here = targets == number
-            if number not in self._tables:
+            if epoch.skipped:
+                skipped = here & _is_skipped(epoch, named)
+                here, there = here & ~skipped, there & ~skipped
+                for one in named[skipped]:
+                    detail = f"names {_winner(one)}, which was skipped"
+                    self._note("withdrawn_target", one, detail)
+            if number not in self._tables:  # one of nothing but skipped offsets has none
                 there &= ~here
                 for one in named[here]:
                     detail = f"names {_winner(one)}, but {epoch.path} has no table to read"
                     self._problem("duplicate_target", one, detail)
-            elif epoch.skipped:
-                skipped = here & _is_skipped(epoch, named)
-                there &= ~skipped
-                for one in named[skipped]:
-                    detail = f"names {_winner(one)}, which was skipped"
-                    self._note("withdrawn_target", one, detail)
         self._spill.add(targets[there] % BUCKETS, named[there])
 
     def _report_unfound(self, one: np.void) -> None:

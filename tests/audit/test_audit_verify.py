@@ -22,6 +22,7 @@ from sink_data import Maker, make_dataset
 
 from streamer.audit import PROBLEMS, Audit
 from streamer.audit.report import KEPT, Report
+from streamer.records import key_of
 from streamer.sink import table
 from streamer.sink.storage import Storage
 
@@ -565,6 +566,23 @@ def test_without_deduplication_there_is_no_threshold(tmp_path):
     maker.stated_threshold = "off"
     maker.commit("w-0", {0: 40})
     assert codes(tmp_path / "cats", pairs=True) == {}
+
+
+def test_a_winner_that_was_skipped_is_noted_though_its_epoch_has_no_table(tmp_path):
+    maker = Maker(Storage(str(tmp_path), "cats"), seed=3)
+    maker.commit("w-0", {0: 60})
+    maker.commit("w-0", {1: 0})
+    folder = tmp_path / "cats"
+    edit_manifest(folder, SECOND, lambda raw: raw["skipped"].update({"1": [[0, 1]]}))
+    assert json.loads(manifest_of(folder, SECOND).read_bytes())["files"] == []
+    edit_rows(
+        folder,
+        FIRST,
+        lambda rows: row_where(rows, outcome="duplicate").update(duplicate_of=key_of(1, 0)),
+    )
+    report = Audit(str(folder)).run()
+    assert report.problems == []
+    assert {n.code for n in report.notes} == {"withdrawn_target"}
 
 
 def test_what_is_staged_and_withdrawn_is_noted_and_right(folder, tmp_path):

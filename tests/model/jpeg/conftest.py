@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
+
+from tests.model.jpeg.line import Line
 
 
 @pytest.fixture
@@ -13,3 +16,11 @@ def without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     need."""
     if find_spec("cupy") is None:
         monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
+
+
+@pytest.fixture
+def lines() -> Iterator[list[Line]]:
+    made: list[Line] = []
+    yield made
+    for line in made:
+        line.close()

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from emulated import vouched
 from PIL import Image
 
 from streamer.decode.image import _TRANSPOSE
 from streamer.model.jpeg.decoder import takes
 from streamer.records import U8, Jpeg
+from tests.model.jpeg.emulated import vouched
 
 CPU_ONLY = -99999
 """A device number that needs no driver"""
@@ -41,7 +41,8 @@ class HostJpegDecoder:
         images = self._decoder.decode(
             [self._codec.CodeStream(jpeg.data) for jpeg in jpegs], params=self._params
         )
-        return [None if image is None else np.asarray(image.cpu()) for image in images]
+        # A copy: an array does not keep the image's memory alive
+        return [None if image is None else np.array(image.cpu(), copy=True) for image in images]
 
     def decode(self, jpegs: Sequence[Jpeg]) -> list[torch.Tensor | None]:
         self.seen += jpegs

@@ -10,21 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from emulated import vouched
 from PIL import Image
-from test_line import Line, decided, lines
-from test_resize import BASE, CONFIGS, SIZES, config_of
-from test_whole import KINDS, as_jpeg, encoded, picture, stored
 
 from streamer.decode.image import _TRANSPOSE, set_up
 from streamer.model.jpeg.decoder import GpuJpegDecoder
 from streamer.model.jpeg.geometry import Geometry
 from streamer.model.timm import _geometry
-from streamer.records import Jpeg, Sample, Settled
+from streamer.records import U8, Jpeg, Sample, Settled
+from tests.model.jpeg.emulated import vouched
+from tests.model.jpeg.files import KINDS, as_jpeg, encoded, picture, stored
+from tests.model.jpeg.line import Line, decided
+from tests.model.jpeg.test_resize import BASE, CONFIGS, SIZES, config_of
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda", 0)
-__all__ = ["lines"]
 
 
 @pytest.fixture(scope="module")
@@ -128,17 +127,17 @@ def test_outcomes_are_the_same_on_both_paths(
     decoder: GpuJpegDecoder,
     data_set: Path,
     large: bool,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import test_line
+    geometry = _geometry(BASE)
 
-    transform = _geometry(BASE)
-    monkeypatch.setattr(test_line, "transform", lambda image: np.asarray(transform(image)))
+    def transform(image: Image.Image) -> U8:
+        return np.asarray(geometry(image))
+
     hostile = [p.read_bytes() for p in sorted((data_set / "hostile").rglob("*")) if p.is_file()]
     hostile = [data for data in hostile if data.startswith(b"\xff\xd8\xff")]
     photographs = [p.read_bytes() for p in sorted((data_set / "photos").rglob("*.jpg"))][:300]
     files = hostile + photographs
-    gpu, cpu = decided(lines, files, decoder), decided(lines, files, None)  # type: ignore[arg-type]
+    gpu, cpu = (decided(lines, files, device, transform) for device in (decoder, None))
     assert [row.record.offset for row in gpu] == list(range(len(files)))
     for one, other in zip(cpu, gpu, strict=True):
         assert type(one) is type(other)

@@ -48,7 +48,7 @@ def config_of(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_pixels_are_pillows(name: str, without_cupy: None) -> None:
-    from emulated import resize
+    from tests.model.jpeg.emulated import resize
 
     data_config = config_of(name)
     geometry = Geometry.of(data_config)
