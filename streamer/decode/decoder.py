@@ -273,19 +273,15 @@ class Decoder:
 
     def _for_device(self, prepared: _File | None) -> Jpeg | None:
         """What travels on as it came."""
-        if prepared is None or not self._is_for_device(prepared[1]):
+        if self._device_takes is None or prepared is None:
             return None
         header, file = prepared
-        assert file.size is not None, "this is a bug: a baseline JPEG has told its size"
+        if not file.baseline or file.size is None:
+            return None
         columns, rows = file.size
+        if not self._device_takes(rows, columns, sum(map(len, file.parts))):
+            return None
         return Jpeg(b"".join(file.parts), rows, columns, header.orientation)
-
-    def _is_for_device(self, file: Prepared) -> bool:
-        """Whether the device decodes it, if it is all that it seems. Then it has one scan."""
-        if self._device_takes is None or not file.baseline or file.size is None:
-            return False
-        columns, rows = file.size
-        return self._device_takes(rows, columns, sum(map(len, file.parts)))
 
     def _decode_here(self, sample: Sample) -> Decoded:
         record, facts, data = sample.record, sample.facts, sample.facts.data
@@ -305,7 +301,7 @@ class Decoder:
         ``output.formats`` in the first place.
         """
         try:
-            prepared = prepare(data, self._limits, self._is_for_device)
+            prepared = prepare(data, self._limits)
         except InvalidRecord as error:
             facts.format = sniff(data)
             if self._own_decode is not None and error.reason not in _LIMITS:

@@ -174,13 +174,8 @@ def read_header(data: bytes, limits: Limits) -> Header:
     return prepare(data, limits)[0]
 
 
-def prepare(
-    data: bytes, limits: Limits, is_spared: Callable[[Prepared], bool] = lambda file: False
-) -> tuple[Header, Prepared]:
-    """`read_header`, and what is left of the file for its decoder; refers to ``data``.
-
-    What ``is_spared`` may be too_costly all the same: it is decoded by somebody who sees to that.
-    """
+def prepare(data: bytes, limits: Limits) -> tuple[Header, Prepared]:
+    """`read_header`, and what is left of the file for its decoder; refers to ``data``."""
     if len(data) > limits.max_bytes:
         raise InvalidRecord(
             "too_many_bytes", f"{len(data)} bytes, at most {limits.max_bytes} (decode.max_bytes)"
@@ -202,8 +197,7 @@ def prepare(
             if orientation is None:
                 orientation = orientation_of(image.info.get("exif", b""))
         _check_pixels(*size, limits.max_pixels)
-        if not is_spared(file):
-            file.check_work(*size, limits.max_pixels)
+        file.check_work(*size, limits.max_pixels)
     pixels = max(size[0] * size[1], file.tile[0] * file.tile[1])
     upright = size if orientation <= 4 else size[::-1]
     return Header(name, *upright, orientation, pixels), file

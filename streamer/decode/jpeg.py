@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from functools import partial
 from io import BytesIO
 from itertools import islice
 from math import ceil
@@ -75,15 +74,13 @@ def prepare(data: bytes) -> Prepared:
             frame = _frame(data, begin, end)
             baseline = marker == _BASELINE and frame is not None and frame.components != 4
         elif marker == _SOS:
-            scans = partial(_count, data, begin)
-            passes = ARITHMETIC_PASSES if arithmetic else SCAN_PASSES
+            passes = _count(data, begin) * (ARITHMETIC_PASSES if arithmetic else SCAN_PASSES)
             size = (frame.width, frame.height) if frame else None
-            is_partial = progressive and not _covers_all(data, _scans(data, begin), frame)
+            partial = progressive and not _covers_all(data, _scans(data, begin), frame)
             orientation = orientation_of(b"".join(exif)) if exif else UPRIGHT
             return Prepared(
-                kept.parts(), size, orientation,
-                baseline=baseline, partial=is_partial, scans=scans, passes=passes,
-            )  # fmt: skip
+                kept.parts(), size, orientation, baseline=baseline, partial=partial, passes=passes
+            )
         elif marker in _IGNORED:
             kept.drop(begin, end)
         elif marker in _RESERVED:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
@@ -59,9 +59,6 @@ class Prepared:
     """A JPEG that decoders in hardware may take: sequential, Huffman-coded, grey or of three colours"""
     partial: bool = False
     """It says itself that not all of the picture is in it."""
-    scans: Callable[[], int] | None = None
-    """counts parts of the file that each make `passes`, which takes a look at all of its bytes; may
-    raise InvalidRecord, too_costly. None: one"""
     passes: int = 1
     """that decoding makes over all pixels of the image; of 2.5 ns a pixel at most"""
     steps: int = 0
@@ -71,8 +68,7 @@ class Prepared:
         """Raises InvalidRecord, too_costly, if decoding may take more than 32 passes over 64 million
         pixels, or over ``max_pixels`` if those are more: 5 s of a core, which is what the plainest
         images of so many pixels take at most. Progressive JPEGs have about 10 scans."""
-        passes = self.passes * (1 if self.scans is None else self.scans())
-        work = width * height * passes + height * _ROW_STEPS + self.steps
+        work = width * height * self.passes + height * _ROW_STEPS + self.steps
         limit = _WORK_PASSES * max(_WORK_PIXELS, max_pixels)
         if work > limit:
             raise InvalidRecord(
