@@ -26,8 +26,8 @@ from benchmarks.harness import emit
 from streamer.config import Decode
 from streamer.decode.image import decode_rgb, prepare, read_header, set_up
 from streamer.errors import ConfigError
+from streamer.model.geometry import Geometry
 from streamer.model.jpeg.decoder import GpuJpegDecoder
-from streamer.model.jpeg.geometry import Geometry
 from streamer.model.lite0 import write_demo_checkpoint
 from streamer.model.timm import TimmImageEmbedder, _geometry
 from streamer.records import Jpeg
@@ -114,7 +114,7 @@ def pixels(name: str, photographs: list[bytes], device: torch.device) -> None:
     data_config = {**BASE, **CONFIGS[name]}
     geometry = Geometry.of(data_config)
     assert geometry is not None
-    decoder, transform = GpuJpegDecoder(geometry, device), _geometry(data_config)
+    decoder, transform = GpuJpegDecoder(geometry, (0, 0), device), _geometry(data_config)
     kept = [(data, jpeg) for data in photographs if (jpeg := as_jpeg(data)) is not None]
     made = decoder.decode([jpeg for _, jpeg in kept])
     differences = [
@@ -131,12 +131,17 @@ def pixels(name: str, photographs: list[bytes], device: torch.device) -> None:
 
 
 def embeddings(photographs: list[bytes], device: torch.device, checkpoint: Path | None) -> None:
-    """On the path of the line: the CPU decodes large JPEGs at a part of their size."""
+    """Of what the line gives to the device."""
     embedder, weights = network(checkpoint)
     embedder.place(device)
     assert embedder.geometry is not None
-    decoder = GpuJpegDecoder(embedder.geometry, device)
-    kept = [(data, jpeg) for data in photographs if (jpeg := as_jpeg(data)) is not None]
+    decoder = GpuJpegDecoder(embedder.geometry, embedder.draft_size, device)
+    kept = [
+        (data, jpeg)
+        for data in photographs
+        if (jpeg := as_jpeg(data)) is not None
+        and decoder.takes(jpeg.rows, jpeg.columns, len(jpeg.data))
+    ]
     made = decoder.decode([jpeg for _, jpeg in kept])
     both = [
         (on_cpu(data, embedder.transform, embedder.draft_size), rows)
@@ -189,7 +194,7 @@ def main() -> None:
     device = torch.device("cuda", 0)
     geometry = Geometry.of(BASE)
     assert geometry is not None
-    decoder = GpuJpegDecoder(geometry, device)
+    decoder = GpuJpegDecoder(geometry, (0, 0), device)
     rates(decoder, "640 × 480", crops(photographs, 256, (640, 480)), given.seconds)
     rates(decoder, "photographs", (photographs * 256)[:256], given.seconds)
     rates(decoder, "4000 × 3000", crops(photographs, 8, (4000, 3000)) * 2, given.seconds)

@@ -94,7 +94,7 @@ class SeededModel:
     score_names: tuple[str, ...] = ()
     fingerprints: Mapping[str, str] = {}
     pixels_shape = None
-    jpegs = None
+    jpeg_decoders = ()
     device = "cpu"
 
     def __init__(self, dim: int) -> None:

@@ -78,8 +78,6 @@ CLOSE_LIMIT_S = 20.0
 SNAPSHOT_LIMIT_S = 30.0
 """So long a clean end may take for its snapshot, when the group is left and others went on; what is
 unfinished then is thrown away."""
-DEVICE_DECODERS = 3
-"""Batches that the device decodes at a time."""
 COMMIT_LIMIT_S = 90.0
 """The watchdog's budget for one transaction, and beside ``output.retry_for`` for a projection of no
 bytes."""
@@ -211,15 +209,15 @@ def put_together(
     decoder = decoder_type(
         config, embedder.transform, embedder.decode, embedder.draft_size, rules.header_rules, stage.prior, quarantine.condemns, failure,
         lambda: metrics.stage("decode"), metrics.fetch_failed, metrics.fetch_seconds.observe, model.pixels_shape,
-        None if model.jpegs is None else model.jpegs.takes, partial(metrics.images_decoded, "cpu"),
+        model.jpeg_decoders[0].takes if model.jpeg_decoders else None, partial(metrics.images_decoded, "cpu"),
     )  # fmt: skip
     at_exit.callback(decoder.close)
     metrics.watch_held(decoder.held)
     health.watch_held(decoder.held)
     batcher = Batcher(chunks, config.batch.size, config.batch.linger, fence)
     ahead = None
-    if model.jpegs is not None:
-        ahead = DecodeAhead(batcher, decoder.decode_here, failure, metrics)
+    if model.jpeg_decoders:
+        ahead = DecodeAhead(batcher, decoder.decode_here, fence, failure, metrics)
     judge = Judge(
         ahead or batcher, model, rules, None if dedup is None else state.meld, stage,
         dedup is not None and dedup.action == "flag", failure, metrics, health.heartbeat("device", HEARTBEAT_S),
@@ -250,11 +248,11 @@ def put_together(
         Worker("writer", epochs.run, failure),
         Worker("decode watch", watch, failure),
     ]
-    if ahead is not None and model.jpegs is not None:
+    if ahead is not None:
         metrics.watch_queue(ahead.ready)
-        for i in range(DEVICE_DECODERS):
+        for i, jpegs in enumerate(model.jpeg_decoders):
             name = f"device decode {i}"
-            run = partial(ahead.run, model.jpegs.another(), health.heartbeat(name, HEARTBEAT_S))
+            run = partial(ahead.run, jpegs, health.heartbeat(name, HEARTBEAT_S))
             workers.append(Worker(name, run, failure))
     if claims is not None:
         workers += [

@@ -285,7 +285,8 @@ def _decode(probed: Probed) -> str:
     if probed.model is None:
         raise Skipped("skipped: needs the model")
     decode = probed.config.decode
-    return f"JPEGs: {probed.model.decoding}; all else: the CPU, {counted(decode.threads, 'thread')}"
+    threads = counted(decode.threads, "thread")
+    return f"JPEGs are {probed.model.decoding}; all else is decoded on the CPU, by {threads}"
 
 
 def _index(probed: Probed) -> str:

@@ -164,7 +164,7 @@ class Decoder:
 
     def decode_here(self, sample: Sample) -> Future[Decoded]:
         """The answer for a JPEG that the device could not decode. Does not block; the future is
-        cancelled when the decoder is closed before."""
+        cancelled when the decoder is closed before. Raises RuntimeError once it is closed."""
         working = self._threads.submit(self._decode_here, sample)
         self._working.add(working)
         working.add_done_callback(self._working.discard)
@@ -287,7 +287,8 @@ class Decoder:
         record, facts, data = sample.record, sample.facts, sample.facts.data
         assert data is not None, "this is a bug: a sample has its image's bytes"
         try:
-            pixels = self._decode_pixels(record, data, prepare(data, self._limits))
+            with self._busy():
+                pixels = self._decode_pixels(record, data, prepare(data, self._limits))
         except InvalidRecord as error:
             settled = _invalid(record, facts, error, sample.failures, sample.prior)
             settled.nbytes = sample.nbytes

@@ -32,6 +32,9 @@ _BASELINE = 0xC0
 _SEQUENTIAL, _PROGRESSIVE, _ARITHMETIC = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA), (0xC9, 0xCA)
 _METADATA = frozenset((*range(_APP0, 0xF0), _COM))
 _EOI, _JUNK = 0xD9, 0x00
+_ENDS = frozenset((0xD8, _EOI))
+_USUAL = frozenset((b"\x11", b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11"))
+"""Sampling factors: grey; chroma whole, halved across, halved both ways"""
 _IGNORED = frozenset((_JUNK, 0x01, *range(0xD0, 0xD8)))
 _SINGLE = frozenset((0x01, *range(0xD0, 0xDA)))
 _RESERVED = frozenset((*range(0x02, 0xC0), 0xC8, *range(0xF0, 0xFE)))
@@ -57,7 +60,7 @@ def prepare(data: bytes) -> Prepared:
     Raises InvalidRecord: unsupported_image, too_costly, corrupt.
     """
     kept, exif, frame, progressive, arithmetic = Kept(data), [], None, False, False
-    baseline = False
+    frames, is_regular = 0, True
     for marker, begin, end in _segments(data):
         if marker in _TABLES:
             continue
@@ -72,17 +75,21 @@ def prepare(data: bytes) -> Prepared:
             progressive = progressive or marker in _PROGRESSIVE
             arithmetic = arithmetic or marker in _ARITHMETIC
             frame = _frame(data, begin, end)
-            baseline = marker == _BASELINE and frame is not None and frame.components != 4
+            frames += 1
+            is_regular = is_regular and marker == _BASELINE and data[begin + 11 : end : 3] in _USUAL
         elif marker == _SOS:
             passes = _count(data, begin) * (ARITHMETIC_PASSES if arithmetic else SCAN_PASSES)
             size = (frame.width, frame.height) if frame else None
             partial = progressive and not _covers_all(data, _scans(data, begin), frame)
             orientation = orientation_of(b"".join(exif)) if exif else UPRIGHT
+            baseline = is_regular and frames == 1 and frame is not None
             return Prepared(
                 kept.parts(), size, orientation, baseline=baseline, partial=partial, passes=passes
             )
         elif marker in _IGNORED:
             kept.drop(begin, end)
+        elif marker in _ENDS:
+            is_regular = False
         elif marker in _RESERVED:
             raise InvalidRecord("corrupt", f"reserved marker FF{marker:02X} at byte {begin}")
     return Prepared(kept.parts())
@@ -194,7 +201,7 @@ def _count(data: bytes, begin: int) -> int:
     """Scans from ``begin``, the first one, to the end of the image: each costs a decoder a pass over
     all of its pixels. Of a few, those of a picture behind the image count, too. Raises
     InvalidRecord, too_costly, for more than `MAX_SCANS`."""
-    # re finds them three times as fast as bytes.count, which takes longer than all else here
+    # bytes.count would take longer than all else here
     scans = sum(1 for _ in islice(_SCAN.finditer(data, begin), _FEW_SCANS + 1))
     if scans <= _FEW_SCANS:
         return scans

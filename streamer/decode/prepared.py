@@ -56,7 +56,7 @@ class Prepared:
     tile: tuple[int, int] = (1, 1)
     """(width, height) in pixels of what is decoded in one piece, where that is not the image"""
     baseline: bool = False
-    """A JPEG that decoders in hardware may take: sequential, Huffman-coded, grey or of three colours"""
+    """A JPEG for decoders in hardware: sequential, Huffman-coded, grey or of three colours"""
     partial: bool = False
     """It says itself that not all of the picture is in it."""
     passes: int = 1

@@ -1,24 +1,26 @@
 """Between batcher and judge, where the device decodes JPEGs: batches are decoded while those before
-them are embedded. Threads of their own, "device decode"; each has a decoder of its own.
-
-Several decode side by side, because one batch takes longer than the device needs for it: the device
-looks at each file by one thread, and the host waits in between. They hand on in the order of the line.
+them are embedded. The threads "device decode" do that side by side, each with a decoder of its own;
+they hand on in the order of the line.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from streamer.flow.channel import Channel
+from streamer.flow.item import Fence
 from streamer.flow.worker import Failure
 from streamer.judge.batcher import Batch
 from streamer.ops.metrics import Metrics
-from streamer.records import Decoded, Jpeg, OnDevice, Sample
+from streamer.records import Decoded, Jpeg, Sample
+
+if TYPE_CHECKING:
+    from streamer.model.jpeg.decoder import JpegDecoder
 
 BATCHES = 2
 """Decoded batches that may wait for the network: (n, H, W, 3) bytes of the device's memory each."""
@@ -31,12 +33,6 @@ class Batches(Protocol):
     def take(self, timeout: float) -> Batch | None: ...
 
 
-class DeviceDecoder(Protocol):
-    """`streamer.model.jpeg.decoder.JpegDecoder`."""
-
-    def decode(self, jpegs: Sequence[Jpeg]) -> Sequence[OnDevice | None]: ...
-
-
 class DecodeAhead:
     """`run` is the body of any number of threads; `take` is the device thread's."""
 
@@ -44,12 +40,14 @@ class DecodeAhead:
         self,
         batches: Batches,
         decode_here: Callable[[Sample], Future[Decoded]],
+        fence: Fence,
         failure: Failure,
         metrics: Metrics,
     ) -> None:
         """``decode_here`` decides what the device does not decode (`Decoder.decode_here`)."""
         self._batches = batches
         self._decode_here = decode_here
+        self._fence = fence
         self._failure = failure
         self._metrics = metrics
         self.ready: Channel[Batch] = Channel("embed", BATCHES)
@@ -59,14 +57,19 @@ class DecodeAhead:
         self._turn = threading.Condition()
         self._handed_on = 0
 
-    def run(self, decoder: DeviceDecoder, beat: Callable[[], None]) -> None:
+    def run(self, decoder: JpegDecoder, beat: Callable[[], None]) -> None:
         while not self._failure.stop.is_set():
             beat()
             with self._taking:
                 batch, number = self._batches.take(_LOOK_S), self._taken
                 self._taken += batch is not None
-            if batch is not None:
-                self._hand_on(number, self._decode(batch, decoder, beat), beat)
+            if batch is None:
+                continue
+            if not self._fence.holds(batch.span):  # its run is over: nobody decides it any more
+                batch = replace(batch, rows=[])
+            decoded = self._decode(batch, decoder, beat)
+            if decoded is not None:
+                self._hand_on(number, decoded, beat)
 
     def take(self, timeout: float) -> Batch | None:
         """The next batch; None if none was ready within ``timeout`` seconds."""
@@ -79,13 +82,15 @@ class DecodeAhead:
                 beat()
                 if self._failure.stop.is_set():
                     return
-        while not self._failure.stop.is_set() and not self.ready.put(batch, timeout=_LOOK_S):
+        nbytes = sum(row.nbytes for row in batch.rows)
+        while not self._failure.stop.is_set() and not self.ready.put(batch, nbytes, _LOOK_S):
             beat()
         with self._turn:
             self._handed_on += 1
             self._turn.notify_all()
 
-    def _decode(self, batch: Batch, decoder: DeviceDecoder, beat: Callable[[], None]) -> Batch:
+    def _decode(self, batch: Batch, decoder: JpegDecoder, beat: Callable[[], None]) -> Batch | None:
+        """None: the process ends, and nothing more is decided."""
         rows = list(batch.rows)
         waiting: list[tuple[int, Sample]] = []
         jpegs: list[Jpeg] = []
@@ -104,8 +109,11 @@ class DecodeAhead:
             else:
                 sample.pixels = pixels
         self._metrics.images_decoded("gpu", len(waiting) - len(left))
-        for i, answer in left:
-            rows[i] = self._wait(answer, beat) or rows[i]
+        for i, future in left:
+            answer = self._wait(future, beat)
+            if answer is None:
+                return None
+            rows[i] = answer
         return replace(batch, rows=rows)
 
     def _wait(self, answer: Future[Decoded], beat: Callable[[], None]) -> Decoded | None:

@@ -101,6 +101,7 @@ class Judge:
                 self._metrics.batches_in_flight.set(len(computing))
             if computing and (batch is None or len(computing) > AHEAD):
                 self._stage.submit(self._judge(*computing.popleft()))
+                self._metrics.batches_in_flight.set(len(computing))
 
     def _submit(self, batch: Batch) -> Ticket | None:
         """None: there is nothing to embed."""
@@ -109,6 +110,9 @@ class Judge:
             for row in batch.rows
             if isinstance(row, Sample) and not isinstance(row.pixels, Jpeg)
         ]
+        assert len(pixels) == sum(isinstance(row, Sample) for row in batch.rows), (
+            "this is a bug: a JPEG came here that nobody decoded"
+        )
         if not pixels:
             return None
         self._metrics.batch_records.observe(len(pixels))

@@ -1,5 +1,5 @@
-"""Where batches are computed: images on the host → packed float32 rows on the host. The device
-thread only, but for `Pending.result`."""
+"""Where batches are computed: images on the host or the device → packed float32 rows on the host.
+The device thread only, but for `Pending.result`."""
 
 from __future__ import annotations
 
@@ -191,6 +191,7 @@ def is_out_of_memory(error: Exception) -> bool:
         sign in text
         for sign in (
             "out of memory",
+            "CUDA Runtime failure: '#2'",  # nvImageCodec's cudaErrorMemoryAllocation
             "can't allocate memory",
             "CUBLAS_STATUS_ALLOC_FAILED",
             "CUDNN_STATUS_ALLOC_FAILED",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from streamer.model.jpeg.geometry import Geometry
+    from streamer.model.geometry import Geometry
 
 
 class ImageEmbedder(ABC):

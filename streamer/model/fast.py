@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from streamer.model.jpeg.geometry import Geometry, is_resized_down_first
+from streamer.model.geometry import Geometry, is_resized_down_first
 from streamer.records import U8
 
 

@@ -113,10 +113,11 @@ class Model:
         met."""
         self.pixels_shape: tuple[int, ...] | None = None
         """(H, W, 3) of what the embedder makes of an image; None before the first one."""
-        self.jpegs: JpegDecoder | None = None
-        """Decodes JPEGs on the device; None: the CPU decodes all images."""
-        self.decoding = "the CPU"
-        """Where JPEGs are decoded, and why, in words."""
+        self.jpeg_decoders: Sequence[JpegDecoder] = ()
+        """For JPEGs that the device decodes, one for each thread that does; none: the CPU decodes
+        all images."""
+        self.decoding = "decoded on the CPU"
+        """What becomes of JPEGs, in words."""
         self._line = line_for(self.device)
         embedder.place(self.device)
         for head in self.heads:
@@ -287,7 +288,7 @@ def load_model(config: Config) -> Model:
     and DependencyError for weights that cannot be had for now or kept.
     """
     from streamer.model.device import choose
-    from streamer.model.jpeg.decoder import choose_decoder
+    from streamer.model.jpeg.decoder import choose_decoders
 
     device = choose(config.device)
     embedder = _make_embedder(config)
@@ -300,7 +301,7 @@ def load_model(config: Config) -> Model:
         )
     model = Model(embedder, heads, device)
     _probe(model)
-    model.jpegs, model.decoding = choose_decoder(config, embedder, model.device)
+    model.jpeg_decoders, model.decoding = choose_decoders(config, embedder, model.device)
     return model
 
 

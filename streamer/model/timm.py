@@ -37,7 +37,7 @@ from streamer.errors import ConfigError
 from streamer.model import checkpoint as checkpoints
 from streamer.model import fast, laion, weights
 from streamer.model.embedder import ImageEmbedder
-from streamer.model.jpeg.geometry import Geometry
+from streamer.model.geometry import LONGEST, Geometry
 from streamer.records import U8
 
 Features = Literal["auto", "pool", "head"]
@@ -50,8 +50,6 @@ _BATCH_NORM = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 _DRAFT_GAP = 2
 """A JPEG is decoded at no less than twice the size it is resized to: Pillow's ``thumbnail`` keeps
 the same gap."""
-
-_LONGEST = 16
 
 log = logging.getLogger(__name__)
 
@@ -365,9 +363,9 @@ def _geometry(data_config: dict[str, Any]) -> Any:
 def _bounded(image: Image.Image) -> Image.Image:
     """The middle of a very long image. Its shorter side is resized to the model's and all but a
     square of the longer one is cut off again: 65500 × 1 pixels would be 13 GB in between. Up to an
-    aspect ratio of `_LONGEST` this changes nothing."""
+    aspect ratio of `LONGEST` this changes nothing."""
     width, height = image.size
-    longest = _LONGEST * min(width, height)
+    longest = LONGEST * min(width, height)
     if max(width, height) <= longest:
         return image
     left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)

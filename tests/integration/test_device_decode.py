@@ -12,6 +12,7 @@ import pytest
 
 from streamer import app
 from streamer.config import Config, parse
+from streamer.model.jpeg.decoder import DECODERS
 from streamer.model.lite0 import write_demo_checkpoint
 from streamer.model.model import Model, load_model
 from streamer.range import live_range
@@ -25,16 +26,13 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def run(config: Config, device: bool) -> list[HostJpegDecoder]:
-    made: list[HostJpegDecoder] = []
-
-    class Counted(HostJpegDecoder):
-        def another(self) -> HostJpegDecoder:
-            made.append(Counted(self._transform))
-            return made[-1]
+    decoders: list[HostJpegDecoder] = []
 
     def load(config: Config) -> Model:
         model = load_model(config)
-        model.jpegs = Counted(model.embedder.transform) if device else None
+        if device:
+            decoders.extend(HostJpegDecoder(model.embedder.transform) for _ in range(DECODERS))
+        model.jpeg_decoders = tuple(decoders)
         return model
 
     app.run_range(
@@ -43,7 +41,7 @@ def run(config: Config, device: bool) -> list[HostJpegDecoder]:
         threading.Event().is_set,
         app.Parts(load_model=load),
     )
-    return made
+    return decoders
 
 
 def test_both_paths_make_the_same_dataset(

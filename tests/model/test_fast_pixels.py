@@ -13,7 +13,7 @@ from PIL import Image
 from streamer.config import parse
 from streamer.errors import ConfigError
 from streamer.model import fast
-from streamer.model.jpeg.geometry import Geometry
+from streamer.model.geometry import Geometry
 from streamer.model.model import load_model
 from streamer.model.timm import TimmImageEmbedder, _geometry
 

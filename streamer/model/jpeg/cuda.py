@@ -15,7 +15,8 @@ import torch
 
 @lru_cache(maxsize=32)
 def kernels(source: str, names: tuple[str, ...], device: int) -> tuple[Any, ...]:
-    """Compiled at the first call, which takes about a second."""
+    """The functions of ``source``, a file of this folder, for one device. Any thread; compiles at the
+    first call, for about a second. Raises what CuPy raises: no compiler, no driver, a fault."""
     with cupy.cuda.Device(device):
         module = cupy.RawModule(
             code=Path(__file__).with_name(source).read_text("utf-8"),
@@ -40,7 +41,7 @@ def launching(stream: torch.cuda.Stream) -> Iterator[None]:
 
 
 def address(tensor: torch.Tensor) -> np.unsignedinteger[Any]:
-    """As an argument of a kernel."""
+    """Of a tensor's first byte, as an argument of a kernel."""
     at: np.unsignedinteger[Any] = np.uint64(tensor.data_ptr())
     return at
 
@@ -53,3 +54,9 @@ class _Handle:
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self._stream.cuda_stream
+
+
+def uploaded(table: np.ndarray[Any, np.dtype[np.void]], device: torch.device) -> torch.Tensor:
+    """Rows of a C struct → their bytes on ``device``. Queues on the current stream and does not wait;
+    out of pinned memory, which PyTorch keeps until the copy is done."""
+    return torch.from_numpy(table.view(np.uint8)).pin_memory().to(device, non_blocking=True)

@@ -10,54 +10,42 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 
-from streamer.model.jpeg.resize import Source
+from streamer.model.jpeg.source import Source
 
 log = logging.getLogger(__name__)
 
 _QUIET = "PYNVIMGCODEC_VERBOSITY"
 
 
-class NoEngine(Exception):
-    """This machine cannot decode JPEGs on the GPU; says why."""
-
-
 class Engine:
-    """One thread at a time."""
+    """One of any number on a device. One thread at a time."""
 
     def __init__(self, device: torch.device) -> None:
-        """Raises NoEngine."""
-        with _messages_logged():
-            try:
-                from nvidia import nvimgcodec
-            except ImportError as error:
-                raise NoEngine(
-                    f"nvImageCodec is not installed ({error}); install streamer[gpu]"
-                ) from None
-            self._codec = nvimgcodec
-            backends = [nvimgcodec.Backend(nvimgcodec.BackendKind.HW_GPU_ONLY)]
-            try:
-                self._decoder = nvimgcodec.Decoder(
-                    device_id=device.index, max_num_cpu_threads=1, backends=backends
-                )
-            except RuntimeError as error:
-                name = torch.cuda.get_device_name(device)
-                raise NoEngine(
-                    f"{name} has no JPEG engine, or nvJPEG does not run ({error})"
-                ) from None
-        self._params = nvimgcodec.DecodeParams(
-            apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB
+        """Raises ImportError where nvImageCodec is not installed, and RuntimeError where the GPU has
+        no JPEG engine, or nvJPEG does not run."""
+        self._codec = _library()
+        kind = self._codec.BackendKind.HW_GPU_ONLY
+        self._decoder = self._codec.Decoder(
+            device_id=device.index, max_num_cpu_threads=1, backends=[self._codec.Backend(kind)]
+        )
+        self._params = self._codec.DecodeParams(
+            apply_exif_orientation=False, color_spec=self._codec.ColorSpec.SRGB
         )
 
     def decode(self, jpegs: Sequence[bytes], stream: torch.cuda.Stream) -> list[Any | None]:
-        """An image in the GPU's memory for each file, complete for what is queued on ``stream`` from
-        now on; None where the engine does not take it. Of a file that is not whole the pixels that
-        are not in it are arbitrary, and nothing says so. Blocks without the GIL."""
+        """An image in the GPU's memory for each file, complete for what is queued on ``stream``
+        from now on; None where the engine does not take it. Of a file that is not whole the pixels
+        that are not in it are arbitrary, and nothing says so.
+
+        Blocks without the GIL. Raises RuntimeError, also where memory is short.
+        """
         streams = [self._codec.CodeStream(jpeg) for jpeg in jpegs]
         images: list[Any | None] = self._decoder.decode(
             streams, params=self._params, cuda_stream=stream.cuda_stream
@@ -75,16 +63,16 @@ def source_of(image: Any, orientation: int) -> Source:
     )
 
 
-@contextmanager
-def _messages_logged() -> Iterator[None]:
-    """What native code writes to stderr while it is loaded goes to the log; what it would write
-    about each image is switched off, for the record's own detail says it."""
+@cache
+def _library() -> Any:
+    """nvImageCodec. What its native code writes to stderr while it is loaded goes to the log; what
+    it would write about each image is switched off, for the record's own detail says it."""
     os.environ.setdefault(_QUIET, "0")
     with tempfile.TemporaryFile() as file:
         stderr = os.dup(2)
         try:
             os.dup2(file.fileno(), 2)
-            yield
+            return import_module("nvidia.nvimgcodec")
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)

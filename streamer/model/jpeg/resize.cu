@@ -15,8 +15,8 @@ struct Axis {
     long long coefficients; // index of the first one
     int size;               // pixels of the source
     int resized;            // pixels it is resized to
-    int offset;             // of the cut-out, in the resized image; below 0 is the border
-    int outputs;            // pixels of the cut-out
+    int offset;             // of the crop, in the resized image; below 0 is the border
+    int outputs;            // pixels of the crop
     int taps;               // coefficients kept for an output
     int unused;
 };
@@ -24,8 +24,8 @@ struct Axis {
 struct Image {
     Axis axes[2];
     long long pixels;  // address of the upright image's first pixel
-    long long between; // index of the first byte between the passes
-    int first, count;  // pixels along axis 1 that the cut-out needs
+    long long halfway; // index of the first byte between the passes
+    int first, count;  // pixels along axis 1 that the crop needs
 };
 
 __device__ double weight(double x, int cubic) {
@@ -77,13 +77,13 @@ extern "C" __global__ void weigh(const Image *images, int *coefficients, int cub
 
 // Block (pixel along axis 1, image), a thread an output: the pass along axis 0.
 extern "C" __global__ void pass_0(const Image *images, const int *coefficients,
-                                  unsigned char *between, int cubic) {
+                                  unsigned char *halfway, int cubic) {
     const Image &image = images[blockIdx.y];
     const Axis &axis = image.axes[0];
     for (int line = blockIdx.x; line < image.count; line += gridDim.x) {
         const unsigned char *source =
             (const unsigned char *)image.pixels + (line + image.first) * image.axes[1].step;
-        unsigned char *out = between + image.between + 3LL * line * axis.outputs;
+        unsigned char *out = halfway + image.halfway + 3LL * line * axis.outputs;
         for (int output = threadIdx.x; output < axis.outputs; output += blockDim.x) {
             if (!is_inside(axis, output)) continue;
             int count, begin = begin_of(axis, output, cubic, &count);
@@ -103,7 +103,7 @@ extern "C" __global__ void pass_0(const Image *images, const int *coefficients,
 // Block (output along axis 1, image), a thread an output along axis 0: the pass along axis 1, and
 // the border.
 extern "C" __global__ void pass_1(const Image *images, const int *coefficients,
-                                  const unsigned char *between, unsigned char *out,
+                                  const unsigned char *halfway, unsigned char *out,
                                   long long out_bytes, int cubic, int fill) {
     const Image &image = images[blockIdx.y];
     const Axis &across = image.axes[0], &axis = image.axes[1];
@@ -111,7 +111,7 @@ extern "C" __global__ void pass_1(const Image *images, const int *coefficients,
         bool within = is_inside(axis, output);
         int count = 0, begin = within ? begin_of(axis, output, cubic, &count) - image.first : 0;
         const int *k = coefficients + axis.coefficients + (long long)output * axis.taps;
-        const unsigned char *source = between + image.between + 3LL * begin * across.outputs;
+        const unsigned char *source = halfway + image.halfway + 3LL * begin * across.outputs;
         unsigned char *line = out + blockIdx.y * out_bytes + output * axis.out_step;
         for (int other = threadIdx.x; other < across.outputs; other += blockDim.x) {
             bool inside = within && is_inside(across, other);

@@ -1,4 +1,4 @@
-"""The resize on a GPU (`resize.cu`): Pillow's pixels, bit for bit, of images of any sizes at once."""
+"""The resize on a GPU (`resize.cu`): Pillow's pixels, bit for bit, of images of many sizes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from streamer.model.jpeg.cuda import address, kernels, launching
-from streamer.model.jpeg.geometry import Geometry, is_resized_down_first
+from streamer.model.geometry import Geometry, is_resized_down_first
+from streamer.model.jpeg.cuda import address, kernels, launching, uploaded
+from streamer.model.jpeg.source import Source
 
 _AXIS = np.dtype(
     [
@@ -23,7 +24,7 @@ IMAGE = np.dtype(
     [
         ("axes", _AXIS, 2),
         ("pixels", np.int64),
-        ("between", np.int64),
+        ("halfway", np.int64),
         ("first", np.int32),
         ("count", np.int32),
     ]
@@ -34,18 +35,6 @@ _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 """Half the width of a filter, in pixels of the smaller image."""
 
 
-class Source(NamedTuple):
-    """An RGB image in the GPU's memory: (rows, columns, 3) uint8 as stored."""
-
-    address: int
-    pitch: int
-    """Bytes from row to row"""
-    rows: int
-    columns: int
-    orientation: int
-    """EXIF's, 1 … 8, which the resize applies"""
-
-
 def resize(
     sources: Sequence[Source], geometry: Geometry, stream: torch.cuda.Stream
 ) -> torch.Tensor:
@@ -54,13 +43,13 @@ def resize(
     Queues three launches on ``stream`` and returns; the images must live until they are done. The
     result belongs to ``stream``.
     """
-    images, coefficients, between = plan(sources, geometry)
+    images, coefficients, nbytes = plan(sources, geometry)
     n, device = len(images), stream.device
     cubic = np.int32(geometry.filter == "bicubic")
     with torch.cuda.stream(stream):
-        table = torch.from_numpy(images.view(np.uint8)).to(device)
+        table = uploaded(images, device)
         weights = torch.empty(coefficients, dtype=torch.int32, device=device)
-        halfway = torch.empty(between, dtype=torch.uint8, device=device)
+        halfway = torch.empty(nbytes, dtype=torch.uint8, device=device)
         out = torch.empty((n, geometry.height, geometry.width, 3), dtype=torch.uint8, device=device)
     weigh, pass_0, pass_1 = kernels("resize.cu", ("weigh", "pass_0", "pass_1"), device.index)
     at, weights_at, halfway_at = address(table), address(weights), address(halfway)
@@ -84,19 +73,19 @@ def plan(
     fits = [_fit(s.rows, s.columns, s.pitch, s.orientation, geometry) for s in sources]
     images = np.frombuffer(bytearray(b"".join(fit.image for fit in fits)), IMAGE)
     weights = np.array([fit.coefficients for fit in fits])
-    between = np.array([fit.between for fit in fits])
+    halfway = np.array([fit.halfway for fit in fits])
     begins = np.cumsum(weights) - weights
     images["axes"]["coefficients"] += begins[:, None]
-    images["between"] = np.cumsum(between) - between
+    images["halfway"] = np.cumsum(halfway) - halfway
     images["pixels"] += np.array([source.address for source in sources])
-    return images, int(weights.sum()), int(between.sum())
+    return images, int(weights.sum()), int(halfway.sum())
 
 
 class _Fit(NamedTuple):
     image: bytes
     """`IMAGE`, as the only one, with its pixels at 0"""
     coefficients: int
-    between: int
+    halfway: int
 
 
 @lru_cache(maxsize=4096)
@@ -119,14 +108,14 @@ def _fit(rows: int, columns: int, pitch: int, orientation: int, geometry: Geomet
         coefficients += outputs * taps
     _, _, size, resized, offset, outputs = axes[1]
     first, end = _needed(size, resized, offset, outputs, support)
-    between = 3 * axes[0][5] * (end - first)
+    halfway = 3 * axes[0][5] * (end - first)
     image = np.array((table, origin, 0, first, end - first), IMAGE)
-    return _Fit(image.tobytes(), coefficients, between)
+    return _Fit(image.tobytes(), coefficients, halfway)
 
 
 def _steps(rows: int, columns: int, pitch: int, orientation: int) -> tuple[int, int, int]:
-    """(origin, down, across) in bytes: the pixel (y, x) of the upright image is at origin + y · down
-    + x · across."""
+    """(origin, down, across) in bytes: the pixel (y, x) of the upright image is at origin
+    + y · down + x · across."""
     last_row, last_column = (rows - 1) * pitch, 3 * (columns - 1)
     return {
         2: (last_column, pitch, -3),
@@ -140,7 +129,7 @@ def _steps(rows: int, columns: int, pitch: int, orientation: int) -> tuple[int, 
 
 
 def _needed(size: int, resized: int, offset: int, outputs: int, support: float) -> tuple[int, int]:
-    """(first, end) of an axis's pixels that the cut-out is made of."""
+    """(first, end) of an axis's pixels that the crop is made of."""
     scale = size / resized
     support *= max(scale, 1.0)
     low, high = max(offset, 0), min(offset + outputs, resized) - 1

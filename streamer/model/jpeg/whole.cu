@@ -1,8 +1,8 @@
 // Is a JPEG (ITU-T T.81) a regular one, is it whole, and is it this picture that was decoded? The
 // GPU's JPEG engine reports success whatever it is given, and leaves what it did not decode as it
-// was. So the entropy-coded data are walked through here, code by code: a JPEG is whole if they hold
-// every block, and nothing else. What the blocks at the left edge say about their brightness is then
-// compared with what was decoded.
+// was. So the entropy-coded data are walked through here, code by code: a JPEG is whole if they
+// hold every block, and nothing else. The brightness of the blocks at the left edge, by the file, is
+// then compared with what was decoded.
 //
 // Regular is what nearly all encoders write: baseline, 8 bits, one scan, grey or YCbCr with chroma
 // whole, halved across, or halved both ways. Anything else is left to the CPU.
@@ -10,6 +10,7 @@
 #define LOOK 9 // bits that one look-up decodes; longer codes are rare
 #define DC_BITS 11
 #define AC_BITS 10
+#define MOST_DC 2048 // of 8-bit samples
 #define END 128      // what the end of a block moves by
 #define STEP_BITS 31 // of a step: its number of bits
 #define TOLERANCE 12 // levels between a block's brightness in the file and in the picture
@@ -139,7 +140,7 @@ __device__ bool define(Huffman *table, const byte *counts, const byte *symbols, 
         int many = counts[length - 1];
         table->first[length] = at - code;
         table->last[length] = many ? code + many - 1 : -1;
-        if (code + many > 1 << length) return false;
+        if (many && code + many >= 1 << length) return false; // no code is all ones
         for (int i = 0; i < many && length <= LOOK; i++) {
             int spare = LOOK - length;
             for (int rest = 0; rest < 1 << spare; rest++) {
@@ -151,18 +152,16 @@ __device__ bool define(Huffman *table, const byte *counts, const byte *symbols, 
     return table->defined = true;
 }
 
-// Adds the difference of the DC coefficient to `level`, if there is one.
+// Adds the difference of the DC coefficient to `level`.
 INLINE bool block(Bits *bits, const Huffman &dc, const Huffman &ac, int *level) {
     bits->fill();
     u64 before = bits->held;
     int step = bits->step(dc), length = step & STEP_BITS;
     if (!step) return false;
-    if (level) {
-        int size = dc.size_of(before);
-        if (size) {
-            int value = (int)(before >> (64 - length)) & ((1 << size) - 1);
-            *level += value >> (size - 1) ? value : value - (1 << size) + 1;
-        }
+    int size = dc.size_of(before);
+    if (size) {
+        int value = (int)(before >> (64 - length)) & ((1 << size) - 1);
+        *level += value >> (size - 1) ? value : value - (1 << size) + 1;
     }
     int k = 0;
     while (k < 63) {
@@ -174,8 +173,8 @@ INLINE bool block(Bits *bits, const Huffman &dc, const Huffman &ac, int *level) 
     return bits->count >= 0 && (k == 63 || k >= END);
 }
 
-// How many rows of pixels, in eights, a row of units has: 1 or 2; 0: not regular, or not whole.
-__device__ int rows_of_unit(const byte *data, const File &file, Huffman *tables, float *levels) {
+// How many rows of pixels, in eights, a row of MCUs has: 1 or 2; 0: not regular, or not whole.
+__device__ int rows_of_mcu(const byte *data, const File &file, Huffman *tables, float *levels) {
     Component components[3];
     int size = file.size;
     int count = 0, height = 0, width = 0, interval = 0, adobe = -1, quantizations = 0, steps[4];
@@ -240,7 +239,7 @@ __device__ int rows_of_unit(const byte *data, const File &file, Huffman *tables,
     int across = 1, down = 1;
     if (count == 3) {
         bool counted = components[0].id == 1 && components[1].id == 2 && components[2].id == 3;
-        if (!jfif && adobe != 1 && (adobe != -1 || !counted)) return 0; // not YCbCr
+        if (adobe != -1 ? adobe != 1 : !jfif && !counted) return 0; // not YCbCr
         across = components[0].across, down = components[0].down;
         if (across < 1 || across > 2 || down < 1 || down > across) return 0;
         for (int i = 1; i < 3; i++) {
@@ -253,24 +252,25 @@ __device__ int rows_of_unit(const byte *data, const File &file, Huffman *tables,
         if (!tables[c.dc].defined || !tables[c.ac].defined) return 0;
         if (c.quantization > 3 || !(quantizations >> c.quantization & 1)) return 0;
     }
-    int in_row = (width - 1) / (8 * across) + 1, units = in_row * ((height - 1) / (8 * down) + 1);
+    int in_row = (width - 1) / (8 * across) + 1, mcus = in_row * ((height - 1) / (8 * down) + 1);
     Bits bits = {at, end, 0, 0, false};
-    int level = 0;
-    for (int unit = 0; unit < units; unit++) {
-        if (interval && unit && unit % interval == 0) {
+    int level[3] = {0, 0, 0};
+    for (int mcu = 0; mcu < mcus; mcu++) {
+        if (interval && mcu && mcu % interval == 0) {
             bits.fill();
             if (bits.count >= 8 || !bits.marker || bits.end - bits.at < 2) return 0;
-            if (bits.at[1] != 0xD0 + ((unit / interval - 1) & 7)) return 0;
+            if (bits.at[1] != 0xD0 + ((mcu / interval - 1) & 7)) return 0;
             bits = {bits.at + 2, end, 0, 0, false};
-            level = 0;
+            level[0] = level[1] = level[2] = 0;
         }
         for (int i = 0; i < count; i++) {
             const Component &c = components[i];
             int blocks = i ? 1 : across * down;
             for (int j = 0; j < blocks; j++) {
-                if (!block(&bits, tables[c.dc], tables[c.ac], i ? nullptr : &level)) return 0;
-                if (i + j == 0 && unit % in_row == 0) {
-                    levels[unit / in_row] = level * steps[c.quantization] / 8.0f + 128;
+                if (!block(&bits, tables[c.dc], tables[c.ac], &level[i])) return 0;
+                if (level[i] < -MOST_DC || level[i] >= MOST_DC) return 0;
+                if (i + j == 0 && mcu % in_row == 0) {
+                    levels[mcu / in_row] = level[0] * steps[c.quantization] / 8.0f + 128;
                 }
             }
         }
@@ -287,11 +287,11 @@ extern "C" __global__ void walk(const File *files, const byte *data, float *leve
     if (threadIdx.x == 0) {
         const File &file = files[blockIdx.x];
         whole[blockIdx.x] =
-            rows_of_unit(data + file.begin, file, tables, levels + file.levels);
+            rows_of_mcu(data + file.begin, file, tables, levels + file.levels);
     }
 }
 
-// A block a picture, a thread a row of units: 0 where more than a quarter of them differ.
+// A block a picture, a thread a row of MCUs: 0 where more than a quarter of them differ.
 extern "C" __global__ void compare(const Picture *pictures, const File *files, const float *levels,
                                    byte *whole) {
     const Picture &picture = pictures[blockIdx.x];
@@ -299,8 +299,8 @@ extern "C" __global__ void compare(const Picture *pictures, const File *files, c
     __shared__ int looked, wrong;
     if (threadIdx.x == 0) looked = wrong = 0;
     __syncthreads();
-    for (int unit = threadIdx.x; down && 8 * (down * unit + 1) <= picture.rows; unit += blockDim.x) {
-        const byte *corner = (const byte *)picture.pixels + 8 * down * unit * picture.pitch;
+    for (int mcu = threadIdx.x; down && 8 * (down * mcu + 1) <= picture.rows; mcu += blockDim.x) {
+        const byte *corner = (const byte *)picture.pixels + 8 * down * mcu * picture.pitch;
         float sum = 0;
         for (int y = 0; y < 8; y++) {
             for (int x = 0; x < 8; x++) {
@@ -308,7 +308,7 @@ extern "C" __global__ void compare(const Picture *pictures, const File *files, c
                 sum += 0.299f * pixel[0] + 0.587f * pixel[1] + 0.114f * pixel[2];
             }
         }
-        float off = sum / 64 - levels[files[picture.file].levels + unit];
+        float off = sum / 64 - levels[files[picture.file].levels + mcu];
         atomicAdd(&looked, 1);
         if (off > TOLERANCE || off < -TOLERANCE) atomicAdd(&wrong, 1);
     }

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from streamer.model.jpeg.cuda import address, kernels, launching, urgent_stream
-from streamer.model.jpeg.resize import Source
+from streamer.model.jpeg.cuda import address, kernels, launching, uploaded, urgent_stream
+from streamer.model.jpeg.source import Source
 from streamer.records import Bools, Jpeg
 
 FILE = np.dtype([("begin", np.int64), ("levels", np.int64), ("size", np.int32), ("rows", np.int32)])
@@ -75,7 +75,7 @@ class Inspector:
         self._staged[:size].copy_(joined)
         rows = int(table["levels"][-1]) + (jpegs[-1].rows + 7) // 8
         with torch.cuda.stream(self._beside):
-            files = torch.from_numpy(table.view(np.uint8)).to(device)
+            files = uploaded(table, device)
             data = self._staged[:size].to(device, non_blocking=True)
             levels = torch.empty(rows, dtype=torch.float32, device=device)
             whole = torch.zeros(len(jpegs), dtype=torch.uint8, device=device)
@@ -92,7 +92,7 @@ class Inspector:
         """Queues the comparison with what was decoded of some of the files, by their indices."""
         self._stream.wait_event(self._walked)
         with torch.cuda.stream(self._stream):
-            table = torch.from_numpy(picture_table(sources).view(np.uint8)).to(self._stream.device)
+            table = uploaded(picture_table(sources), self._stream.device)
         with launching(self._stream):
             self._kernels[1](
                 (len(sources),),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import streamer.model.jpeg
-from streamer.model.jpeg.geometry import Geometry
+from streamer.model.geometry import Geometry
 from streamer.records import U8, Jpeg
 
 FOLDER = Path(streamer.model.jpeg.__file__).parent

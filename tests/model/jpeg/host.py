@@ -31,11 +31,8 @@ class HostJpegDecoder:
         self.seen: list[Jpeg] = []
         self.refused = 0
 
-    def another(self) -> HostJpegDecoder:
-        return type(self)(self._transform)
-
     def takes(self, rows: int, columns: int, nbytes: int) -> bool:
-        return takes(rows, columns, nbytes)
+        return takes(rows, columns, nbytes, (0, 0))
 
     def pictures(self, jpegs: Sequence[Jpeg]) -> list[U8 | None]:
         images = self._decoder.decode(

@@ -55,11 +55,12 @@ class Line:
             decoded=lambda: self.metrics.images_decoded("cpu"),
         )  # fmt: skip
         self.chunks: Channel[Chunk] = Channel("decode", 1000)
-        batcher = Batcher(self.chunks, 16, 0.05, Fence(RUN))
+        self.fence = Fence(RUN)
+        batcher = Batcher(self.chunks, 16, 0.05, self.fence)
         self.batches: Batcher | DecodeAhead = batcher
         if device is not None:
             self.batches = ahead = DecodeAhead(
-                batcher, self.decoder.decode_here, self.failure, self.metrics
+                batcher, self.decoder.decode_here, self.fence, self.failure, self.metrics
             )
             for decoder in (device, *others):
                 run = partial(ahead.run, decoder, lambda: None)

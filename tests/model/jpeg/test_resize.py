@@ -10,7 +10,7 @@ import timm
 from PIL import Image
 
 from streamer.decode.image import _TRANSPOSE
-from streamer.model.jpeg.geometry import Geometry
+from streamer.model.geometry import Geometry
 from streamer.model.timm import _geometry
 
 BASE = {

@@ -16,9 +16,14 @@ Filter = Literal["bilinear", "bicubic"]
 FILTERS: tuple[Filter, ...] = ("bilinear", "bicubic")
 
 
+LONGEST = 16
+"""Aspect ratio of the longest images that are resized as they are; of longer ones only the middle
+is (`streamer.model.timm`)."""
+
+
 class Placement(NamedTuple):
-    """The image resized to ``height`` × ``width`` pixels, and the corner of what is cut out of it.
-    A corner below 0 is in the border."""
+    """The image resized to ``height`` × ``width`` pixels, and the corner of the crop. A corner below
+    0 is in the border."""
 
     height: int
     width: int
@@ -33,7 +38,7 @@ class Geometry:
     height: int
     width: int
     scaled: tuple[int, int]
-    """(height, width) that an image is resized to, or that its nearer side is fitted to."""
+    """(height, width) that an image is resized to, or that one of its sides is fitted to."""
     mode: Literal["center", "squash", "border"]
     """center: the shorter side is fitted and the longer one is cut. squash: both sides are fitted.
     border: the longer side is fitted and the shorter one is padded."""
@@ -75,7 +80,7 @@ class Geometry:
 
 
 def _offset(resized: int, wanted: int) -> int:
-    """Of the cut-out in the image, or, negative, of the image in it."""
+    """Of the crop in the image, or, negative, of the image in it."""
     if wanted > resized:
         return -((wanted - resized) // 2)
     return round((resized - wanted) / 2)
