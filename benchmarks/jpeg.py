@@ -2,8 +2,8 @@
 
 Rates: the engine alone, the look at each file, the resize, all of it together; at 640 × 480, at
 photographs of many sizes, and at 12 megapixels. Pixels: the difference from Pillow's path for eight
-of timm's data configs. Embeddings: the cosine between both paths, with real weights where the demo's
-are installed, else with random ones of the same network.
+of timm's data configs. Embeddings: the cosine between both paths, with real weights where the
+demo's are installed, else with random ones of the same network.
 
     python3 tasks.py bench jpeg [--images DIR] [--seconds 2]
 """
@@ -101,7 +101,9 @@ def rates(decoder: GpuJpegDecoder, name: str, files: list[bytes], seconds: float
         decode=rate(lambda: decoder.decode(jpegs), n, seconds),
         engine=rate(lambda: decoder._engine.decode(data, stream), n, seconds),
         look=rate(lambda: inspector.fetch(inspector.walk(jpegs)), n, seconds),
-        resize=rate(lambda: (resize(sources, decoder._geometry, stream), stream.synchronize()), n, seconds),
+        resize=rate(
+            lambda: (resize(sources, decoder._geometry, stream), stream.synchronize()), n, seconds
+        ),
         refused=sum(pixels is None for pixels in decoder.decode(jpegs)),
     )  # fmt: skip
 
@@ -124,7 +126,8 @@ def pixels(name: str, photographs: list[bytes], device: torch.device) -> None:
     ]
     flat = np.concatenate([d.ravel() for d in differences])
     emit(
-        "jpeg", what="pixels", data_config=name, photographs=len(differences), refused=made.count(None),
+        "jpeg", what="pixels", data_config=name,
+        photographs=len(differences), refused=made.count(None),
         mean=round(float(flat.mean()), 6), p99=float(np.percentile(flat, 99)), max=int(flat.max()),
         differ=round(float((flat > 0).mean()), 6),
     )  # fmt: skip

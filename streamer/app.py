@@ -209,7 +209,8 @@ def put_together(
     decoder = decoder_type(
         config, embedder.transform, embedder.decode, embedder.draft_size, rules.header_rules, stage.prior, quarantine.condemns, failure,
         lambda: metrics.stage("decode"), metrics.fetch_failed, metrics.fetch_seconds.observe, model.pixels_shape,
-        model.jpeg_decoders[0].takes if model.jpeg_decoders else None, partial(metrics.images_decoded, "cpu"),
+        model.jpeg_decoders[0].takes if model.jpeg_decoders else None,
+        partial(metrics.images_decoded, "cpu"),
     )  # fmt: skip
     at_exit.callback(decoder.close)
     metrics.watch_held(decoder.held)

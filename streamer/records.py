@@ -163,8 +163,8 @@ class Sample:
     record: Record
     facts: Facts
     pixels: U8 | OnDevice | Jpeg
-    """(height, width, 3) uint8, the embedder's input geometry, on the host or on the device; or what
-    the device makes it from."""
+    """(height, width, 3) uint8, the embedder's input geometry, on the host or on the device; or
+    what the device makes it from."""
     failures: list[FailedRule] = field(default_factory=list)
     """Header rules that failed (flagging rules only, unless ``prior`` is set)."""
     prior: Claim | None = None

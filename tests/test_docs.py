@@ -494,7 +494,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_modules_that_the_architecture_names_exist() -> None:
     text = (ROOT / "docs/architecture.md").read_text("utf-8")
-    assert len(text.splitlines()) <= 260
+    assert len(text.splitlines()) <= 265
     named = set(re.findall(r"`([a-z_/]+\.py)`", text))
     assert len(named) > 15
     missing = [

@@ -24,8 +24,8 @@ class Batch:
 
 
 class Batcher:
-    """One thread at a time. A batch is full at ``size`` samples, at `BATCH_BYTES`, or at so many rows
-    that settled ones cannot pile up."""
+    """One thread at a time. A batch is full at ``size`` samples, at `BATCH_BYTES`, or at so many
+    rows that settled ones cannot pile up."""
 
     def __init__(self, chunks: Channel[Chunk], size: int, linger_s: float, fence: Fence) -> None:
         self._chunks = chunks

@@ -42,8 +42,8 @@ class Line(ABC):
 
     @abstractmethod
     def start(self, pixels: Sequence[Pixels], compute: Compute) -> Pending:
-        """n ≥ 1 images of one shape, each on the host or on the device. Raises what ``compute`` raises; after an out-of-memory error
-        the line can be used on."""
+        """n ≥ 1 images of one shape, each on the host or on the device. Raises what ``compute``
+        raises; after an out-of-memory error the line can be used on."""
 
     @abstractmethod
     def recover(self) -> None:
@@ -107,14 +107,14 @@ class CudaLine(Line):
     def _gathered(self, pixels: Sequence[Pixels], main: torch.cuda.Stream) -> torch.Tensor:
         """(n, H, W, 3) on the device, in order, for what is queued on ``main`` from now on."""
         host = [image for image in pixels if isinstance(image, np.ndarray)]
-        resident = [image for image in pixels if isinstance(image, torch.Tensor)]
-        # Their memory belongs to the decoder's stream and must not be reused before main has read it.
-        for image in {image.untyped_storage().data_ptr(): image for image in resident}.values():
+        there = [image for image in pixels if isinstance(image, torch.Tensor)]
+        # Their memory is the decoder's stream's: not to be reused before main has read it
+        for image in {image.untyped_storage().data_ptr(): image for image in there}.values():
             image.record_stream(main)
         if not host:
-            return torch.stack(resident)
+            return torch.stack(there)
         copied = self._copied(host, main)
-        if not resident:
+        if not there:
             return copied
         rows = iter(copied.unbind())
         return torch.stack(

@@ -35,7 +35,7 @@ class ImageEmbedder(ABC):
     """(width, height) in pixels: a JPEG may be shrunk while it is decoded (``Image.draft``) to no
     less than this. (0, 0): never."""
     geometry: Geometry | None = None
-    """What `transform` does, where it is a resize and a cut-out and nothing else: then the device may
+    """What `transform` does, where it is a resize and a crop and nothing else: then the device may
     decode and do it. None: only `transform` knows."""
     device: torch.device
     """Where `embed` runs; set by `place`."""

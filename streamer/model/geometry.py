@@ -22,8 +22,8 @@ is (`streamer.model.timm`)."""
 
 
 class Placement(NamedTuple):
-    """The image resized to ``height`` × ``width`` pixels, and the corner of the crop. A corner below
-    0 is in the border."""
+    """The image resized to ``height`` × ``width`` pixels, and the corner of the crop. A corner
+    below 0 is in the border."""
 
     height: int
     width: int

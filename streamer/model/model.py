@@ -135,8 +135,8 @@ class Model:
         return memory(self.device)
 
     def submit(self, pixels: Sequence[Pixels]) -> Ticket:
-        """n images (H, W, 3) uint8 of one shape, n ≥ 0, each on the host or on the device. The device
-        thread only.
+        """n images (H, W, 3) uint8 of one shape, n ≥ 0, each on the host or on the device. The
+        device thread only.
 
         On a GPU it returns once copy and computation are queued; it then waits only for the copy of
         the batch before the last. On the CPU it computes. Out of memory: the batch is halved, as

@@ -102,7 +102,8 @@ class TimmImageEmbedder(ImageEmbedder):
         self.geometry = Geometry.of(data_config)
         if pixels == "fast" and self.geometry is None:
             raise ConfigError(
-                f"decode.pixels: fast: {model} does more to an image than resizing and cutting; use exact"
+                f"decode.pixels: fast: {model} does more to an image than resize and crop it; "
+                "use exact"
             )
         self._is_fast = pixels == "fast"
         self._crops_centre = data_config["crop_mode"] == "center"

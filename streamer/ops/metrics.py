@@ -156,14 +156,14 @@ class Metrics:
         )
         images = Counter(
             "streamer_images_decoded",
-            "Images decoded by each decoder; where cpu rises beside gpu, those are no baseline JPEGs, or damaged.",
+            "Images by decoder; where cpu rises beside gpu, they are no baseline JPEGs, or damaged.",
             ["decoder"],
             registry=self.registry,
         )
         self._images = {decoder: images.labels(decoder) for decoder in DECODERS}
         self.batches_in_flight = Gauge(
             "streamer_batches_in_flight",
-            "Micro-batches on the device; 0 or 1 while the lag grows means that the device waits for decoding.",
+            "Micro-batches on the device; 0 or 1 while the lag grows: it waits for decoding.",
             registry=self.registry,
         )
         self.registry.register(Scraped(self._scrape_index))

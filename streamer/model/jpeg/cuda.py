@@ -15,8 +15,8 @@ import torch
 
 @lru_cache(maxsize=32)
 def kernels(source: str, names: tuple[str, ...], device: int) -> tuple[Any, ...]:
-    """The functions of ``source``, a file of this folder, for one device. Any thread; compiles at the
-    first call, for about a second. Raises what CuPy raises: no compiler, no driver, a fault."""
+    """The functions of ``source``, a file of this folder, for one device. Any thread; compiles at
+    the first call, for about a second. Raises what CuPy raises: no compiler, no driver, a fault."""
     with cupy.cuda.Device(device):
         module = cupy.RawModule(
             code=Path(__file__).with_name(source).read_text("utf-8"),
@@ -57,6 +57,6 @@ class _Handle:
 
 
 def uploaded(table: np.ndarray[Any, np.dtype[np.void]], device: torch.device) -> torch.Tensor:
-    """Rows of a C struct → their bytes on ``device``. Queues on the current stream and does not wait;
-    out of pinned memory, which PyTorch keeps until the copy is done."""
+    """Rows of a C struct → their bytes on ``device``. Queues on the current stream and does not
+    wait; out of pinned memory, which PyTorch keeps until the copy is done."""
     return torch.from_numpy(table.view(np.uint8)).pin_memory().to(device, non_blocking=True)

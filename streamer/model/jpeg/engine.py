@@ -28,8 +28,8 @@ class Engine:
     """One of any number on a device. One thread at a time."""
 
     def __init__(self, device: torch.device) -> None:
-        """Raises ImportError where nvImageCodec is not installed, and RuntimeError where the GPU has
-        no JPEG engine, or nvJPEG does not run."""
+        """Raises ImportError where nvImageCodec is not installed, and RuntimeError where the GPU
+        has no JPEG engine, or nvJPEG does not run."""
         self._codec = _library()
         kind = self._codec.BackendKind.HW_GPU_ONLY
         self._decoder = self._codec.Decoder(

@@ -1,8 +1,8 @@
 // Is a JPEG (ITU-T T.81) a regular one, is it whole, and is it this picture that was decoded? The
 // GPU's JPEG engine reports success whatever it is given, and leaves what it did not decode as it
 // was. So the entropy-coded data are walked through here, code by code: a JPEG is whole if they
-// hold every block, and nothing else. The brightness of the blocks at the left edge, by the file, is
-// then compared with what was decoded.
+// hold every block, and nothing else. The brightness of the blocks at the left edge, by the file,
+// is then compared with what was decoded.
 //
 // Regular is what nearly all encoders write: baseline, 8 bits, one scan, grey or YCbCr with chroma
 // whole, halved across, or halved both ways. Anything else is left to the CPU.
@@ -217,7 +217,8 @@ __device__ int rows_of_mcu(const byte *data, const File &file, Huffman *tables, 
         } else if (marker == 0xE0) {
             jfif = jfif || (length >= 16 && body[0] == 'J' && body[1] == 'F' && body[2] == 'I');
         } else if (marker == 0xEE) {
-            if (length >= 14 && body[0] == 'A' && body[1] == 'd' && body[2] == 'o') adobe = body[11];
+            bool named = length >= 14 && body[0] == 'A' && body[1] == 'd' && body[2] == 'o';
+            adobe = named ? body[11] : adobe;
         } else if (marker == 0xDA) {
             if (!count || body[0] != count || length != 6 + 2 * count) return 0;
             for (int i = 0; i < count; i++) {

@@ -1,4 +1,4 @@
-"""The line with JPEGs that the device decodes, beside the one on which the CPU decodes all: the same
+"""The line with JPEGs that the device decodes, beside that on which the CPU decodes all: the same
 records have the same outcomes and pixels, in the same order."""
 
 from __future__ import annotations
