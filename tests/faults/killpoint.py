@@ -48,6 +48,7 @@ NO_STEP = {
     "Storage.files": "of readers",
     "Storage.has": "looks",
     "Storage.is_staged": "looks",
+    "Storage.forget_look": "writes nothing; only where the storage was away: test_storage_away.py",
     "Storage.open": "of readers",
     "Storage.pauses": "looks",
     "Storage.write_pause": "only in a flood; tests/integration/test_flood.py",
@@ -57,6 +58,7 @@ NO_STEP = {
     "Snapshots.read": "the same",
     "Replica.lost": "only after a session ran out; tests/faults/test_kill.py",
     "Quarantine.overran": "the process's last step",
+    "Quarantine.reopen": "writes nothing; only after a pause: tests/integration/test_flood.py",
 }
 SCRIPT = Path(__file__).parents[2]
 
