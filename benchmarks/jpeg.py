@@ -1,6 +1,6 @@
 """JPEGs decoded on the GPU: how fast, and how near to the CPU's pixels and embeddings?
 
-Rates: the engine alone, the look at each file, the resize, all of it together; at 640 × 480, at
+Rates: the engine alone, the walk through each file, the resize, all of it together; at 640 × 480, at
 photographs of many sizes, and at 12 megapixels. Pixels: the difference from Pillow's path for eight
 of timm's data configs. Embeddings: the cosine between both paths, with real weights where the
 demo's are installed, else with random ones of the same network.
@@ -100,7 +100,7 @@ def rates(decoder: GpuJpegDecoder, name: str, files: list[bytes], seconds: float
         "jpeg", what="rates", images=name, batch=n, bytes_per_image=sum(map(len, data)) // n,
         decode=rate(lambda: decoder.decode(jpegs), n, seconds),
         engine=rate(lambda: decoder._engine.decode(data, stream), n, seconds),
-        look=rate(lambda: inspector.fetch(inspector.walk(jpegs)), n, seconds),
+        walk=rate(lambda: inspector.fetch(inspector.walk(jpegs)), n, seconds),
         resize=rate(
             lambda: (resize(sources, decoder._geometry, stream), stream.synchronize()), n, seconds
         ),

@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 DECODERS = 3
 """Batches that are decoded at a time: one takes longer than the GPU needs for it, for each file is
-looked through by one of its threads, and the host waits in between."""
+walked through by one of its threads, and the host waits in between."""
 SIDES = (16, 16_384)
 """Pixels of a side that the engine takes."""
 MAX_BYTES = 400_000
-"""A file is looked through by one thread of the GPU, at some 2 MB/s."""
+"""A file is walked through by one thread of the GPU, at some 2 MB/s."""
 IMAGES_AT_ONCE, PIXELS_AT_ONCE, BYTES_AT_ONCE = 4096, 100_000_000, 64_000_000
 """Of what is decoded in one go: 3 bytes a pixel, and as much again in the engine."""
 _TRIALS = ((240, 320), (320, 240), (40, 60), (900, 301), (301, 900))

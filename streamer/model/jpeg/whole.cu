@@ -297,8 +297,8 @@ extern "C" __global__ void compare(const Picture *pictures, const File *files, c
                                    byte *whole) {
     const Picture &picture = pictures[blockIdx.x];
     int down = whole[picture.file];
-    __shared__ int looked, wrong;
-    if (threadIdx.x == 0) looked = wrong = 0;
+    __shared__ int compared, wrong;
+    if (threadIdx.x == 0) compared = wrong = 0;
     __syncthreads();
     for (int mcu = threadIdx.x; down && 8 * (down * mcu + 1) <= picture.rows; mcu += blockDim.x) {
         const byte *corner = (const byte *)picture.pixels + 8 * down * mcu * picture.pitch;
@@ -310,9 +310,9 @@ extern "C" __global__ void compare(const Picture *pictures, const File *files, c
             }
         }
         float off = sum / 64 - levels[files[picture.file].levels + mcu];
-        atomicAdd(&looked, 1);
+        atomicAdd(&compared, 1);
         if (off > TOLERANCE || off < -TOLERANCE) atomicAdd(&wrong, 1);
     }
     __syncthreads();
-    if (threadIdx.x == 0 && 4 * wrong > looked) whole[picture.file] = 0;
+    if (threadIdx.x == 0 && 4 * wrong > compared) whole[picture.file] = 0;
 }

@@ -40,7 +40,7 @@ def picture_table(sources: Sequence[tuple[int, Source]]) -> Table:
 
 
 class Walk(NamedTuple):
-    """What a look into n files leaves in the GPU's memory."""
+    """What a walk through n files leaves in the GPU's memory."""
 
     files: torch.Tensor
     """Their table"""
@@ -63,7 +63,7 @@ class Inspector:
         self._kernels = kernels("whole.cu", ("walk", "compare"), stream.device.index)
 
     def walk(self, jpegs: Sequence[Jpeg]) -> Walk:
-        """Queues the look into the files. The walk before has been fetched."""
+        """Queues the walk through n ≥ 1 files and returns; the walk before has been fetched."""
         table = file_table(jpegs)
         # In one piece: each copy of a file by itself would let go of the GIL, and wait for it again
         joined = torch.frombuffer(

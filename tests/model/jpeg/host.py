@@ -1,5 +1,5 @@
 """The decoder of the device, on a machine without one: nvImageCodec's CPU backend, Pillow's resize,
-and the GPU's own look at the files."""
+and the GPU's own walk through the files."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_damage_is_never_vouched_for(decoder: GpuJpegDecoder) -> None:
             assert [pixels is None for pixels in made] == [True, False] * 20
 
 
-def test_the_gpu_looks_as_its_emulation_does(decoder: GpuJpegDecoder, data_set: Path) -> None:
+def test_the_gpu_walks_as_its_emulation_does(decoder: GpuJpegDecoder, data_set: Path) -> None:
     files = [p.read_bytes() for p in sorted((data_set / "hostile").rglob("*")) if p.is_file()]
     jpegs = jpegs_of([data for data in files if data.startswith(b"\xff\xd8\xff")])
     walk = decoder._inspector.walk(jpegs)
