@@ -156,7 +156,8 @@ class Metrics:
         )
         images = Counter(
             "streamer_images_decoded",
-            "Images by decoder; where cpu rises beside gpu, they are no baseline JPEGs, or damaged.",
+            "Images by decoder; where cpu rises beside gpu, they are no baseline JPEGs, "
+            "or damaged.",
             ["decoder"],
             registry=self.registry,
         )

@@ -37,7 +37,8 @@ template <class Kernel> void each(int across, int down, Kernel kernel) {
 ENTRIES = {
     "resize.cu": """
 extern "C" void run(const Image *images, int n, int lines, int outputs, int *coefficients,
-                    unsigned char *between, unsigned char *out, long long bytes, int cubic, int fill) {
+                    unsigned char *between, unsigned char *out, long long bytes, int cubic,
+                    int fill) {
     each(2, n, [&] { weigh(images, coefficients, cubic); });
     each(lines, n, [&] { pass_0(images, coefficients, between, cubic); });
     each(outputs, n, [&] { pass_1(images, coefficients, between, out, bytes, cubic, fill); });

@@ -28,7 +28,8 @@ SPAN = Span(RUN, {0: Term(0, 1, 1, 0)}, {})
 
 def config() -> Config:
     return parse({
-        "dataset": "d", "kafka": {"bootstrap_servers": "x", "topic": "t"}, "embedder": {"model": "m"},
+        "dataset": "d", "kafka": {"bootstrap_servers": "x", "topic": "t"},
+        "embedder": {"model": "m"},
         "output": {"path": "/x", "formats": FORMATS}, "decode": {"threads": 2},
     })  # fmt: skip
 
