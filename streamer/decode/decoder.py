@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image as Pil
@@ -59,6 +59,7 @@ PIXELS_IN_FLIGHT = 64_000_000
 """Pixels that all threads together may be decoding (or one image's, where ``decode.max_pixels`` is
 more): 11 to 17 bytes each at their peak (WebP the most)."""
 
+T = TypeVar("T")
 _File = tuple[Header, Prepared]
 
 _LIMITS = frozenset(("too_many_bytes", "too_many_pixels", "too_costly", "zero_size"))
@@ -157,18 +158,16 @@ class Decoder:
         self._work(self._start, records, result)
         return result
 
-    def _work(self, step: Callable[..., None], *args: Any) -> None:
+    def _work(self, step: Callable[..., T], *args: Any) -> Future[T]:
         working = self._threads.submit(step, *args)
         self._working.add(working)
         working.add_done_callback(self._working.discard)
+        return working
 
     def decode_here(self, sample: Sample) -> Future[Decoded]:
         """The answer for a JPEG that the device could not decode. Does not block; the future is
         cancelled when the decoder is closed before. Raises RuntimeError once it is closed."""
-        working = self._threads.submit(self._decode_here, sample)
-        self._working.add(working)
-        working.add_done_callback(self._working.discard)
-        return working
+        return self._work(self._decode_here, sample)
 
     def forget(self) -> None:
         """Nobody waits any more for what was submitted before: its futures are never done. Does not

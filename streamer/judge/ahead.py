@@ -58,6 +58,7 @@ class DecodeAhead:
         self._handed_on = 0
 
     def run(self, decoder: JpegDecoder, beat: Callable[[], None]) -> None:
+        """Until the process ends; ``decoder`` is this thread's own. Raises what it raises."""
         while not self._failure.stop.is_set():
             beat()
             with self._taking:

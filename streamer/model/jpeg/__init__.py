@@ -2,5 +2,5 @@
 
 `decoder.py` is the way in. It asks three things of the GPU: the pixels (`engine.py`, NVIDIA's JPEG
 engine), whether the file was whole (`whole.cu`), and the resize (`resize.py` and `resize.cu`, after
-the numbers of `geometry.py`). What any of them does not vouch for is decoded on the CPU.
+the numbers of `streamer.model.geometry`). What any of them does not vouch for is decoded on the CPU.
 """

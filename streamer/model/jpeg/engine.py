@@ -1,8 +1,8 @@
 """NVIDIA's JPEG engine, a unit of the GPU beside its processors, through nvImageCodec.
 
-Its pixels are libjpeg's but for single steps of one, where CUDA's own decoder is off by up to three
-and takes as much CPU as libjpeg. So there is no second choice: what the engine does not take is
-decoded on the CPU, and a GPU without one decodes nothing.
+Its pixels differ from libjpeg's by one at most. CUDA's own decoder differs by up to three, and
+takes as much CPU as libjpeg. So there is no second choice: what the engine does not take is decoded
+on the CPU, and a GPU without an engine decodes nothing.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Walk(NamedTuple):
     files: torch.Tensor
     """Their table"""
     levels: torch.Tensor
-    """Brightness of the first block of each row of units, file by file"""
+    """Brightness of the first block of each row of MCUs, file by file"""
     whole: torch.Tensor
     """(n,) uint8"""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamer.flow.item import Chunk, Span
+from streamer.flow.item import Chunk, Fence, Span
 from streamer.judge.ahead import DecodeAhead
 from streamer.judge.batcher import Batch
 from streamer.records import Decoded, Sample, Settled
@@ -85,6 +85,22 @@ def test_the_end_of_the_process_ends_the_wait_for_the_cpu(lines: list[Line]) -> 
     while any(t.name == "device decode" and t.is_alive() for t in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_nothing_of_a_run_that_is_over_is_decoded(lines: list[Line]) -> None:
+    device = HostJpegDecoder(transform)
+    lines.append(line := Line(device))
+    line.fence.holds = lambda span: False  # from when the batch is taken on
+    batcher = line.batches._batches
+    batcher._fence = Fence(RUN)
+    line.send([encoded(picture(seed)) for seed in range(3)])
+    deadline = time.monotonic() + 30
+    batch = None
+    while batch is None and time.monotonic() < deadline:
+        batch = line.batches.take(0.1)
+    assert batch is not None
+    assert batch.rows == []
+    assert device.seen == []
 
 
 def test_a_batch_without_jpegs_passes_as_it_is(lines: list[Line]) -> None:
