@@ -2,8 +2,8 @@
 #   docker build -t streamer:0.1.0-gpu --build-arg VARIANT=gpu .         for NVIDIA GPUs (the driver comes from the host)
 #
 # The virtual environment is built in one stage and copied into another, so that the image has
-# nothing but it. No model is inside: weights come from the config's paths or addresses and are kept under
-# /cache.
+# nothing but it. No model is inside: weights come from the config's paths or addresses and are kept
+# under /cache.
 #
 # Every package is verified by its sha256 (locks/), and so is the base image: a tag can be moved, its
 # digest cannot. This one is the index for all platforms of October 2026, with Python 3.12.15. For a

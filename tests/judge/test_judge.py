@@ -516,3 +516,23 @@ def test_the_index_is_given_the_rows_where_the_model_left_them(
     np.testing.assert_array_equal(
         resident.tensor[resident.rows].numpy(), vectors.astype(np.float32)
     )
+
+
+def test_batches_in_flight_fall_to_none_when_nothing_comes() -> None:
+    setup = Setup([EYE[0], EYE[1]])
+    seen: list[float] = []
+    submit = setup.stage.submit
+
+    def in_flight() -> float:
+        value = setup.metrics.registry.get_sample_value("streamer_batches_in_flight")
+        assert value is not None
+        return value
+
+    def watched(judged: Judged) -> None:
+        seen.append(in_flight())
+        submit(judged)
+
+    setup.stage.submit = watched  # type: ignore[method-assign]
+    setup.judged([sample(0), sample(1)])
+    assert seen == [1]
+    assert in_flight() == 0

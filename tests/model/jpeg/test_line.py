@@ -87,6 +87,13 @@ def test_the_end_of_the_process_ends_the_wait_for_the_cpu(lines: list[Line]) -> 
         time.sleep(0.02)
 
 
+def test_what_travels_to_the_device_is_weighed(lines: list[Line]) -> None:
+    file = encoded(picture(1))
+    [cpu] = decided(lines, [file], None)
+    [device] = decided(lines, [file], HostJpegDecoder(transform))
+    assert device.nbytes - cpu.nbytes == len(file)
+
+
 def test_nothing_of_a_run_that_is_over_is_decoded(lines: list[Line]) -> None:
     device = HostJpegDecoder(transform)
     lines.append(line := Line(device))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from streamer.decode.image import decode_rgb, set_up
 from streamer.errors import InvalidRecord
@@ -84,6 +85,20 @@ def test_a_code_of_ones_alone_is_left_to_the_cpu(length: int, good: bool) -> Non
     made = data[: at + 2] + (size + 1).to_bytes(2, "big") + bytes(table) + data[at + 2 + size :]
     assert as_jpeg(made) is not None
     assert vouches(made, stored(data)) == cpu_accepts(made) == good
+
+
+@pytest.mark.parametrize(("second", "good"), [("0", True), ("1", False)])
+def test_brightness_beyond_8_bits_is_left_to_the_cpu(second: str, good: bool) -> None:
+    """Decoders do different things with it."""
+    data = encoded(Image.new("L", (16, 16)))
+    begin = data.index(b"\xff\xda") + 2
+    begin += int.from_bytes(data[begin : begin + 2], "big")
+    # The usual codes: a difference of 11 bits, here 2047 or -2047, and the end of the block
+    blocks = [f"111111110{bit * 11}1010" for bit in ("1", second) * 2]
+    bits = "".join(blocks)
+    bits += "1" * (-len(bits) % 8)
+    coded = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    assert vouches(data[:begin] + coded + b"\xff\xd9") == good
 
 
 def _flipped(count: int) -> Iterator[bytes]:
