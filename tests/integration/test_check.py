@@ -212,3 +212,18 @@ def test_a_topic_that_loses_its_entries(
     ok, detail = check(make_service(dataset_name), 1)["topics"]
     assert ok is False
     assert "retention.ms is 1000, it must be -1" in detail
+
+
+def test_the_decoder_that_a_start_would_use(
+    make_service: Made, dataset_name: str, kafka: str, topic_name: str
+) -> None:
+    """`device: cpu`, so that the answer is the same on a machine with a GPU."""
+    create_topic(kafka, topic_name, partitions=1)
+    service = make_service(dataset_name)
+    said = check(service, 0, device="cpu")["decode"]
+    assert said[0] is True
+    assert said[1].startswith("JPEGs are decoded on the CPU: the embedder runs on cpu; all else")
+    refused = check(service, 2, device="cpu", decode={"device": "gpu"})
+    assert refused["model"][0] is False
+    assert "decode.device: gpu: the embedder runs on cpu; use auto or cpu" in refused["model"][1]
+    assert refused["decode"] == (None, "skipped: needs the model")
